@@ -1,0 +1,61 @@
+"""What every test runs under: no hub, one thread, checked array shapes, and a random state that nobody moves."""
+
+from __future__ import annotations
+
+import os
+
+# Before transformers or a BLAS is imported, or they have no effect.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tiny_models import MODEL_NAMES, build, word_tokenizer
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_configure() -> None:
+    torch.set_num_threads(1)
+
+
+def _random_states() -> tuple[Any, ...]:
+    name, keys, *rest = np.random.get_state()
+    return torch.get_rng_state().numpy().tobytes(), (name, keys.tobytes(), *rest), random.getstate()
+
+
+@pytest.fixture(autouse=True)
+def unmoved_random_state(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that draws from, or seeds, a global generator; ``@pytest.mark.moves_rng`` allows it."""
+    before, importing = _random_states(), "transformer_lens" not in sys.modules
+    yield
+    names = ("torch", "numpy", "random")
+    moved = [name for name, a, b in zip(names, before, _random_states(), strict=True) if a != b]
+    if importing and "transformer_lens" in sys.modules and "random" in moved:
+        moved.remove("random")  # TransformerLens 2.x draws from it while it is imported
+    if moved and not request.node.get_closest_marker("moves_rng"):
+        pytest.fail(f"the test moved the global random state of {', '.join(moved)}; draw from a generator of its own")
+
+
+@pytest.fixture(params=MODEL_NAMES)
+def tiny_model(request: pytest.FixtureRequest) -> Any:
+    """Each tiny model in turn, freshly built, with a word tokenizer."""
+    return build(request.param, tokenizer=word_tokenizer())
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of public data sets beside the repository; skips where it is not there."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"the public data sets are not at ../shared/data ({SHARED_DATA})")
+    return SHARED_DATA
