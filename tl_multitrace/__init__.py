@@ -1,0 +1,26 @@
+"""Which components of a language model carry a behaviour, found by intervention."""
+
+from tl_multitrace.compat import ModelView, load_model
+from tl_multitrace.engine import Cost, HookError, NonFiniteError
+from tl_multitrace.groups import Component, HookGroups, attn_layers, heads, mlp_dims, mlps, neurons, residual
+from tl_multitrace.interventions import (
+    Interchange,
+    Intervention,
+    MeanAblation,
+    NoiseCorruption,
+    ResampleAblation,
+    ZeroAblation,
+)
+from tl_multitrace.metrics import (
+    Accuracy,
+    AnswerLogProb,
+    AnswerProb,
+    Answers,
+    KLDivergence,
+    LogitDiff,
+    Metric,
+    OddsRatio,
+    WeightedSum,
+)
+from tl_multitrace.prompts import PromptPairs
+from tl_multitrace.tracer import Tracer

@@ -1,0 +1,391 @@
+"""The one file that knows which TransformerLens it runs on (2.16 to 4.x).
+
+A model comes in as an argument and is never dispatched on by class: TransformerLens 4 removed ``HookedTransformer``, and
+importing a model class would tie this package to one generation. What differs between the two kinds of model is small and
+all of it is here: where a run restarts from a stored residual, where the unembedding reads, and which flags a run touches.
+
+A ``ModelView`` never changes the model outside its context managers, and each of those puts back what it found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+HookFn = Callable[..., Any]
+"""A TransformerLens forward hook: ``fn(activation, hook) -> activation | None``."""
+
+BLOCK_INPUT = "blocks.{layer}.hook_resid_pre"
+EMBEDDING = "hook_embed"
+
+
+def installed_version(package: str = "transformer_lens") -> str:
+    """Version of an installed distribution, or ``"not installed"``."""
+    try:
+        return version(package.replace("_", "-"))
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def is_bridge(model: Any) -> bool:
+    """Whether ``model`` wraps a Hugging Face module (``TransformerBridge``), told from its bases' names."""
+    return any(cls.__name__ in ("TransformerBridge", "BridgeCore") for cls in type(model).__mro__)
+
+
+@dataclass(frozen=True)
+class ModelView:
+    """What the engine needs of a TransformerLens model, the same for both generations.
+
+    Attributes:
+        model: a ``HookedTransformer`` (TransformerLens 2.16 to 3.x) or a ``TransformerBridge`` (3.x, 4.x).
+
+    Raises:
+        TypeError: ``model`` has no ``hook_dict`` or ``cfg``, so it is not a TransformerLens model.
+    """
+
+    model: Any
+
+    def __post_init__(self) -> None:
+        if not (hasattr(self.model, "hook_dict") and hasattr(self.model, "cfg")):
+            raise TypeError(
+                f"expected a TransformerLens model (HookedTransformer or TransformerBridge), got {type(self.model).__name__}. "
+                "Wrap a Hugging Face model with TransformerBridge.boot_transformers(name, hf_model=model, tokenizer=tokenizer)."
+            )
+
+    # ------------------------------------------------------------------ facts
+
+    @property
+    def is_bridge(self) -> bool:
+        """Whether the model is a ``TransformerBridge``."""
+        return is_bridge(self.model)
+
+    def _number(self, name: str) -> int:
+        return int(getattr(self.model.cfg, name, None) or 0)
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        return self._number("n_layers")
+
+    @property
+    def n_heads(self) -> int:
+        """Number of query heads per layer (under grouped queries: not the key/value heads)."""
+        return self._number("n_heads")
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return self._number("d_model")
+
+    @property
+    def d_head(self) -> int:
+        """Width of one head's output."""
+        return self._number("d_head")
+
+    @property
+    def d_mlp(self) -> int:
+        """Number of MLP neurons per layer; 0 for an attention-only model."""
+        return 0 if getattr(self.model.cfg, "attn_only", False) else self._number("d_mlp")
+
+    @property
+    def d_vocab(self) -> int:
+        """Number of token ids."""
+        return self._number("d_vocab")
+
+    @property
+    def n_ctx(self) -> int:
+        """Longest prompt the model takes, in tokens."""
+        return self._number("n_ctx")
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the model's first parameter."""
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the model's first floating-point parameter."""
+        return next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer, or None."""
+        return getattr(self.model, "tokenizer", None)
+
+    @property
+    def prepends_bos(self) -> bool:
+        """Whether TransformerLens puts a BOS token in front of text for this model."""
+        return bool(getattr(self.model.cfg, "default_prepend_bos", True))
+
+    @property
+    def name(self) -> str:
+        """The name the model was loaded by."""
+        return str(getattr(self.model.cfg, "model_name", None) or type(self.model).__name__)
+
+    def describe(self) -> dict[str, Any]:
+        """Provenance: name, class, shape, weight processing, library versions and a digest of the weights."""
+        cfg = self.model.cfg
+        return {
+            "name": self.name,
+            "class": type(self.model).__name__,
+            "revision": getattr(cfg, "checkpoint_value", None) or getattr(cfg, "revision", None),
+            "compatibility_mode": bool(getattr(self.model, "compatibility_mode", False)),
+            "normalization": str(getattr(cfg, "normalization_type", None)),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "n_layers": self.n_layers,
+            "n_heads": self.n_heads,
+            "d_model": self.d_model,
+            "d_mlp": self.d_mlp,
+            "d_vocab": self.d_vocab,
+            "digest": self.digest(),
+            "transformer_lens": installed_version(),
+            "torch": torch.__version__,
+        }
+
+    def digest(self) -> str:
+        """SHA-256 prefix over names, shapes, samples and sums of the weights; any retrained weight changes it."""
+        total = hashlib.sha256()
+        for name, weight in sorted(self.model.state_dict().items()):
+            if not isinstance(weight, Tensor) or not weight.is_floating_point():
+                continue
+            flat = weight.detach().flatten()
+            step = max(1, flat.numel() // 256)
+            sample = flat[::step][:256].float().cpu()
+            total.update(f"{name}{tuple(weight.shape)}{float(flat.double().sum()):.9e}".encode())
+            total.update(sample.numpy().tobytes())
+        return total.hexdigest()[:16]
+
+    # ------------------------------------------------------------------ hook points
+
+    def point(self, name: str) -> Any:
+        """The ``HookPoint`` called ``name``.
+
+        Raises:
+            KeyError: the model has no such hook point; TransformerLens itself ignores some misspelt names.
+        """
+        points = self._points()
+        if name not in points:
+            near = [n for n in points if n.split(".")[-1] == name.split(".")[-1]][:3]
+            raise KeyError(
+                f"{type(self.model).__name__} has no hook point {name!r}" + (f"; it has {', '.join(near)} ..." if near else "")
+            )
+        return points[name]
+
+    def has_point(self, name: str) -> bool:
+        """Whether the model has a hook point called ``name``."""
+        return name in self._points()
+
+    def _points(self) -> dict[str, Any]:
+        # hook_dict is rebuilt at every access on a bridge (milliseconds on 3.x): keep it beside the view
+        cached = self.__dict__.get("_hook_points")
+        if cached is None:
+            cached = dict(self.model.hook_dict)
+            object.__setattr__(self, "_hook_points", cached)
+        return cached
+
+    @property
+    def unembed_input(self) -> str:
+        """The last hook point before the unembedding: what leaves it, and nothing else, is unembedded."""
+        for name in ("unembed.hook_in", "ln_final.hook_normalized"):
+            if self.has_point(name):
+                return name
+        return f"blocks.{self.n_layers - 1}.hook_resid_post"
+
+    # ------------------------------------------------------------------ contexts
+
+    @contextmanager
+    def attached(self, hooks: Sequence[tuple[str, HookFn]]) -> Iterator[None]:
+        """Attach forward hooks for the duration, in the order given; exactly these are removed afterwards.
+
+        Attaching to the ``HookPoint`` itself costs microseconds on every version, where ``model.hooks`` is quadratic in the
+        number of hooks on 3.x and ignores unknown names.
+        """
+        added: list[tuple[Any, Any]] = []
+        try:
+            for name, fn in hooks:
+                point = self.point(name)
+                point.add_hook(fn, dir="fwd")
+                added.append((point, point.fwd_hooks[-1]))
+            yield
+        finally:
+            for point, handle in reversed(added):
+                handle.hook.remove()
+                point.fwd_hooks[:] = [h for h in point.fwd_hooks if h is not handle]
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Evaluation mode, no gradients to weights, no key/value cache; everything is put back on leaving."""
+        modes = [(m, m.training) for m in self.model.modules()]
+        flags = [(p, p.requires_grad) for p in self.model.parameters()]
+        config = getattr(getattr(self.model, "original_model", None), "config", None)
+        use_cache = getattr(config, "use_cache", None)
+        try:
+            self.model.eval()
+            for parameter, _ in flags:
+                parameter.requires_grad_(False)
+            if config is not None and use_cache:
+                config.use_cache = False
+            yield
+        finally:
+            for parameter, flag in flags:
+                parameter.requires_grad_(flag)
+            for module, mode in modes:
+                module.training = mode
+            if config is not None and use_cache:
+                config.use_cache = use_cache
+
+    # ------------------------------------------------------------------ running
+
+    def run(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        attention_mask: Int[Tensor, "batch pos"],
+        *,
+        start_layer: int = 0,
+        residual: Float[Tensor, "batch pos d_model"] | None = None,
+    ) -> Float[Tensor, "..."]:
+        """Logits of one forward, or of its blocks from ``start_layer`` on when ``residual`` (their input) is given.
+
+        Args:
+            tokens: right-padded token ids.
+            attention_mask: 1 at real tokens. Always passed: a bridge does not infer it, ``HookedTransformer`` guesses it.
+            start_layer: first block that runs, at least 1 where ``residual`` is given.
+            residual: input of block ``start_layer``.
+
+        Returns:
+            Whatever the unembedding gives: ``[batch, pos, d_vocab]``, or fewer positions under a hook that gathers.
+        """
+        if residual is None:
+            return self._full_run(tokens, attention_mask)
+        if self.is_bridge:
+            with self._blocks_skipped(start_layer, residual):
+                return self.model(tokens, attention_mask=attention_mask)
+        return self.model(residual, start_at_layer=start_layer, attention_mask=attention_mask)
+
+    @contextmanager
+    def _blocks_skipped(self, start_layer: int, residual: Tensor) -> Iterator[None]:
+        # TransformerBridge.start_at_layer still runs the blocks before it (4.x) or does not exist (3.x): make them
+        # identities instead, by shadowing `forward` on the instances, and put the stored residual in their place.
+        returns_tuple = self.__dict__["_returns_tuple"]  # a stored residual comes from a full run, which noted it
+
+        def identity(*args: Any, **kwargs: Any) -> Any:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            return (hidden,) if returns_tuple else hidden
+
+        blocks = list(self.model.blocks)
+        try:
+            for block in blocks[: start_layer - 1]:
+                block.__dict__["forward"] = identity
+            last = (residual,) if returns_tuple else residual
+            blocks[start_layer - 1].__dict__["forward"] = lambda *args, **kwargs: last
+            yield
+        finally:
+            for block in blocks[:start_layer]:
+                block.__dict__.pop("forward", None)
+
+    def _full_run(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
+        """A whole forward; on a bridge it also notes whether decoder layers return ``(hidden,)`` or ``hidden``."""
+        if not self.is_bridge or "_returns_tuple" in self.__dict__:
+            return self.model(tokens, attention_mask=attention_mask)
+
+        def note(module: Any, args: Any, output: Any) -> None:
+            object.__setattr__(self, "_returns_tuple", isinstance(output, tuple))
+
+        handle = self.model.blocks[0].register_forward_hook(note)
+        try:
+            return self.model(tokens, attention_mask=attention_mask)
+        finally:
+            handle.remove()
+
+
+@contextmanager
+def tracing(view: ModelView, hooks: Sequence[tuple[str, HookFn]]) -> Iterator[None]:
+    """``view.frozen()`` and ``view.attached(hooks)`` together: what one tracing session needs."""
+    with ExitStack() as stack:
+        stack.enter_context(view.frozen())
+        stack.enter_context(view.attached(hooks))
+        yield
+
+
+# ---------------------------------------------------------------------- loading
+
+
+def load_model(name_or_path: str, device: str | torch.device | None = None, dtype: torch.dtype | str | None = None) -> Any:
+    """Load a model by hub name, local Hugging Face folder, or ``"demo"`` (the model inside this package).
+
+    TransformerLens 3 and 4 give a ``TransformerBridge``, 2.x a ``HookedTransformer`` with unprocessed weights, so that
+    activations mean the same on both.
+
+    Args:
+        name_or_path: ``"demo"``, a folder with ``config.json``, or a name on the Hugging Face hub such as ``"gpt2"``.
+        device: default: ``"cuda"`` where there is one, else ``"cpu"``.
+        dtype: ``torch.float32`` (default), ``torch.bfloat16``, ... or its name.
+
+    Raises:
+        FileNotFoundError: a path was meant (it has a separator or starts with a dot) and no such folder exists.
+        ValueError: unknown dtype name.
+    """
+    device = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = parse_dtype(dtype)
+    if name_or_path == "demo":
+        from tl_multitrace.demo import load_demo_model
+
+        return load_demo_model(device=device, dtype=dtype)
+    folder = Path(name_or_path).expanduser()
+    if not folder.is_dir() and name_or_path.startswith((".", "/", "~")):
+        raise FileNotFoundError(
+            f"no model folder {name_or_path!r}. Give a folder with config.json and weights, a Hugging Face name ('gpt2'), or 'demo'."
+        )
+    name = str(folder) if folder.is_dir() else name_or_path
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return _boot(name, device, dtype).eval()
+
+
+def _boot(name: str, device: str, dtype: torch.dtype) -> Any:
+    try:
+        from transformer_lens.model_bridge import TransformerBridge
+    except ImportError:
+        return _boot_hooked(name, device, dtype)
+    return TransformerBridge.boot_transformers(name, device=device, dtype=dtype)
+
+
+def _boot_hooked(name: str, device: str, dtype: torch.dtype) -> Any:
+    from transformer_lens import HookedTransformer
+
+    options: dict[str, Any] = {"device": device, "dtype": dtype}
+    if Path(name).is_dir():
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        options["hf_model"] = AutoModelForCausalLM.from_pretrained(name, torch_dtype=dtype)
+        options["tokenizer"] = AutoTokenizer.from_pretrained(name)
+    return HookedTransformer.from_pretrained_no_processing(name, **options)
+
+
+def parse_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
+    """``"bfloat16"`` -> ``torch.bfloat16``; None -> ``torch.float32``.
+
+    Raises:
+        ValueError: not the name of a floating-point dtype.
+    """
+    if dtype is None:
+        return torch.float32
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    found = getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"unknown dtype {dtype!r}: use 'float32', 'bfloat16', 'float16' or 'float64'.")
+    return found

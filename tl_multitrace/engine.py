@@ -1,0 +1,334 @@
+"""One forward of the model under masks: hooks attached once, sources kept, restarts, logits where they are read.
+
+Nothing else touches the model's hooks. Data flows one way: mask -> share per hook point (``mixing``) -> mixed activations ->
+log probabilities of the candidate answers (``metrics.Answers``).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_multitrace.compat import BLOCK_INPUT, HookFn, ModelView, tracing
+from tl_multitrace.groups import HookGroups
+from tl_multitrace.interventions import NOISE_HOOK, Intervention, Run
+from tl_multitrace.metrics import Answers
+from tl_multitrace.mixing import compile_plans, mix
+from tl_multitrace.rows import Batch, Rows
+from tl_multitrace.sources import Sources
+
+
+class HookError(RuntimeError):
+    """A hook point did not behave: it did not fire, fired twice, or ignores what a hook returns."""
+
+
+class NonFiniteError(ArithmeticError):
+    """A number became NaN or infinite; the message names the batch, the hook and the example."""
+
+
+@dataclass
+class Cost:
+    """What a trace has cost so far.
+
+    Attributes:
+        forwards: forward passes over the whole prompt set; a restart from layer k of L counts (L - k) / L.
+        backwards: backward passes to the mask, counted alike (one costs about 0.9 of a forward with frozen weights).
+        seconds: time spent inside them.
+    """
+
+    forwards: float = 0.0
+    backwards: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def equivalents(self) -> float:
+        """Forward equivalents: forwards + backwards."""
+        return self.forwards + self.backwards
+
+    def __sub__(self, other: Cost) -> Cost:
+        return Cost(self.forwards - other.forwards, self.backwards - other.backwards, self.seconds - other.seconds)
+
+    def copy(self) -> Cost:
+        """A snapshot."""
+        return Cost(self.forwards, self.backwards, self.seconds)
+
+
+@dataclass
+class Prefix:
+    """Block inputs of a run under a reference mask, to restart from.
+
+    Attributes:
+        mask: the reference mask.
+        residuals: input of a block, per block number.
+    """
+
+    mask: np.ndarray[Any, Any]
+    residuals: dict[int, Float[Tensor, "rows pos d_model"]] = field(default_factory=dict)
+
+
+@dataclass
+class Engine:
+    """Runs one model on one prompt set under masks over one set of hook groups.
+
+    Attributes:
+        view: the model.
+        rows: the prompts as rows.
+        groups: the mask's entries.
+        intervention: base and source runs.
+        sources: source activations.
+        dtype: of masks, log probabilities and sums.
+        cost: forwards and backwards so far.
+    """
+
+    view: ModelView
+    rows: Rows
+    groups: HookGroups
+    intervention: Intervention
+    sources: Sources
+    dtype: torch.dtype
+    needs_last: bool = False
+    cost: Cost = field(default_factory=Cost)
+
+    def __post_init__(self) -> None:
+        device = self.view.device
+        self.plans = {name: plan.to(device) for name, plan in compile_plans(self.groups).items()}
+        self._entries = {name: plan.entries().cpu().numpy() for name, plan in self.plans.items()}
+        self.first_layers = self.groups.first_layers
+        self._restart_layers = sorted({int(layer) for layer in self.first_layers} - {0})
+        self._base_noise: Tensor | None = None
+        self._fired: Counter[str] = Counter()
+        self._capture: dict[str, Tensor] | None = None
+        self._capture_names: set[str] = set()
+        self._poison: set[str] = set()
+        self._shares: dict[str, Tensor] = {}
+        self._source: dict[str, Tensor] = {}
+        self._noise: Tensor | None = None
+        self._reads: tuple[Tensor, Tensor] | None = None
+        self._depth = 0
+
+    # ------------------------------------------------------------------ session
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """Hooks attached and weights frozen for the duration; sessions nest."""
+        if self._depth:
+            self._depth += 1
+            try:
+                yield
+            finally:
+                self._depth -= 1
+            return
+        with tracing(self.view, self._hooks()):
+            self._depth = 1
+            try:
+                yield
+            finally:
+                self._depth = 0
+                self._shares, self._source, self._capture, self._noise, self._reads = {}, {}, None, None, None
+
+    def _hooks(self) -> list[tuple[str, HookFn]]:
+        # order matters where names meet at one hook point: noise, then the stored block input, then mixing, then reading
+        names = [BLOCK_INPUT.format(layer=layer) for layer in self._restart_layers]
+        hooks = [(NOISE_HOOK, self._add_noise)] if self.view.has_point(NOISE_HOOK) else []
+        hooks += [(name, self._grabber(name)) for name in names]
+        hooks += [(name, self._mixer(name)) for name in self.plans]
+        return [*hooks, (self.view.unembed_input, self._read)]
+
+    def _add_noise(self, act: Tensor, hook: Any) -> Tensor | None:
+        return None if self._noise is None else (act + self._noise.to(act)).contiguous()
+
+    def _grabber(self, name: str) -> HookFn:
+        key = "input:" + name
+
+        def grab(act: Tensor, hook: Any) -> None:
+            if self._capture is not None and key in self._capture_names:
+                self._capture[key] = act.detach().clone()
+
+        return grab
+
+    def _mixer(self, name: str) -> HookFn:
+        def mixer(act: Tensor, hook: Any) -> Tensor | None:
+            self._fired[name] += 1
+            if self._capture is not None and name in self._capture_names:
+                self._capture[name] = act.detach().clone()
+            if name in self._poison:
+                return torch.full_like(act, torch.nan)
+            share = self._shares.get(name)
+            return None if share is None else mix(act, self._source[name], share)
+
+        return mixer
+
+    def _read(self, act: Tensor, hook: Any) -> Tensor | None:
+        return None if self._reads is None else act[self._reads][None].contiguous()
+
+    def set_base_noise(self, noise: Float[Tensor, "rows pos d_model"] | None) -> None:
+        """Noise on the embeddings of every base run."""
+        self._base_noise = noise
+
+    # ------------------------------------------------------------------ forwards
+
+    def answers(
+        self,
+        batch: Batch,
+        mask: Float[Tensor, "k r groups"] | None = None,
+        *,
+        start: int = 0,
+        prefix: Prefix | None = None,
+        record: Prefix | None = None,
+    ) -> Answers:
+        """Answers of ``k * e`` runs: every mask on every example of the batch, masks slowest.
+
+        Args:
+            batch: examples to run.
+            mask: values in [0, 1]; ``r`` is 1, or the number of rows for one mask each. None: no intervention.
+            start: first block to run; ``prefix`` holds its input.
+            prefix: stored block inputs.
+            record: where to put this run's block inputs (first mask only, ``k = 1``).
+        """
+        k = 1 if mask is None else mask.shape[0]
+        self._prepare(batch, mask, k, start)
+        expected = [name for name, plan in self.plans.items() if plan.layer >= start]
+        if record is not None:
+            self._capture, self._capture_names = {}, {"input:" + BLOCK_INPUT.format(layer=i) for i in self._restart_layers}
+        resid = None if prefix is None or not start else prefix.residuals[start][batch.rows, : batch.tokens.shape[1]]
+        if resid is not None and k > 1:
+            resid = resid.repeat(k, 1, 1)
+        logits = self._forward(batch.tokens.repeat(k, 1), batch.attention_mask.repeat(k, 1), start, resid)
+        self._check_fired(expected)
+        if record is not None:
+            self._keep_inputs(batch, record)
+        self.cost.forwards += k * self.fraction(batch, start)
+        return self._score(batch, logits, k)
+
+    def fraction(self, batch: Batch, start: int) -> float:
+        """Share of a whole forward over the prompt set that a batch from layer ``start`` on is."""
+        return batch.n_rows / len(self.rows) * (1 - start / self.view.n_layers)
+
+    def _prepare(self, batch: Batch, mask: Tensor | None, k: int, start: int) -> None:
+        self._shares, self._source = {}, {}
+        if mask is not None:
+            active = mask.requires_grad or (mask != 0).flatten(0, 1).any(0).cpu().numpy()
+            for name, plan in self.plans.items():
+                if plan.layer >= start and (mask.requires_grad or active[self._entries[name]].any()):
+                    self._source[name] = self.sources.get(self, name, batch)
+                    self._shares[name] = plan.share(mask, plan.selection(batch.places), batch.places)
+        self._noise = self._noise_of(batch, k, start)
+        offset = torch.arange(k, device=batch.tokens.device)[:, None] * batch.n_rows
+        self._reads = ((batch.read_row + offset).flatten(), batch.read_position.repeat(k))
+
+    def _noise_of(self, batch: Batch, k: int, start: int) -> Tensor | None:
+        if self._base_noise is None or start:
+            return None
+        return self._base_noise[batch.rows, : batch.tokens.shape[1]].to(self.view.device).repeat(k, 1, 1)
+
+    def _forward(self, tokens: Tensor, attention_mask: Tensor, start: int, resid: Tensor | None) -> Tensor:
+        self._fired.clear()
+        began = time.perf_counter()
+        try:
+            return self.view.run(tokens, attention_mask, start_layer=start, residual=resid)
+        finally:
+            self.cost.seconds += time.perf_counter() - began
+            self._noise = None
+
+    def _check_fired(self, expected: list[str]) -> None:
+        for name in expected:
+            if self._fired[name] != 1:
+                raise HookError(
+                    f"the hook {name} fired {self._fired[name]} times in a forward instead of once, so an intervention there would "
+                    f"be lost. On {type(self.view.model).__name__} this point is not computed in the usual way; choose other groups."
+                )
+
+    def _keep_inputs(self, batch: Batch, record: Prefix) -> None:
+        assert self._capture is not None
+        for layer in self._restart_layers:
+            value = self._capture["input:" + BLOCK_INPUT.format(layer=layer)]
+            if layer not in record.residuals:
+                record.residuals[layer] = value.new_zeros(len(self.rows), self.rows.base.shape[1], value.shape[-1])
+            record.residuals[layer][batch.rows, : value.shape[1]] = value
+        self._capture = None
+
+    def _score(self, batch: Batch, logits: Tensor, k: int) -> Answers:
+        logp = logits[0].to(self.dtype).log_softmax(-1).unflatten(0, (k, -1))  # [k, q, vocab]
+        token_logp = logp[:, batch.candidate_read, batch.candidate_token].flatten(0, 1)
+        last = logp[:, batch.last_read].flatten(0, 1) if self.needs_last else None
+        return Answers(
+            torch.where(batch.present.repeat(k, 1, 1), token_logp, 0.0),
+            batch.present.repeat(k, 1, 1),
+            batch.right.repeat(k, 1),
+            batch.candidate_token.repeat(k, 1, 1),
+            last,
+        )
+
+    def run_source(self, run: Run, rows: slice | Int[Tensor, " b"], names: set[str]) -> dict[str, Tensor]:
+        """Activations of a run's rows at hook points, without intervention, trimmed to the longest row."""
+        width = int(run.lengths[rows].max())
+        tokens = run.tokens[rows, :width].to(self.view.device)
+        attention_mask = (torch.arange(width) < run.lengths[rows][:, None]).long().to(self.view.device)
+        kept = (self._shares, self._source, self._reads)
+        self._shares, self._source = {}, {}
+        # unembed one position only: the logits of a source run are never read
+        self._reads = (torch.zeros(1, dtype=torch.long, device=tokens.device),) * 2
+        self._capture, self._capture_names = {}, names
+        self._noise = None if run.noise is None else run.noise[rows, :width].to(self.view.device)
+        try:
+            with torch.no_grad():
+                self._forward(tokens, attention_mask, 0, None)
+            self._check_fired(sorted(names))
+            return self._capture
+        finally:
+            self._capture = None
+            self._shares, self._source, self._reads = kept
+
+    # ------------------------------------------------------------------ checks
+
+    def probe(self, batch: Batch) -> None:
+        """Check that a hook's return value is used, kind by kind.
+
+        Returning NaN must make the logits NaN, whatever the weights are; halving would miss a zero weight.
+
+        Raises:
+            HookError: the model ignores edits at that kind of hook point.
+        """
+        kinds: dict[str, set[str]] = {}
+        for name, plan in self.plans.items():
+            kinds.setdefault(name.split(".", 2)[-1], set()).add(name)
+        for names in kinds.values():
+            self._poison = names
+            try:
+                with torch.no_grad():
+                    logp = self.answers(batch).token_logp
+            finally:
+                self._poison = set()
+            if bool(logp[batch.present].isfinite().any()):
+                raise HookError(
+                    f"{type(self.view.model).__name__} ignores what a hook at {sorted(names)[0]} returns, so an intervention there "
+                    "would have no effect. TransformerLens 3.x does so for attention patterns of native bridges: use heads(site='z'), "
+                    "or TransformerLens 4."
+                )
+
+    def diagnose(self, batch: Batch, mask: Tensor | None) -> str:
+        """The first hook point at which a batch stops being finite, as text."""
+        names = set(self.plans)
+        self._capture, self._capture_names = {}, names
+        try:
+            with torch.no_grad():
+                self.answers(batch, mask)
+            for name in self.plans:
+                value = self._capture.get(name)
+                if value is not None and not bool(value.isfinite().all()):
+                    row = int((~value.isfinite()).flatten(1).any(1).nonzero()[0])
+                    example = int(self.rows.order[batch.examples[batch.example[row % batch.n_rows]].cpu()])
+                    return f"first at {name}, example {example}"
+        finally:
+            self._capture = None
+        bad = [n for n, p in self.view.model.named_parameters() if not bool(p.isfinite().all())]
+        return f"first in the weights ({bad[0]})" if bad else "first at the logits"

@@ -1,0 +1,252 @@
+"""Where the two runs of a trace come from: what the base run is, and which activation replaces a running one.
+
+======================  =============================  =============================================
+intervention            base run                       source activation
+======================  =============================  =============================================
+``Interchange``         base prompts                   the source prompts' own
+``ZeroAblation``        base prompts                   0
+``MeanAblation``        base prompts                   mean over a reference prompt set
+``ResampleAblation``    base prompts                   another prompt's of the reference set
+``NoiseCorruption``     base prompts                   base prompts with noised embeddings
+``... restore=True``    prompts with noised embeddings  the clean prompts' (causal tracing)
+======================  =============================  =============================================
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_multitrace.compat import EMBEDDING, ModelView
+from tl_multitrace.groups import Position
+from tl_multitrace.mixing import Places
+from tl_multitrace.prompts import PromptPairs
+from tl_multitrace.rows import Rows
+from tl_multitrace.tokens import pad_rows
+
+
+@dataclass(frozen=True)
+class Run:
+    """Rows to run for their activations.
+
+    Attributes:
+        tokens: right-padded ids.
+        lengths: real tokens per row.
+        noise: added to the embeddings.
+    """
+
+    tokens: Int[Tensor, "rows pos"]
+    lengths: Int[Tensor, " rows"]
+    noise: Float[Tensor, "rows pos d_model"] | None = None
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """What replaces a running activation. Subclasses override the runs.
+
+    Class attributes:
+        name: how results call it.
+        averages: None (activations row by row), ``"zero"``, ``"prompt"`` (one mean over prompts and positions) or
+            ``"position"`` (one mean per position).
+    """
+
+    name: ClassVar[str] = ""
+
+    @property
+    def averages(self) -> Literal["zero", "prompt", "position"] | None:
+        """How the source run's activations are reduced before use."""
+        return None
+
+    @property
+    def aligned(self) -> bool:
+        """Whether the source run's positions follow the pairs' own alignment (else: those of the base run)."""
+        return False
+
+    def base_run(self, rows: Rows, view: ModelView) -> Run:
+        """The run that is intervened on."""
+        return Run(rows.base, rows.lengths)
+
+    def source_run(self, rows: Rows, view: ModelView) -> Run | None:
+        """The run that activations come from, or None."""
+        return None
+
+    def describe(self) -> dict[str, Any]:
+        """Provenance record."""
+        options = {k: v for k, v in vars(self).items() if isinstance(v, int | float | str | bool | type(None))}
+        return {"name": self.name, **options}
+
+
+@dataclass(frozen=True)
+class Interchange(Intervention):
+    """Replace by the activation of the source prompt (activation patching, interchange intervention)."""
+
+    name: ClassVar[str] = "interchange"
+
+    @property
+    def aligned(self) -> bool:
+        """The pairs' own alignment."""
+        return True
+
+    def source_run(self, rows: Rows, view: ModelView) -> Run:
+        """The source prompts."""
+        return Run(rows.source, rows.source_lengths)
+
+
+@dataclass(frozen=True)
+class ZeroAblation(Intervention):
+    """Replace by 0. Often far from anything the model ever computes: read its effects with care."""
+
+    name: ClassVar[str] = "zero"
+
+    @property
+    def averages(self) -> Literal["zero"]:
+        """No source run is needed."""
+        return "zero"
+
+
+@dataclass(frozen=True)
+class MeanAblation(Intervention):
+    """Replace by the mean activation over a reference prompt set.
+
+    Args:
+        reference: prompts whose *base* side is averaged; default: the pairs' own source prompts.
+        per_position: one mean per position (prompts must line up from the left) instead of one over all tokens. Attention
+            weights always take one mean per position.
+    """
+
+    reference: PromptPairs | None = None
+    per_position: bool = False
+    name: ClassVar[str] = "mean"
+
+    @property
+    def averages(self) -> Literal["prompt", "position"]:
+        """Over prompts and positions, or per position."""
+        return "position" if self.per_position else "prompt"
+
+    def source_run(self, rows: Rows, view: ModelView) -> Run:
+        """The reference prompts."""
+        if self.reference is None:
+            return Run(rows.source, rows.source_lengths)
+        return Run(self.reference.base_tokens, self.reference.lengths)
+
+
+@dataclass(frozen=True)
+class ResampleAblation(Intervention):
+    """Replace by the activation of another prompt of the same length, drawn at random.
+
+    Args:
+        reference: prompts to draw from; default: the base prompts themselves (never the prompt itself).
+        seed: seed of the draw.
+
+    Raises:
+        ValueError: when tracing starts, if some prompt has no other prompt of its length to draw from.
+    """
+
+    reference: PromptPairs | None = None
+    seed: int = 0
+    name: ClassVar[str] = "resample"
+
+    def source_run(self, rows: Rows, view: ModelView) -> Run:
+        """For each row a prompt drawn from those of its length, with the row's own answer prefix."""
+        generator = torch.Generator().manual_seed(self.seed)
+        pool = rows.pairs if self.reference is None else self.reference
+        drawn = [self._draw(e, rows, pool, generator) for e in range(rows.n_examples)]
+        tokens = []
+        for r, e in enumerate(rows.example.tolist()):
+            k = int(rows.pairs.lengths[e])
+            tokens.append(pool.base_tokens[drawn[e], :k].tolist() + rows.base[r, k : rows.lengths[r]].tolist())
+        return Run(pad_rows(tokens, rows.pairs.pad_id), rows.lengths)
+
+    def _draw(self, e: int, rows: Rows, pool: PromptPairs, generator: torch.Generator) -> int:
+        length, own = int(rows.pairs.lengths[e]), rows.pairs.base_tokens[e]
+        fitting = [int(i) for i in (pool.lengths == length).nonzero()]
+        fitting = [i for i in fitting if not torch.equal(pool.base_tokens[i, :length], own[:length])]
+        if not fitting:
+            raise ValueError(
+                f"pair {int(rows.order[e])}: no other prompt of {length} tokens to resample from. Pass reference= with prompts "
+                "of that length, or use MeanAblation()."
+            )
+        return fitting[int(torch.randint(len(fitting), (1,), generator=generator))]
+
+
+@dataclass(frozen=True)
+class NoiseCorruption(Intervention):
+    """Gaussian noise on token embeddings (causal tracing, Meng et al. 2022, arXiv:2202.05262).
+
+    Args:
+        noise: standard deviation of the noise in units of ``std``.
+        at: which positions are noised: ``"all"``, a span's name such as ``"subject"``, or a position.
+        restore: False: the clean run is the base and noised activations are patched in. True: the noised run is the base and
+            clean activations are restored.
+        std: unit of the noise: ``"prompts"`` (standard deviation of the embeddings of the tokens at ``at`` over the prompt
+            set), ``"embedding"`` (of the whole embedding matrix), or a number.
+        shared: the same draw for every prompt instead of one each.
+        seed: seed of the draw, which is the same for every mask.
+
+    Raises:
+        ValueError: negative or non-finite noise.
+    """
+
+    noise: float = 3.0
+    at: Position = "all"
+    restore: bool = False
+    std: float | Literal["prompts", "embedding"] = "prompts"
+    shared: bool = False
+    seed: int = 0
+    name: ClassVar[str] = "noise"
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.noise) and self.noise >= 0):
+            raise ValueError(f"noise must be a finite number from 0, got {self.noise!r}.")
+
+    def base_run(self, rows: Rows, view: ModelView) -> Run:
+        """The clean prompts, or the noised ones under ``restore``."""
+        return self._noised(rows, view) if self.restore else Run(rows.base, rows.lengths)
+
+    def source_run(self, rows: Rows, view: ModelView) -> Run:
+        """The noised prompts, or the clean ones under ``restore``."""
+        return Run(rows.base, rows.lengths) if self.restore else self._noised(rows, view)
+
+    def _noised(self, rows: Rows, view: ModelView) -> Run:
+        pairs, width = rows.pairs, rows.base.shape[1]
+        prompt = pairs.lengths[rows.example]
+        spans = {k: v[rows.example] for k, v in pairs.spans.items()}
+        where = Places(width, prompt, rows.lengths, spans=spans).select(None if self.at == "all" else self.at)
+        scale = self.noise * self.unit(rows, view, where)
+        # drawn example by example in the caller's order, so that a prompt's noise does not depend on how batches are sorted
+        draws = torch.empty(rows.n_examples, width, view.d_model)
+        generator = torch.Generator().manual_seed(self.seed)
+        first = torch.randn(width, view.d_model, generator=generator)
+        for e in torch.argsort(rows.order).tolist():
+            draws[e] = first if self.shared else torch.randn(width, view.d_model, generator=generator)
+        return Run(rows.base, rows.lengths, draws[rows.example] * where[..., None] * scale)
+
+    def unit(self, rows: Rows, view: ModelView, where: Tensor) -> float:
+        """The standard deviation that ``noise`` multiplies."""
+        if isinstance(self.std, int | float):
+            return float(self.std)
+        matrix = view.model.W_E.detach().float()
+        if self.std == "embedding":
+            return float(matrix.std())
+        return float(matrix[rows.base[where].to(matrix.device)].std())
+
+
+NOISE_HOOK = EMBEDDING
+"""Where :class:`NoiseCorruption` adds its noise."""
+
+
+def intervention_by_name(name: str, **options: Any) -> Intervention:
+    """The built-in intervention that calls itself ``name``.
+
+    Raises:
+        ValueError: no such intervention.
+    """
+    known = {c.name: c for c in (Interchange, ZeroAblation, MeanAblation, ResampleAblation, NoiseCorruption)}
+    if name not in known:
+        raise ValueError(f"unknown intervention {name!r}: use one of {', '.join(known)}.")
+    return known[name](**options)

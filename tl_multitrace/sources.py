@@ -1,0 +1,173 @@
+"""Source activations: captured once, kept within a byte budget, recaptured per batch where they do not fit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from tl_multitrace.interventions import Run
+from tl_multitrace.rows import Batch
+
+if TYPE_CHECKING:
+    from tl_multitrace.engine import Engine
+
+
+@dataclass
+class Sources:
+    """Source activations of all rows, or of the batch in hand.
+
+    Attributes:
+        limit: bytes that may be kept.
+        chunk: rows per source forward.
+        stored: per hook name ``[rows, pos, ...]`` (attention weights ``[rows, head, dest, src]``), aligned to the base prompts,
+            or one row that serves all.
+        needed: bytes that keeping everything would take.
+    """
+
+    limit: int
+    chunk: int
+    stored: dict[str, Tensor] = field(default_factory=dict)
+    needed: int = 0
+    keeps: bool = True
+    _run: Run | None = None
+    _batch: Batch | None = None
+    _batch_values: dict[str, Tensor] = field(default_factory=dict)
+
+    def prepare(self, engine: Engine) -> None:
+        """Run the source once and keep what fits."""
+        intervention, rows, view = engine.intervention, engine.rows, engine.view
+        self._run = intervention.source_run(rows, view)
+        if intervention.averages == "zero":
+            dims = {name: 4 if plan.kind == "head" else 3 for name, plan in engine.plans.items()}
+            self.stored = {name: torch.zeros([1] * d, device=view.device, dtype=view.dtype) for name, d in dims.items()}
+        elif intervention.averages:
+            self._average(engine, per_position=intervention.averages == "position")
+        else:
+            self.needed = self._bytes(engine)
+            self.keeps = self.needed <= self.limit
+            if self.keeps:
+                self._store(engine)
+
+    def get(self, engine: Engine, name: str, batch: Batch) -> Tensor:
+        """Source activation of a batch's rows at a hook point, as wide as the batch."""
+        if not self.keeps:
+            return self._recaptured(engine, batch)[name]
+        value = self.stored[name]
+        if len(value) == 1:
+            return self._cut(engine, name, value, batch.tokens.shape[1]) if value.numel() > 1 else value
+        return self._cut(engine, name, value[batch.rows], batch.tokens.shape[1])
+
+    @staticmethod
+    def _cut(engine: Engine, name: str, value: Tensor, width: int) -> Tensor:
+        if engine.plans[name].pattern:
+            return value[:, :, :width, :width]
+        return value[:, :width] if value.shape[1] > 1 else value
+
+    def _bytes(self, engine: Engine) -> int:
+        rows, view = engine.rows, engine.view
+        width, size = rows.base.shape[1], torch.empty((), dtype=view.dtype).element_size()
+        per_position = {"neuron": view.d_mlp, "head": view.n_heads * view.d_head}
+        per_row = 0
+        for plan in engine.plans.values():
+            per_row += width * (view.n_heads * width if plan.pattern else per_position.get(plan.kind, view.d_model))
+        return len(rows) * per_row * size
+
+    def _store(self, engine: Engine) -> None:
+        assert self._run is not None
+        total, width = len(engine.rows), engine.rows.base.shape[1]
+        for first in range(0, total, self.chunk):
+            index = torch.arange(first, min(first + self.chunk, total))
+            for name, value in self._capture(engine, index).items():
+                if name not in self.stored:
+                    shape = list(value.shape)
+                    shape[0] = total
+                    for axis in (2, 3) if engine.plans[name].pattern else (1,):
+                        shape[axis] = width
+                    self.stored[name] = value.new_zeros(shape)
+                place = self.stored[name][index[0] : index[-1] + 1]
+                if engine.plans[name].pattern:
+                    place[:, :, : value.shape[2], : value.shape[3]] = value
+                else:
+                    place[:, : value.shape[1]] = value
+
+    def _capture(self, engine: Engine, index: Int[Tensor, " b"]) -> dict[str, Tensor]:
+        """Source activations of some rows, moved to the positions of the base prompts."""
+        assert self._run is not None
+        values = engine.run_source(self._run, index, set(engine.plans))
+        engine.cost.forwards += len(index) / len(engine.rows)
+        if not engine.intervention.aligned:
+            return values
+        shift = engine.rows.pairs.shifts[engine.rows.example[index]]
+        width = int(engine.rows.lengths[index].max())
+        if not bool((shift != 0).any()) and int(self._run.lengths[index].max()) == width:
+            return values
+        return {n: _moved(v, shift.to(v.device), width, engine.plans[n].pattern) for n, v in values.items()}
+
+    def _recaptured(self, engine: Engine, batch: Batch) -> dict[str, Tensor]:
+        if self._batch is not batch:
+            rows = batch.rows
+            index = torch.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows.cpu()
+            self._batch_values, self._batch = self._capture(engine, index), batch
+        return self._batch_values
+
+    def _average(self, engine: Engine, per_position: bool) -> None:
+        assert self._run is not None
+        sums: dict[str, Tensor] = {}
+        counts: dict[str, Tensor] = {}
+        total, full = len(self._run.tokens), self._run.tokens.shape[1]
+        for first in range(0, total, self.chunk):
+            index = torch.arange(first, min(first + self.chunk, total))
+            values = engine.run_source(self._run, index, set(engine.plans))
+            engine.cost.forwards += len(index) / total
+            real = torch.arange(full) < self._run.lengths[index][:, None]
+            for name, value in values.items():
+                weight = real[:, : value.shape[-1 if engine.plans[name].pattern else 1]].to(value.device, value.dtype)
+                _accumulate(name, value, weight, engine.plans[name].pattern, full, sums, counts)
+        for name, value in sums.items():
+            if per_position or engine.plans[name].pattern:
+                self.stored[name] = (value / counts[name].clamp_min(1))[None]
+                self._check_width(engine, name)
+            else:
+                self.stored[name] = (value.sum(0) / counts[name].sum(0))[None, None]
+            self.stored[name] = self.stored[name].to(engine.view.dtype)
+
+    def _check_width(self, engine: Engine, name: str) -> None:
+        assert self._run is not None
+        have, want = int(self._run.lengths.max()), engine.rows.base.shape[1]
+        if have < want:
+            raise ValueError(
+                f"the reference prompts have at most {have} tokens, the prompts with their answers {want}: no mean for the last "
+                f"positions at {name}. Give a reference of that length, or use MeanAblation(per_position=False) without patterns."
+            )
+
+
+def _accumulate(
+    name: str, value: Tensor, weight: Tensor, pattern: bool, full: int, sums: dict[str, Tensor], counts: dict[str, Tensor]
+) -> None:
+    value = value.double()
+    if pattern:
+        seen = (weight[:, None, :, None] * weight[:, None, None, :]).double()
+        pad = full - value.shape[-1]
+        total, count = (torch.nn.functional.pad(x.sum(0), (0, pad, 0, pad)) for x in (value * seen, seen))
+    else:
+        seen = weight.double().reshape(*weight.shape, *[1] * (value.ndim - 2))
+        pad = [0, 0] * (value.ndim - 2) + [0, full - value.shape[1]]
+        total, count = (torch.nn.functional.pad(x.sum(0), pad) for x in (value * seen, seen))
+    sums[name] = sums[name] + total if name in sums else total
+    counts[name] = counts[name] + count if name in counts else count
+
+
+def _moved(value: Tensor, shift: Int[Tensor, " b"], width: int, pattern: bool) -> Tensor:
+    """``out[b, p] = value[b, p + shift[b]]``, clamped at the ends (places without a partner are never mixed)."""
+    if pattern:
+        b, h = value.shape[:2]
+        at = (torch.arange(width, device=value.device) + shift[:, None]).clamp(0, value.shape[2] - 1)
+        value = value.gather(2, at[:, None, :, None].expand(b, h, width, value.shape[3]))
+        return value.gather(3, at[:, None, None, :].expand(b, h, width, width))
+    at = (torch.arange(width, device=value.device) + shift[:, None]).clamp(0, value.shape[1] - 1)
+    at = at.reshape(*at.shape, *[1] * (value.ndim - 2)).expand(-1, -1, *value.shape[2:])
+    return value.gather(1, at)

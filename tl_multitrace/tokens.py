@@ -1,0 +1,155 @@
+"""From text to token ids, with every doubtful case decided or refused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from tl_multitrace.compat import ModelView
+
+
+def pad_rows(rows: Sequence[Sequence[int]], pad_id: int) -> Int[Tensor, "n pos"]:
+    """Right-pad rows of ids to one length."""
+    width = max(len(r) for r in rows)
+    return torch.tensor([[*r, *[pad_id] * (width - len(r))] for r in rows], dtype=torch.long)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A tokenizer and the decision about BOS.
+
+    Attributes:
+        tokenizer: the model's Hugging Face tokenizer.
+        bos_id: id put in front of every prompt, or None.
+        pad_id: id for padding; never attended to, so any id serves.
+    """
+
+    tokenizer: Any
+    bos_id: int | None
+    pad_id: int
+    _texts: dict[tuple[int | None, int], str] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, view: ModelView, prepend_bos: bool | None = None) -> Encoder:
+        """The encoder of a model.
+
+        Raises:
+            ValueError: the model has no tokenizer, or BOS was asked for and the tokenizer has none.
+        """
+        tokenizer = view.tokenizer
+        if tokenizer is None:
+            raise ValueError(
+                f"{view.name} has no tokenizer, so text cannot be read. Set model.tokenizer, or use PromptPairs.from_tokens."
+            )
+        wanted = view.prepends_bos if prepend_bos is None else prepend_bos
+        bos_id = tokenizer.bos_token_id
+        if wanted and bos_id is None:
+            if prepend_bos:
+                raise ValueError("prepend_bos=True, but the tokenizer has no BOS token. Pass prepend_bos=False.")
+            wanted = False
+        pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        return cls(tokenizer, int(bos_id) if wanted else None, int(pad_id))
+
+    def prompt(self, text: str) -> list[int]:
+        """Ids of a prompt, with BOS exactly once where it is wanted.
+
+        Raises:
+            ValueError: an empty prompt.
+        """
+        ids = self._ids(text)
+        if self.bos_id is not None and ids[:1] != [self.bos_id]:
+            ids = [self.bos_id, *ids]
+        if not ids:
+            raise ValueError(f"the prompt {text!r} has no tokens.")
+        return ids
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def answers(self, i: int, prompt: str, right: list[str], wrong: list[str]) -> list[list[int]]:
+        """Ids of all candidates of pair ``i``, right ones first.
+
+        Raises:
+            ValueError: see :meth:`PromptPairs.from_text`.
+        """
+        if not right:
+            raise ValueError(f"pair {i}: no answer.")
+        rows = [self.answer(i, prompt, a) for a in [*right, *wrong]]
+        for a, ids in zip(right, rows, strict=False):
+            for b, others in zip(wrong, rows[len(right) :], strict=True):
+                if ids == others:
+                    raise ValueError(
+                        f"pair {i}: answer {a!r} and wrong answer {b!r} are the same tokens {ids} here, so the metric would be "
+                        "constant. Choose answers that this tokenizer tells apart."
+                    )
+        return rows
+
+    def answer(self, i: int, prompt: str, answer: str) -> list[int]:
+        """Ids that ``answer`` adds to ``prompt``, checked to continue it."""
+        if not answer.strip():
+            raise ValueError(f"pair {i}: the answer {answer!r} is empty.")
+        if prompt[-1:].isalnum() and answer[:1].isalnum():
+            joined = (prompt.split()[-1:] or [""])[0] + answer
+            raise ValueError(
+                f"pair {i}: the answer {answer!r} has no leading space, so it would continue the prompt's last word "
+                f"({joined!r}). Write {' ' + answer!r}."
+            )
+        before, whole = self._ids(prompt), self._ids(prompt + answer)
+        added = whole[len(before) :]
+        unknown = getattr(self.tokenizer, "unk_token_id", None)
+        if whole[: len(before)] != before or not added:
+            raise ValueError(
+                f"pair {i}: the answer {answer!r} does not tokenise as a continuation of {prompt!r} (the tokenizer merges "
+                "across the boundary). Move the space between prompt and answer to the other side, or use from_tokens."
+            )
+        if unknown is not None and unknown in added:
+            raise ValueError(f"pair {i}: the answer {answer!r} holds a word this tokenizer does not know ({added}).")
+        return added
+
+    def span(self, i: int, prompt: str, part: str) -> tuple[int, int]:
+        """Token positions ``[start, stop)`` of ``part`` in ``prompt``, BOS counted.
+
+        Raises:
+            ValueError: ``part`` is not in the prompt, or does not begin and end at token boundaries.
+        """
+        at = prompt.find(part) if part else -1
+        if at < 0:
+            raise ValueError(f"pair {i}: the subject {part!r} is not in the prompt {prompt!r}.")
+        ids, extra = self._ids(prompt), len(self.prompt(prompt)) - len(self._ids(prompt))
+        bounds = self._boundaries(prompt, ids)
+        stop = at + len(part)
+        start_token = next((t for t, (a, b) in enumerate(bounds) if b > at), len(ids))
+        stop_token = next((t for t, (a, b) in enumerate(bounds) if b >= stop), len(ids) - 1) + 1
+        inside = prompt[bounds[start_token][0] : bounds[stop_token - 1][1]]
+        if inside.strip() != part.strip():
+            raise ValueError(
+                f"pair {i}: the subject {part!r} does not end at token boundaries; the tokens around it read {inside!r}. "
+                "Use that text as the subject."
+            )
+        return start_token + extra, stop_token + extra
+
+    def _boundaries(self, prompt: str, ids: list[int]) -> list[tuple[int, int]]:
+        """Character range of each token, from offsets or, for slow tokenizers, from decoding ever longer prefixes."""
+        if getattr(self.tokenizer, "is_fast", False):
+            encoded = self.tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True)
+            return [(int(a), int(b)) for a, b in encoded["offset_mapping"]]
+        ends = [len(self.tokenizer.decode(ids[: k + 1])) for k in range(len(ids))]
+        return list(zip([0, *ends[:-1]], ends, strict=True))
+
+    def words(self, ids: Sequence[int]) -> tuple[str, ...]:
+        """Each token as the text it adds after the one before it, so that the words joined read like the prompt."""
+        return tuple(self._added_text(previous, token) for previous, token in zip([None, *ids[:-1]], ids, strict=True))
+
+    def _added_text(self, previous: int | None, token: int) -> str:
+        known = self._texts.get((previous, token))
+        if known is None:
+            before = "" if previous is None else str(self.tokenizer.decode([previous]))
+            whole = str(self.tokenizer.decode([token] if previous is None else [previous, token]))
+            known = whole[len(before) :] if whole.startswith(before) else str(self.tokenizer.decode([token]))
+            self._texts[previous, token] = known
+        return known

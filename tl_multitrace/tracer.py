@@ -1,0 +1,399 @@
+"""The engine's front: per-example effects ``F(mask)`` and their derivative ``dF/dmask``, for any model, prompts and groups.
+
+    act <- (1 - m) * act_running + m * act_source        one mask entry m per hook group
+    effect(m) = metric(m) - metric(0)
+
+Base and source activations are kept between calls, evaluations restart from the first block that the mask changes, masks are
+batched when prompts are few, and logits are computed only where answers are read. Everything is counted in ``tracer.cost``.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_multitrace.compat import ModelView
+from tl_multitrace.engine import Cost, Engine, NonFiniteError, Prefix
+from tl_multitrace.groups import HookGroups
+from tl_multitrace.interventions import Interchange, Intervention
+from tl_multitrace.metrics import Answers, LogitDiff, Metric, as_metric
+from tl_multitrace.prompts import PromptPairs
+from tl_multitrace.rows import Batch, Rows
+from tl_multitrace.sources import Sources
+from tl_multitrace.validate import check_inputs
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_LIMIT = {"cpu": 2 << 30, "cuda": 8 << 30}
+"""Bytes of stored activations by device type."""
+
+TILE_TOKENS = {"cpu": 512, "cuda": 16384}
+"""Tokens per forward up to which several masks share a batch."""
+
+
+class Tracer:
+    """Evaluates masks over hook groups on a prompt set.
+
+    Example:
+        >>> tracer = Tracer(model, pairs, heads(model), metric=LogitDiff())          # doctest: +SKIP
+        >>> tracer.effect(torch.ones(len(tracer.groups))).mean()                      # doctest: +SKIP
+
+    Args:
+        model: a ``HookedTransformer`` or ``TransformerBridge``.
+        pairs: prompts and answers.
+        groups: the mask's entries.
+        metric: a :class:`~tl_multitrace.metrics.Metric` or a callable ``(out, base) -> [n]``.
+        intervention: where base and source activations come from.
+        batch_size: prompt pairs per forward; default: from the byte budget.
+        dtype: of masks, log probabilities and sums; default float32, or float64 for a float64 model.
+        memory_limit: bytes of stored source activations and block inputs; default 2 GiB on CPU, 8 GiB on a GPU. What does not
+            fit is recomputed per batch, which ``cost`` counts.
+        progress: show progress bars in loops over this tracer.
+
+    Raises:
+        TypeError: not a TransformerLens model, or a metric that is not callable.
+        ValueError: prompts that do not fit the model or the metric, padding without lengths, an unknown span.
+        HookError: a hook point that does not fire or ignores edits.
+        NonFiniteError: the base run is not finite.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        pairs: PromptPairs,
+        groups: HookGroups,
+        metric: Metric | Callable[..., Tensor] | None = None,
+        intervention: Intervention | None = None,
+        *,
+        batch_size: int | None = None,
+        dtype: torch.dtype | None = None,
+        memory_limit: int | None = None,
+        progress: bool | None = None,
+    ) -> None:
+        self.view = ModelView(model)
+        self.model, self.pairs, self.groups = model, pairs, groups
+        self.metric = as_metric(LogitDiff() if metric is None else metric)
+        self.intervention = Interchange() if intervention is None else intervention
+        self.progress = bool(progress)
+        self.dtype = dtype or (torch.float64 if self.view.dtype == torch.float64 else torch.float32)
+        check_inputs(self.view, pairs, groups, self.metric)
+        kind = self.view.device.type
+        self.memory_limit = memory_limit if memory_limit is not None else DEFAULT_LIMIT.get(kind, 2 << 30)
+        self._tile = TILE_TOKENS.get(kind, 512)
+        self.rows = Rows.of(pairs)
+        self.batch_size = batch_size or self._default_batch_size()
+        self._batches = self._make_batches()
+        self._engine = Engine(
+            view=self.view,
+            rows=self.rows,
+            groups=groups,
+            intervention=self.intervention,
+            sources=Sources(limit=self.memory_limit, chunk=self.batch_size * 2),
+            dtype=self.dtype,
+            needs_last=bool(self.metric.needs_last or self.metric.surrogate.needs_last),
+        )
+        self._base: list[Answers] = []
+        self._origin = Prefix(np.zeros(len(groups)))
+        self._reference: Prefix | None = None
+        self._start()
+
+    # ------------------------------------------------------------------ set-up
+
+    def _default_batch_size(self) -> int:
+        width, view = self.rows.base.shape[1], self.view
+        per_token = view.n_layers * (14 * view.d_model + 3 * view.d_mlp + 2 * view.n_heads * width) * 4
+        rows = max(1, min((self.memory_limit // 2) // max(1, per_token * width), 2048 // width or 1))
+        return max(1, int(rows * self.rows.n_examples // len(self.rows)))
+
+    def _make_batches(self) -> list[Batch]:
+        everyone = torch.arange(self.rows.n_examples)
+        return [self.rows.batch(part, self.view.device) for part in everyone.split(self.batch_size)]
+
+    def _start(self) -> None:
+        """Base run, source runs, and the check that hooks work."""
+        with self.session(), torch.no_grad():
+            self._engine.probe(self.rows.batch(torch.tensor([0]), self.view.device))
+            self._engine.cost = Cost()
+            base_run = self.intervention.base_run(self.rows, self.view)
+            self._engine.set_base_noise(base_run.noise)
+            record = self._origin if self._prefix_fits() else None
+            for batch in self._batches:
+                answers = self._engine.answers(batch, record=record)
+                self._check(answers.token_logp[answers.present], batch, None, "the base run")
+                self._base.append(answers)
+            self._engine.sources.prepare(self._engine)
+        values = [self.metric(a, a) for a in self._base]
+        self._base_values = torch.cat(values)
+
+    def _prefix_fits(self) -> bool:
+        layers = len({int(layer) for layer in self.groups.first_layers} - {0})
+        size = layers * self.rows.base.numel() * self.view.d_model * torch.empty((), dtype=self.view.dtype).element_size()
+        self._prefix_bytes = size
+        return 0 < 2 * size <= self.memory_limit
+
+    @contextmanager
+    def session(self) -> Iterator[Tracer]:
+        """Keep hooks attached and weights frozen over several calls; solvers do this for you."""
+        with self._engine.session():
+            yield self
+
+    # ------------------------------------------------------------------ facts
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    @property
+    def n(self) -> int:
+        """Number of prompt pairs."""
+        return len(self.pairs)
+
+    @property
+    def cost(self) -> Cost:
+        """Forwards, backwards and seconds so far, base and source runs included."""
+        return self._engine.cost
+
+    @property
+    def base_metric(self) -> Float[Tensor, " n"]:
+        """The metric of the unpatched base run, per example."""
+        return self._unsorted(self._base_values[None])[0]
+
+    @property
+    def memory(self) -> dict[str, Any]:
+        """Bytes of stored activations and the limit they were held against."""
+        return {
+            "limit": self.memory_limit,
+            "source_bytes": self._engine.sources.needed,
+            "source_kept": self._engine.sources.keeps,
+            "block_input_bytes": self._prefix_bytes if self._origin.residuals else 0,
+            "batch_size": self.batch_size,
+        }
+
+    def __repr__(self) -> str:
+        return (
+            f"Tracer({self.view.name}, {self.n} pairs, {self.groups!r}, metric={self.metric.name or 'custom'}, "
+            f"intervention={self.intervention.name})"
+        )
+
+    # ------------------------------------------------------------------ effects
+
+    def effect(self, mask: Any) -> Float[Tensor, " n"]:
+        """Per-example effect of one mask, in the metric's unit; positive: the metric rises.
+
+        Args:
+            mask: numbers in [0, 1] per group, or a list of labels or components that are on.
+
+        Raises:
+            ValueError: a mask of the wrong length or outside [0, 1].
+            NonFiniteError: the metric became NaN or infinite.
+        """
+        return self.effects([mask])[0]
+
+    def effects(self, masks: Any, reference: Any = None) -> Float[Tensor, "k n"]:
+        """Per-example effects of many masks, exact.
+
+        Args:
+            masks: ``[k, groups]``, or a list of masks as :meth:`effect` takes them.
+            reference: a mask that the others differ little from, such as a search's current set: block inputs under it are
+                stored and every mask restarts from the first block where it differs.
+
+        Returns:
+            One row per mask, pairs in the caller's order.
+        """
+        stacked = self._stack(masks)
+        values = self.metric_values(stacked, reference=reference)
+        return self._unsorted(values - self._base_values)
+
+    def metric_values(self, masks: Float[Tensor, "k groups"], *, reference: Any = None) -> Float[Tensor, "k n"]:
+        """The metric itself under each mask; examples in internal order."""
+        with self.session(), torch.no_grad():
+            if reference is not None:
+                self._set_reference(self.groups.as_mask(reference))
+            out = self._base_values.new_empty(len(masks), self.rows.n_examples)
+            for jobs, start, prefix in self._schedule(masks):
+                for batch, base in zip(self._batches, self._base, strict=True):
+                    for tile in jobs.split(self._tile_size(batch)):
+                        out[tile.to(out.device)[:, None], batch.examples] = self._evaluate(masks[tile], batch, base, start, prefix)
+            return out
+
+    def _evaluate(self, masks: Tensor, batch: Batch, base: Answers, start: int, prefix: Prefix | None) -> Tensor:
+        if start >= self.view.n_layers:  # nothing differs from the base run
+            return self.metric(base, base).expand(len(masks), -1)
+        mask = masks[:, None].to(self.view.device, self.dtype)
+        answers = self._engine.answers(batch, mask, start=start, prefix=prefix)
+        values = self.metric(answers, _repeated(base, len(masks)))
+        self._check(values, batch, mask, "the metric")
+        return values.unflatten(0, (len(masks), -1))
+
+    def _tile_size(self, batch: Batch) -> int:
+        return max(1, self._tile // batch.tokens.numel())
+
+    def _schedule(self, masks: Tensor) -> list[tuple[Int[Tensor, " jobs"], int, Prefix | None]]:
+        """Masks grouped by where they can restart: ``(mask numbers, first block, stored block inputs)``."""
+        plans: dict[tuple[int, int], list[int]] = {}
+        prefixes = [p for p in (self._origin, self._reference) if p is not None]
+        for j, mask in enumerate(masks.cpu().numpy()):
+            starts = [self._first_change(mask, p) for p in prefixes]
+            best = int(np.argmax(starts))
+            plans.setdefault((starts[best], best), []).append(j)
+        return [(torch.tensor(jobs), start, prefixes[which]) for (start, which), jobs in sorted(plans.items())]
+
+    def _first_change(self, mask: np.ndarray[Any, Any], prefix: Prefix) -> int:
+        changed = np.flatnonzero(mask != prefix.mask)
+        if not len(changed):
+            if prefix is self._origin:
+                return self.view.n_layers
+            changed = np.flatnonzero(mask)
+        layer = int(self._engine.first_layers[changed].min())
+        return layer if layer in prefix.residuals else 0
+
+    def _set_reference(self, mask: Tensor) -> None:
+        values = mask.cpu().double().numpy()
+        if not self._origin.residuals or not values.any():
+            return
+        if self._reference is not None and np.array_equal(self._reference.mask, values):
+            return
+        earlier, self._reference = self._reference, None
+        record = Prefix(values, {} if earlier is None else earlier.residuals)
+        for batch in self._batches:
+            self._engine.answers(batch, mask[None, None].to(self.view.device, self.dtype), record=record)
+        self._reference = record
+
+    # ------------------------------------------------------------------ gradients
+
+    def gradient(self, mask: Any) -> Float[Tensor, "n groups"]:
+        """Per-example derivative of the effect with respect to every mask entry, in one backward per batch.
+
+        A metric without a gradient is replaced by its ``surrogate``.
+
+        Raises:
+            ValueError: a mask of the wrong length or outside [0, 1].
+            NonFiniteError: a derivative is NaN or infinite.
+        """
+        return self.effect_and_gradient(mask)[1]
+
+    def effect_and_gradient(self, mask: Any, *, inner: bool = False) -> tuple[Float[Tensor, " n"], Float[Tensor, "n groups"]]:
+        """Per-example effect and derivative at a mask.
+
+        Args:
+            mask: as :meth:`effect` takes it.
+            inner: of the metric's inner quantity (log-odds change for ``OddsRatio``, log p for ``AnswerProb``) instead of the
+                metric itself; the value is then the inner quantity, not relative to the base run.
+        """
+        values = self.groups.as_mask(mask).to(self.view.device, self.dtype)
+        metric = self.metric.surrogate
+        measure = metric.inner if inner else metric
+        effects = self._base_values.new_empty(self.rows.n_examples)
+        gradient = self._base_values.new_zeros(self.rows.n_examples, len(self.groups))
+        start = self._gradient_start()
+        with self.session():
+            for batch, base in zip(self._batches, self._base, strict=True):
+                leaf = values.expand(1, batch.n_rows, -1).clone().requires_grad_()
+                out = measure(self._engine.answers(batch, leaf, start=start, prefix=self._origin), base)
+                by_row = self._backward(out.sum(), leaf, batch, start)[0]
+                gradient.index_add_(0, batch.examples[batch.example], by_row)
+                effects[batch.examples] = out.detach() - (0.0 if inner else measure(base, base))
+                self._check(gradient[batch.examples], batch, leaf.detach(), "the gradient")
+        return self._unsorted(effects[None])[0], gradient[self._inverse()]
+
+    def loss_gradient(
+        self, mask: Any, loss: Callable[[Float[Tensor, " e"]], Tensor], examples: Sequence[int] | Tensor | None = None
+    ) -> tuple[Float[Tensor, " e"], Float[Tensor, " groups"]]:
+        """Effects of some pairs under a soft mask and the gradient of ``loss(effects)``, a scalar, with respect to the mask.
+
+        Args:
+            mask: as :meth:`effect` takes it.
+            loss: differentiable function of the effects.
+            examples: pair numbers, all by default; one forward and one backward over just these.
+        """
+        leaf = self.groups.as_mask(mask).to(self.view.device, self.dtype).clone().requires_grad_()
+        chosen = self._inverse()[torch.as_tensor(examples).long()] if examples is not None else None
+        start, metric = self._gradient_start(), self.metric.surrogate
+        parts = self._minibatches(chosen)
+        with self.session():
+            effects = []
+            total = torch.zeros_like(leaf)
+            for batch, base in parts:
+                answers = self._engine.answers(batch, leaf[None, None], start=start, prefix=self._origin)
+                out = metric(answers, base) - metric(base, base)
+                share = len(out) / sum(len(b.examples) for b, _ in parts)
+                total = total + self._backward(loss(out) * share, leaf, batch, start)
+                effects.append(out.detach())
+            self._check(total, parts[0][0], leaf.detach()[None, None], "the gradient")
+        together = torch.cat(effects)
+        if chosen is None:
+            return together[self._inverse()], total
+        back = torch.argsort(torch.cat([b.examples.cpu() for b, _ in parts]))
+        return together[back[torch.argsort(torch.argsort(chosen))]], total
+
+    def _minibatches(self, chosen: Tensor | None) -> list[tuple[Batch, Answers]]:
+        if chosen is None:
+            return list(zip(self._batches, self._base, strict=True))
+        whole = _joined(self._base)
+        parts = chosen.sort().values.split(self.batch_size)
+        return [(self.rows.batch(part, self.view.device), _picked(whole, part.to(self.view.device))) for part in parts]
+
+    def _gradient_start(self) -> int:
+        first = int(self._engine.first_layers.min())
+        return first if first in self._origin.residuals else 0
+
+    def _backward(self, scalar: Tensor, leaf: Tensor, batch: Batch, start: int) -> Tensor:
+        began = time.perf_counter()
+        (grad,) = torch.autograd.grad(scalar, leaf)
+        self.cost.seconds += time.perf_counter() - began
+        self.cost.backwards += self._engine.fraction(batch, start)
+        return grad
+
+    # ------------------------------------------------------------------ small things
+
+    def _stack(self, masks: Any) -> Float[Tensor, "k groups"]:
+        if isinstance(masks, Tensor | np.ndarray) and masks.ndim == 2:
+            masks = list(torch.as_tensor(masks))
+        rows = [self.groups.as_mask(m).to(self.dtype).cpu() for m in masks]
+        return torch.stack(rows) if rows else torch.empty(0, len(self.groups), dtype=self.dtype)
+
+    def _inverse(self) -> Int[Tensor, " n"]:
+        return torch.argsort(self.rows.order)
+
+    def _unsorted(self, values: Float[Tensor, "k n"]) -> Float[Tensor, "k n"]:
+        return values[:, self._inverse().to(values.device)]
+
+    def _check(self, values: Tensor, batch: Batch, mask: Tensor | None, what: str) -> None:
+        if bool(values.isfinite().all()):
+            return
+        number = next((i for i, b in enumerate(self._batches) if b is batch), 0)
+        where = self._engine.diagnose(batch, mask)
+        raise NonFiniteError(
+            f"{what} is not finite in batch {number}: {where}. Check the weights and the prompts; a float16 model may overflow "
+            "(load it with dtype=torch.bfloat16 or float32)."
+        )
+
+
+def _repeated(base: Answers, k: int) -> Answers:
+    if k == 1:
+        return base
+    last = None if base.last is None else base.last.repeat(k, 1)
+    return Answers(base.token_logp.repeat(k, 1, 1), base.present.repeat(k, 1, 1), base.right.repeat(k, 1), base.token_ids, last)
+
+
+def _joined(parts: Sequence[Answers]) -> Answers:
+    last = [p.last for p in parts if p.last is not None]
+    return Answers(
+        torch.cat([p.token_logp for p in parts]),
+        torch.cat([p.present for p in parts]),
+        torch.cat([p.right for p in parts]),
+        None,
+        torch.cat(last) if last else None,
+    )
+
+
+def _picked(answers: Answers, index: Tensor) -> Answers:
+    last = None if answers.last is None else answers.last[index]
+    return Answers(answers.token_logp[index], answers.present[index], answers.right[index], None, last)

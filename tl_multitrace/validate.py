@@ -1,0 +1,78 @@
+"""Checks of prompts, groups and metric against the model, before anything runs."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+
+from tl_multitrace.compat import ModelView
+from tl_multitrace.groups import HookGroups
+from tl_multitrace.metrics import Metric
+from tl_multitrace.prompts import NO_TOKEN, PromptPairs
+
+
+def check_inputs(view: ModelView, pairs: PromptPairs, groups: HookGroups, metric: Metric) -> None:
+    """Refuse what cannot be traced.
+
+    Raises:
+        ValueError: no groups; token ids or lengths outside the model; padding without lengths; a metric that needs wrong answers.
+    """
+    if not len(groups):
+        raise ValueError("there are no hook groups: pass heads(model), neurons(model), ...")
+    if view.model.training:
+        warnings.warn(
+            "the model is in train mode; it is traced in eval mode (no dropout) and put back afterwards. Call model.eval() to "
+            "silence this.",
+            stacklevel=4,
+        )
+    _check_tokens(view, pairs)
+    if not pairs.padding_known:
+        _check_padding(view, pairs)
+    _check_spans(groups, pairs)
+    if metric.needs_wrong and not bool(((pairs.candidates != NO_TOKEN).any(-1) & ~pairs.right).any(-1).all()):
+        raise ValueError(f"the metric {metric.name} compares answers with wrong answers, but some pairs have none: pass wrong_answers=.")
+
+
+def _check_tokens(view: ModelView, pairs: PromptPairs) -> None:
+    needed = int((pairs.lengths + (pairs.candidates != NO_TOKEN).sum(-1).amax(-1) - 1).max())
+    needed = max(needed, int(pairs.source_lengths.max()))
+    if view.n_ctx and needed > view.n_ctx:
+        raise ValueError(f"a prompt with its answer has {needed} tokens, but {view.name} takes {view.n_ctx}. Shorten or drop it.")
+    for name in ("base_tokens", "source_tokens", "candidates"):
+        ids = getattr(pairs, name)
+        if int(ids.max()) >= view.d_vocab or int(ids.min()) < (NO_TOKEN if name == "candidates" else 0):
+            raise ValueError(
+                f"{name} holds the id {int(ids.max())}, but {view.name} has {view.d_vocab} tokens. Were the prompts tokenised for "
+                "another model?"
+            )
+
+
+def _check_padding(view: ModelView, pairs: PromptPairs) -> None:
+    pad = getattr(view.tokenizer, "pad_token_id", None)
+    if pad is None:
+        return
+    bos = getattr(view.tokenizer, "bos_token_id", None)
+    for name in ("base_tokens", "source_tokens"):
+        tokens = getattr(pairs, name)
+        left = (tokens[:, :1] == pad).all(-1) & ((tokens[:, 1:2] == pad).all(-1) | torch.tensor(pad != bos))
+        right = (tokens[:, -1] == pad) & torch.tensor(tokens.shape[1] > 1)
+        for side, found in (("starts", left), ("ends", right)):
+            if bool(found.any()):
+                raise ValueError(
+                    f"{name} row {int(found.nonzero()[0])} {side} with padding (id {pad}), but no lengths were given, so the model would "
+                    "attend to it. Pad on the right and pass lengths= to PromptPairs.from_tokens."
+                )
+
+
+def _check_spans(groups: HookGroups, pairs: PromptPairs) -> None:
+    longest = int(pairs.lengths.max())
+    for position in {s.position for sites in groups.sites for s in sites}:
+        if isinstance(position, str) and position not in ("last", "everywhere", *pairs.spans):
+            raise ValueError(
+                f"the hook groups name the span {position!r}, but the prompts have only {sorted(pairs.spans) or 'none'}. "
+                "Pass subject= to PromptPairs.from_text, or use positions='all' or 'last'."
+            )
+        place = position[0] if isinstance(position, tuple) else position
+        if isinstance(place, int) and not -longest <= place < longest:
+            raise ValueError(f"position {place} is outside every prompt (the longest has {longest} tokens).")
