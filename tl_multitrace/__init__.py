@@ -1,5 +1,7 @@
 """Which components of a language model carry a behaviour, found by intervention."""
 
+from tl_multitrace._version import __version__ as __version__
+from tl_multitrace.circuit import Circuit
 from tl_multitrace.compat import ModelView, load_model
 from tl_multitrace.engine import Cost, HookError, NonFiniteError
 from tl_multitrace.groups import Component, HookGroups, attn_layers, heads, mlp_dims, mlps, neurons, residual
@@ -24,3 +26,15 @@ from tl_multitrace.metrics import (
 )
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.tracer import Tracer
+from tl_multitrace.scores import Score
+from tl_multitrace.solvers import (
+    PGBCT,
+    AttributionPatching,
+    Exhaustive,
+    Greedy,
+    IntegratedGradients,
+    RandomSubset,
+    SubsetPath,
+    TopK,
+    select,
+)

@@ -133,7 +133,7 @@ class Engine:
                 yield
             finally:
                 self._depth = 0
-                self._shares, self._source, self._capture, self._noise, self._reads = {}, {}, None, None, None
+                self._capture = None
 
     def _hooks(self) -> list[tuple[str, HookFn]]:
         # order matters where names meet at one hook point: noise, then the stored block input, then mixing, then reading
@@ -237,7 +237,8 @@ class Engine:
             return self.view.run(tokens, attention_mask, start_layer=start, residual=resid)
         finally:
             self.cost.seconds += time.perf_counter() - began
-            self._noise = None
+            # between forwards the hooks are inert, so that several tracers may hold sessions on one model
+            self._shares, self._source, self._noise, self._reads = {}, {}, None, None
 
     def _check_fired(self, expected: list[str]) -> None:
         for name in expected:

@@ -211,6 +211,16 @@ class Tracer:
         values = self.metric_values(stacked, reference=reference)
         return self._unsorted(values - self._base_values)
 
+    def log_effect(self, mask: Any) -> Float[Tensor, " n"]:
+        """Change of the metric's inner quantity, per example: the log-odds for ``OddsRatio``, in nats."""
+        values = self.groups.as_mask(mask).to(self.view.device, self.dtype)[None, None]
+        out = self._base_values.new_empty(self.rows.n_examples)
+        with self.session(), torch.no_grad():
+            for batch, base in zip(self._batches, self._base, strict=True):
+                changed = self.metric.inner(self._engine.answers(batch, values), base)
+                out[batch.examples] = changed - self.metric.inner(base, base)
+        return self._unsorted(out[None])[0]
+
     def metric_values(self, masks: Float[Tensor, "k groups"], *, reference: Any = None) -> Float[Tensor, "k n"]:
         """The metric itself under each mask; examples in internal order."""
         with self.session(), torch.no_grad():

@@ -1,0 +1,309 @@
+"""One chosen subset of components, with its scores and where they come from.
+
+A circuit stands alone: it saves to versioned JSON, runs as TransformerLens hooks in anybody's analysis, and carries in its
+``repr`` what is needed to judge it (effect with interval, held-out effect, what chance gets at this size, cost).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_multitrace.compat import HookFn, ModelView
+from tl_multitrace.files import CircuitFile, GroupsRecord, ScoreRecord, read_json, write_json
+from tl_multitrace.groups import Component, HookGroups
+from tl_multitrace.scores import Score
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Circuit:
+    """A chosen set of hook groups.
+
+    Attributes:
+        groups: the chosen groups alone, in the order of the search's mask.
+        indices: their places in that mask.
+        n_groups: length of that mask.
+        effect: mean per-example effect on the prompts of the search, in the metric's unit.
+        score: the same with interval and median; None for a set nobody has measured.
+        held_out: effect on held-out prompts.
+        chance: mean effect of random sets of the same size and kinds, with the interval over draws.
+        full_effect: effect of the whole mask.
+        marginals: per component, the effect lost without it: ``effect(S) - effect(S minus c)``; empty if not measured.
+        certificate: what is proved about the choice.
+        provenance: model, prompts, metric, intervention, direction, seed, cost, versions.
+    """
+
+    groups: HookGroups
+    indices: tuple[int, ...]
+    n_groups: int
+    effect: float
+    score: Score | None = None
+    held_out: Score | None = None
+    chance: Score | None = None
+    full_effect: float | None = None
+    marginals: tuple[float, ...] = ()
+    certificate: str = "not certified"
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len(self.indices) != len(self.groups):
+            raise ValueError(f"{len(self.indices)} indices for {len(self.groups)} components.")
+        if self.marginals and len(self.marginals) != len(self.groups):
+            raise ValueError(f"{len(self.marginals)} marginal effects for {len(self.groups)} components.")
+
+    # ------------------------------------------------------------------ the set
+
+    @property
+    def components(self) -> tuple[Component, ...]:
+        """The chosen components."""
+        return self.groups.components
+
+    @property
+    def labels(self) -> list[str]:
+        """Their labels."""
+        return self.groups.labels
+
+    @property
+    def mask(self) -> Float[Tensor, " groups"]:
+        """1 at the chosen groups of the search's mask, 0 elsewhere."""
+        mask = torch.zeros(self.n_groups)
+        mask[list(self.indices)] = 1.0
+        return mask
+
+    @property
+    def share(self) -> float | None:
+        """Share of the whole mask's effect; can exceed 1 where some components work against the behaviour."""
+        return None if not self.full_effect else self.effect / self.full_effect
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __iter__(self) -> Iterator[Component]:
+        return iter(self.components)
+
+    def __contains__(self, component: object) -> bool:
+        return component in self.components or component in self.labels
+
+    def __or__(self, other: Circuit) -> Circuit:
+        """Components in either; unmeasured."""
+        extra = [i for i, c in enumerate(other.components) if c not in self.components]
+        return self._derived([*range(len(self))], other, extra, "union")
+
+    def __and__(self, other: Circuit) -> Circuit:
+        """Components in both; unmeasured."""
+        return self._derived([i for i, c in enumerate(self.components) if c in other.components], None, [], "intersection")
+
+    def __sub__(self, other: Circuit) -> Circuit:
+        """Components here but not there; unmeasured."""
+        return self._derived([i for i, c in enumerate(self.components) if c not in other.components], None, [], "difference")
+
+    def _derived(self, own: list[int], other: Circuit | None, extra: list[int], how: str) -> Circuit:
+        if other is not None and other.n_groups != self.n_groups:
+            raise ValueError(
+                f"the circuits were chosen from {self.n_groups} and {other.n_groups} hook groups, so their masks do not fit together. "
+                "Search both over the same groups."
+            )
+        groups, indices = self.groups[own], [self.indices[i] for i in own]
+        if other is not None and extra:
+            groups, indices = groups + other.groups[extra], indices + [other.indices[i] for i in extra]
+        kept = {k: v for k, v in self.provenance.items() if k in ("model", "metric", "intervention", "direction", "task")}
+        return Circuit(groups, tuple(indices), self.n_groups, float("nan"), provenance={**kept, "derived": how})
+
+    def jaccard(self, other: Circuit) -> float:
+        """Size of the intersection over size of the union, from 0 to 1; 1 for two empty circuits."""
+        mine, theirs = set(self.components), set(other.components)
+        return len(mine & theirs) / len(mine | theirs) if mine | theirs else 1.0
+
+    # ------------------------------------------------------------------ as hooks
+
+    def fwd_hooks(self, cache: Any, *, strength: float = 1.0, pairs: Any = None) -> list[tuple[str, HookFn]]:
+        """TransformerLens hooks that patch this circuit from a source run's cache; see :meth:`HookGroups.fwd_hooks`.
+
+        Args:
+            cache: of the source run, at least of ``circuit.groups.names_filter``.
+            strength: 1 replaces activations, values between 0 and 1 mix them.
+            pairs: needed where prompts are padded or a group names a span.
+        """
+        return self.groups.fwd_hooks(torch.full((len(self),), float(strength)), cache, pairs)
+
+    def hooks(self, model: Any, cache: Any, *, strength: float = 1.0, pairs: Any = None) -> AbstractContextManager[Any]:
+        """The model with :meth:`fwd_hooks` attached for the duration.
+
+        Raises:
+            ValueError: the circuit is of another model.
+        """
+        self.check_model(model)
+        return self.groups.hooks(model, torch.full((len(self),), float(strength)), cache, pairs)
+
+    def check_model(self, model: Any) -> None:
+        """Refuse a model that this circuit cannot be of.
+
+        Raises:
+            ValueError: number of layers, heads, neurons or width differ from the model it was found on.
+        """
+        view, known = ModelView(model), dict(self.provenance.get("model") or {})
+        for name in ("n_layers", "n_heads", "d_model", "d_mlp", "d_vocab"):
+            if name in known and int(known[name]) != int(getattr(view, name)):
+                raise ValueError(
+                    f"this circuit is of {known.get('name')} ({name} {known[name]}), not of {view.name} ({name} {getattr(view, name)}). "
+                    "Load the model it was found on."
+                )
+        HookGroups.of(model, [s for sites in self.groups.sites for s in sites])
+
+    # ------------------------------------------------------------------ files
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write versioned JSON; an existing file is kept unless ``overwrite``.
+
+        Raises:
+            FileExistsError: the file exists.
+        """
+        return write_json(Path(path), _to_file(self).model_dump(mode="json"), overwrite=overwrite)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Circuit:
+        """Read a circuit file.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: truncated, of another format, or of a newer version; the message says which.
+        """
+        return _from_file(read_json(Path(path), CircuitFile), path)
+
+    # ------------------------------------------------------------------ showing
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per component: label, kind, layer, index, position, marginal effect and its share of the effect."""
+        import pandas as pd
+
+        marginals: Sequence[float | None] = self.marginals or [None] * len(self)
+        rows = [
+            {
+                "component": c.label,
+                "kind": c.kind,
+                "layer": c.layer,
+                "index": c.index,
+                "position": c.position,
+                "marginal": m,
+                "share": None if m is None or not self.effect else m / self.effect,
+            }
+            for c, m in zip(self.components, marginals, strict=True)
+        ]
+        columns = ["component", "kind", "layer", "index", "position", "marginal", "share"]
+        frame = pd.DataFrame(rows, columns=columns)
+        down = self.provenance.get("direction") != "minimize"
+        return frame.sort_values("marginal", ascending=not down, kind="stable", ignore_index=True) if self.marginals else frame
+
+    def summary(self) -> list[tuple[str, str]]:
+        """What is known about the circuit, line by line: name and value."""
+        facts = self.provenance
+        unit = str(facts.get("metric_unit", "") or "")
+        lines = [
+            ("model", str(dict(facts.get("model") or {}).get("name", "unknown"))),
+            ("metric", f"{facts.get('metric', 'unknown')}, {facts.get('direction', '')}, {_name(facts.get('intervention'))}"),
+            ("effect", f"{self.score or f'{self.effect:.3g}'} {unit}".rstrip()),
+        ]
+        if self.score is not None and self.score.log is not None:
+            lines.append(("log scale", f"{self.score.log:.3g} nats"))
+        if self.share is not None:
+            lines.append(("of all", f"{self.share:.0%} of the whole mask's {self.full_effect:.3g}"))
+        lines.append(("held out", str(self.held_out) if self.held_out else "not measured"))
+        lines.append(("chance", f"{self.chance} (random sets of this size)" if self.chance else "not measured"))
+        lines.append(("choice", self.certificate))
+        cost = dict(facts.get("cost") or {})
+        if cost:
+            lines.append(("cost", f"{cost.get('equivalents', 0):.0f} forward equivalents, {cost.get('seconds', 0):.1f} s"))
+        return lines
+
+    def __repr__(self) -> str:
+        head = f"Circuit of {len(self)} of {self.n_groups} components"
+        body = [f"  {name:9s} {value}" for name, value in self.summary()]
+        frame = self.to_dataframe().head(30)
+        rows = [f"  {r.component:>12s}  {_number(r.marginal):>10s}  {_percent(r.share):>6s}" for r in frame.itertuples()]
+        table = [f"  {'component':>12s}  {'marginal':>10s}  {'share':>6s}", *rows] if rows else []
+        more = [f"  ... and {len(self) - 30} more"] if len(self) > 30 else []
+        return "\n".join([head, *body, *table, *more])
+
+    def _repr_html_(self) -> str:
+        facts = "".join(f"<tr><th style='text-align:left'>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in self.summary())
+        table = self.to_dataframe().drop(columns=["kind", "layer", "index", "position"]).to_html(index=False, float_format="%.3g")
+        return f"<b>Circuit of {len(self)} of {self.n_groups} components</b><table>{facts}</table>{table}"
+
+    def plot(self, **options: Any) -> Any:
+        """Layer by head map of the chosen components (matplotlib figure); see :func:`tl_multitrace.render.plot_circuit`."""
+        from tl_multitrace.render import plot_circuit
+
+        return plot_circuit(self, **options)
+
+    def show(self, model: Any = None, pairs: Any = None, **options: Any) -> Any:
+        """circuitsvis views of the chosen heads and neurons; see :func:`tl_multitrace.render.show`."""
+        from tl_multitrace.render import show
+
+        return show(self, model, pairs, **options)
+
+    def with_scores(self, **scores: Any) -> Circuit:
+        """A copy with some fields replaced, such as ``held_out=``."""
+        return replace(self, **scores)
+
+
+def _to_file(circuit: Circuit) -> CircuitFile:
+    return CircuitFile(
+        format="tl_multitrace.circuit",
+        version=CircuitFile.VERSION,
+        groups=GroupsRecord.of(circuit.groups),
+        indices=list(circuit.indices),
+        n_groups=circuit.n_groups,
+        effect=circuit.effect if math.isfinite(circuit.effect) else None,
+        score=ScoreRecord.of(circuit.score),
+        held_out=ScoreRecord.of(circuit.held_out),
+        chance=ScoreRecord.of(circuit.chance),
+        full_effect=circuit.full_effect,
+        marginals=list(circuit.marginals),
+        certificate=circuit.certificate,
+        provenance=dict(circuit.provenance),
+    )
+
+
+def _from_file(file: CircuitFile, path: str | Path) -> Circuit:
+    if any(not 0 <= i < file.n_groups for i in file.indices) or len(set(file.indices)) != len(file.indices):
+        raise ValueError(f"{path}: indices must be distinct numbers below {file.n_groups}, got {file.indices[:8]}.")
+    try:
+        return Circuit(
+            groups=file.groups.groups(),
+            indices=tuple(file.indices),
+            n_groups=file.n_groups,
+            effect=math.nan if file.effect is None else file.effect,
+            score=file.score and file.score.score(),
+            held_out=file.held_out and file.held_out.score(),
+            chance=file.chance and file.chance.score(),
+            full_effect=file.full_effect,
+            marginals=tuple(file.marginals),
+            certificate=file.certificate,
+            provenance=file.provenance,
+        )
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _name(intervention: Any) -> str:
+    return str(intervention.get("name", "")) if isinstance(intervention, Mapping) else str(intervention or "")
+
+
+def _number(value: Any) -> str:
+    return "-" if value is None or value != value else f"{value:.3g}"
+
+
+def _percent(value: Any) -> str:
+    return "-" if value is None or value != value else f"{value:.0%}"

@@ -1,0 +1,209 @@
+"""The package's own files: versioned JSON, written whole or not at all, read with validation.
+
+Nothing here is ever unpickled. A file that is cut off, of another program, or of a newer version gives an error that says so.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tl_multitrace.groups import SITES, Component, HookGroups
+from tl_multitrace.scores import Score
+
+MAX_BYTES = 256 << 20
+MAX_DEPTH = 24
+
+
+class File(BaseModel):
+    """A versioned file: ``format`` names it, ``version`` is the layout it was written in."""
+
+    model_config = ConfigDict(extra="ignore", arbitrary_types_allowed=False)
+    FORMAT: ClassVar[str] = ""
+    VERSION: ClassVar[int] = 1
+    format: str
+    version: int
+
+
+F = TypeVar("F", bound=File)
+
+
+class ComponentRecord(BaseModel):
+    """A :class:`Component` in a file."""
+
+    kind: str
+    layer: int
+    index: int | None = None
+    position: int | str | tuple[int, int] | None = None
+    site: str = ""
+
+    @classmethod
+    def of(cls, c: Component) -> ComponentRecord:
+        """From a component."""
+        return cls(kind=c.kind, layer=c.layer, index=c.index, position=c.position, site=c.site)
+
+    def component(self) -> Component:
+        """The component; raises ValueError if there can be no such component."""
+        return Component(self.kind, self.layer, self.index, self.position, self.site)
+
+
+class GroupsRecord(BaseModel):
+    """:class:`HookGroups` in a file: components, and their sites where those are more than the component itself."""
+
+    components: list[ComponentRecord]
+    sites: list[list[ComponentRecord] | None]
+    sizes: dict[str, int]
+
+    @classmethod
+    def of(cls, groups: HookGroups) -> GroupsRecord:
+        """From hook groups."""
+        sites = [
+            None if s == (c,) and s[0].site == c.site else [ComponentRecord.of(x) for x in s]
+            for c, s in zip(groups.components, groups.sites, strict=True)
+        ]
+        sizes = {f"{kind}.{site}": n for (kind, site), n in groups.sizes.items()}
+        return cls(components=[ComponentRecord.of(c) for c in groups.components], sites=sites, sizes=sizes)
+
+    def groups(self) -> HookGroups:
+        """The hook groups; raises ValueError where the record does not make sense."""
+        components = tuple(c.component() for c in self.components)
+        if len(self.sites) != len(components):
+            raise ValueError(f"{len(self.sites)} site lists for {len(components)} components.")
+        sites = tuple((c,) if s is None else tuple(x.component() for x in s) for c, s in zip(components, self.sites, strict=True))
+        sizes = {}
+        for key, n in self.sizes.items():
+            kind, _, site = key.partition(".")
+            if (kind, site) not in SITES or n < 1:
+                raise ValueError(f"unknown site {key!r} of size {n}.")
+            sizes[kind, site] = n
+        return HookGroups(components, sites, sizes)
+
+
+class ScoreRecord(BaseModel):
+    """A :class:`Score` in a file."""
+
+    mean: float
+    low: float
+    high: float
+    median: float
+    n: int
+    log: float | None = None
+
+    @classmethod
+    def of(cls, score: Score | None) -> ScoreRecord | None:
+        """From a score."""
+        return None if score is None else cls(**score.to_dict())
+
+    def score(self) -> Score:
+        """The score."""
+        return Score(**self.model_dump())
+
+
+class CircuitFile(File):
+    """A :class:`Circuit` on disk."""
+
+    FORMAT: ClassVar[str] = "tl_multitrace.circuit"
+    format: Literal["tl_multitrace.circuit"]
+    groups: GroupsRecord
+    indices: list[int]
+    n_groups: int
+    effect: float | None
+    score: ScoreRecord | None = None
+    held_out: ScoreRecord | None = None
+    chance: ScoreRecord | None = None
+    full_effect: float | None = None
+    marginals: list[float] = []
+    certificate: str = "not certified"
+    provenance: dict[str, Any] = {}
+
+
+# ---------------------------------------------------------------------- reading and writing
+
+
+def write_json(path: Path, content: Any, *, overwrite: bool = False) -> Path:
+    """Write JSON to a temporary file beside ``path`` and rename it: either the whole file is there or the old one.
+
+    Raises:
+        FileExistsError: ``path`` exists and ``overwrite`` is False.
+        ValueError: the content holds NaN or infinity.
+    """
+    return write_text(path, json.dumps(content, indent=1, allow_nan=False, default=_plain) + "\n", overwrite=overwrite)
+
+
+def write_text(path: Path, text: str, *, overwrite: bool = False) -> Path:
+    """Write a text file whole or not at all; raises FileExistsError unless ``overwrite``."""
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists. Choose another name, or pass overwrite=True to replace it.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as out:
+            out.write(text)
+            out.flush()
+            os.fsync(out.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "item"):
+        return value.item()
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return str(value)
+
+
+def read_json(path: Path, kind: type[F]) -> F:
+    """Read and validate one of the package's files.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: too large, not JSON (cut off), another format, a newer version, or fields that do not validate.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {str(path)!r}.")
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes; at most {MAX_BYTES} are read.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is not complete JSON ({error}): the file is cut off or of another kind.") from None
+    check_header(path, content, kind)
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{path}: {place}: {first['msg']} ({error.error_count()} problem(s)).") from None
+
+
+def check_header(path: Path, content: Any, kind: type[File]) -> None:
+    """Refuse a file of another format or a newer version."""
+    if not isinstance(content, dict) or content.get("format") != kind.FORMAT:
+        found = content.get("format") if isinstance(content, dict) else type(content).__name__
+        raise ValueError(f"{path} is not a {kind.FORMAT} file (format: {found!r}).")
+    version = content.get("version")
+    if not isinstance(version, int) or version > kind.VERSION:
+        raise ValueError(
+            f"{path} has version {version!r} of {kind.FORMAT}; this tl_multitrace reads up to {kind.VERSION}. Upgrade: "
+            "pip install -U tl-multitrace."
+        )
+    if _depth(content) > MAX_DEPTH:
+        raise ValueError(f"{path} is nested deeper than {MAX_DEPTH} levels.")
+
+
+def _depth(value: Any) -> int:
+    deepest, level = 0, [value]
+    while level and deepest <= MAX_DEPTH:
+        deepest += 1
+        level = [v for x in level for v in (x.values() if isinstance(x, dict) else x if isinstance(x, list) else ())]
+    return deepest

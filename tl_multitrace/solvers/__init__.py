@@ -1,0 +1,23 @@
+"""Choose subsets: ``select`` and the solvers it takes."""
+
+from tl_multitrace.solvers.exact import Exhaustive, Greedy, RandomSubset
+from tl_multitrace.solvers.path import Choice, SubsetPath
+from tl_multitrace.solvers.pgbct import PGBCT
+from tl_multitrace.solvers.ranking import AttributionPatching, IntegratedGradients, TopK
+from tl_multitrace.solvers.search import Search
+from tl_multitrace.solvers.select import Solver, select
+
+__all__ = [
+    "PGBCT",
+    "AttributionPatching",
+    "Choice",
+    "Exhaustive",
+    "Greedy",
+    "IntegratedGradients",
+    "RandomSubset",
+    "Search",
+    "Solver",
+    "SubsetPath",
+    "TopK",
+    "select",
+]

@@ -1,0 +1,288 @@
+"""The result of a search: the chosen subset for every budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel
+
+from tl_multitrace.circuit import Circuit
+from tl_multitrace.files import File, GroupsRecord, ScoreRecord, read_json, write_json
+from tl_multitrace.groups import HookGroups
+from tl_multitrace.scores import Score
+from tl_multitrace.solvers.search import Subset
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from tl_multitrace.tracer import Tracer
+
+CHANCE_DRAWS = 20
+
+
+class ChoiceRecord(BaseModel):
+    """One budget's choice in a file."""
+
+    size: int
+    members: list[int]
+    score: ScoreRecord
+    loss: float | None = None
+    held_out: ScoreRecord | None = None
+    chance: ScoreRecord | None = None
+    certificate: str = "not certified"
+
+
+class PathFile(File):
+    """A :class:`SubsetPath` on disk."""
+
+    FORMAT: ClassVar[str] = "tl_multitrace.path"
+    format: Literal["tl_multitrace.path"]
+    groups: GroupsRecord
+    choices: list[ChoiceRecord]
+    full_effect: float
+    notes: list[str] = []
+    provenance: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a search chose for one budget.
+
+    Attributes:
+        size: the budget: the largest number of groups allowed.
+        members: mask indices of the best subset seen within it.
+        score: its effect on the search's prompts.
+        loss: the bounded loss that gradient solvers minimise (lower is better), on the same prompts.
+        held_out: its effect on held-out prompts.
+        chance: effect of random sets of its size and kinds.
+        certificate: what is proved about it.
+    """
+
+    size: int
+    members: Subset
+    score: Score
+    loss: float | None = None
+    held_out: Score | None = None
+    chance: Score | None = None
+    certificate: str = "not certified"
+
+
+@dataclass(frozen=True)
+class SubsetPath:
+    """The best subset seen for every budget; ``path[S]`` is a :class:`Circuit` of at most S groups.
+
+    Attributes:
+        groups: all hook groups of the search.
+        choices: per budget, ascending.
+        full_effect: mean effect of the whole mask.
+        notes: what the solver has to say about its run.
+        provenance: model, prompts, metric, intervention, direction, solver, seed, cost, versions.
+    """
+
+    groups: HookGroups
+    choices: tuple[Choice, ...]
+    full_effect: float
+    notes: tuple[str, ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    tracer: Tracer | None = field(default=None, repr=False, compare=False)
+    _circuits: dict[int, Circuit] = field(default_factory=dict, repr=False, compare=False)
+
+    # ------------------------------------------------------------------ reading
+
+    @property
+    def sizes(self) -> list[int]:
+        """Budgets, ascending."""
+        return [c.size for c in self.choices]
+
+    @property
+    def effects(self) -> list[float]:
+        """Mean effect per budget, in the metric's unit."""
+        return [c.score.mean for c in self.choices]
+
+    @property
+    def cost(self) -> Mapping[str, float]:
+        """Forward equivalents and seconds of the search."""
+        return dict(self.provenance.get("cost", {}))
+
+    def __len__(self) -> int:
+        return len(self.choices)
+
+    def choice(self, size: int) -> Choice:
+        """What was chosen for a budget.
+
+        Raises:
+            KeyError: no such budget was asked for.
+        """
+        for choice in self.choices:
+            if choice.size == size:
+                return choice
+        raise KeyError(f"budget {size} was not asked for; this path has {_ranges(self.sizes)}.")
+
+    def __getitem__(self, size: int) -> Circuit:
+        """The circuit for a budget, with marginal effects and what chance gets (measured now, the first time)."""
+        if size not in self._circuits:
+            self._circuits[size] = self._circuit(self.choice(size))
+        return self._circuits[size]
+
+    def _circuit(self, choice: Choice) -> Circuit:
+        marginals = () if self.tracer is None else marginal_effects(self.tracer, choice.members)
+        chance = choice.chance
+        if chance is None and self.tracer is not None:
+            chance = chance_score(self.tracer, choice.members, int(self.provenance.get("seed", 0)))
+        return Circuit(
+            groups=self.groups[list(choice.members)],
+            indices=choice.members,
+            n_groups=len(self.groups),
+            effect=choice.score.mean,
+            score=choice.score,
+            held_out=choice.held_out,
+            chance=chance,
+            full_effect=self.full_effect,
+            marginals=marginals,
+            certificate=choice.certificate,
+            provenance={**self.provenance, "budget": choice.size},
+        )
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per budget: effect with interval, log-scale effect, loss, held-out effect, components."""
+        import pandas as pd
+
+        rows = []
+        for c in self.choices:
+            held = c.held_out
+            rows.append(
+                {
+                    "budget": c.size,
+                    "size": len(c.members),
+                    "effect": c.score.mean,
+                    "low": c.score.low,
+                    "high": c.score.high,
+                    "median": c.score.median,
+                    "log_effect": c.score.log,
+                    "loss": c.loss,
+                    "held_out": None if held is None else held.mean,
+                    "held_out_low": None if held is None else held.low,
+                    "held_out_high": None if held is None else held.high,
+                    "components": " ".join(self.groups.components[i].label for i in c.members),
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def __repr__(self) -> str:
+        facts = self.provenance
+        head = f"SubsetPath by {facts.get('solver', {}).get('name', 'unknown')}: budgets {_ranges(self.sizes)} of {len(self.groups)} components"
+        cost = f"  cost {self.cost.get('equivalents', 0):.0f} forward equivalents, {self.cost.get('seconds', 0):.1f} s"
+        rows = [f"  {'budget':>6s}  {'effect':>22s}  {'held out':>22s}"]
+        for c in _spread(self.choices):
+            rows.append(f"  {c.size:6d}  {c.score!s:>22s}  {str(c.held_out) if c.held_out else '-':>22s}")
+        return "\n".join([head, cost, *rows, f"  whole mask {self.full_effect:.3g}", *[f"  note: {n}" for n in self.notes]])
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{repr(self).replace('&', '&amp;').replace('<', '&lt;')}</pre>"
+
+    def plot(self, *others: SubsetPath, **options: Any) -> Any:
+        """Effect against budget, other paths over it; see :func:`tl_multitrace.render.plot_path`."""
+        from tl_multitrace.render import plot_path
+
+        return plot_path(self, *others, **options)
+
+    # ------------------------------------------------------------------ files
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write versioned JSON; raises FileExistsError unless ``overwrite``."""
+        return write_json(Path(path), self._file().model_dump(mode="json"), overwrite=overwrite)
+
+    def _file(self) -> PathFile:
+        choices = [
+            ChoiceRecord(
+                size=c.size,
+                members=list(c.members),
+                score=ScoreRecord(**c.score.to_dict()),
+                loss=c.loss,
+                held_out=ScoreRecord.of(c.held_out),
+                chance=ScoreRecord.of(c.chance),
+                certificate=c.certificate,
+            )
+            for c in self.choices
+        ]
+        return PathFile(
+            format="tl_multitrace.path",
+            version=PathFile.VERSION,
+            groups=GroupsRecord.of(self.groups),
+            choices=choices,
+            full_effect=self.full_effect,
+            notes=list(self.notes),
+            provenance=dict(self.provenance),
+        )
+
+    @classmethod
+    def load(cls, path: str | Path) -> SubsetPath:
+        """Read a path file; raises as :meth:`Circuit.load` does."""
+        file = read_json(Path(path), PathFile)
+        groups = file.groups.groups()
+        if any(not 0 <= i < len(groups) for c in file.choices for i in c.members):
+            raise ValueError(f"{path}: a chosen index is outside the {len(groups)} hook groups.")
+        choices = tuple(
+            Choice(
+                c.size,
+                tuple(c.members),
+                c.score.score(),
+                c.loss,
+                c.held_out and c.held_out.score(),
+                c.chance and c.chance.score(),
+                c.certificate,
+            )
+            for c in file.choices
+        )
+        return cls(groups, choices, file.full_effect, tuple(file.notes), file.provenance)
+
+
+# ---------------------------------------------------------------------- what a circuit's table needs
+
+
+def marginal_effects(tracer: Tracer, members: Subset) -> tuple[float, ...]:
+    """Effect of a set minus that of the set without each member, exact."""
+    if not members:
+        return ()
+    full = torch.zeros(len(tracer.groups))
+    full[list(members)] = 1.0
+    masks = full.repeat(len(members) + 1, 1)
+    masks[torch.arange(len(members)), list(members)] = 0.0
+    means = tracer.effects(masks, reference=full).double().mean(-1)
+    return tuple((means[-1] - means[:-1]).tolist())
+
+
+def chance_score(tracer: Tracer, members: Subset, seed: int = 0, draws: int = CHANCE_DRAWS) -> Score:
+    """Mean effects of random sets with as many components of each kind; the interval is over draws."""
+    generator = np.random.default_rng([seed, 99])
+    kinds = np.array(tracer.groups.kinds)
+    masks = torch.zeros(draws, len(kinds))
+    for row in masks:
+        for kind, count in zip(*np.unique(kinds[list(members)], return_counts=True), strict=True):
+            row[generator.choice(np.flatnonzero(kinds == kind), int(count), replace=False)] = 1.0
+    return Score.of(tracer.effects(masks).double().mean(-1).cpu().numpy())
+
+
+def _ranges(sizes: list[int]) -> str:
+    parts: list[str] = []
+    start = previous = None
+    for size in [*sizes, None]:
+        if previous is not None and size == previous + 1:
+            previous = size
+            continue
+        if previous is not None:
+            parts.append(str(start) if start == previous else f"{start}-{previous}")
+        start = previous = size
+    return ", ".join(parts)
+
+
+def _spread(choices: tuple[Choice, ...], most: int = 8) -> list[Choice]:
+    if len(choices) <= most:
+        return list(choices)
+    picks = sorted({round(i * (len(choices) - 1) / (most - 1)) for i in range(most)})
+    return [choices[i] for i in picks]

@@ -1,0 +1,152 @@
+"""What every solver works on: scored evaluations of subsets, with the best seen per size kept.
+
+A solver never sees a hook name, a metric's sign or a budget's bookkeeping. It asks for the scores of index sets (higher is
+better, whatever the direction) or for gradients; everything it asks for is remembered, and what it has seen is the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from tl_multitrace.tracer import Tracer
+
+Direction = Literal["maximize", "minimize"]
+Subset = tuple[int, ...]
+
+
+def subset(members: Iterable[int]) -> Subset:
+    """Sorted tuple of distinct indices."""
+    return tuple(sorted({int(i) for i in members}))
+
+
+@dataclass
+class Search:
+    """One subset search on a tracer.
+
+    Attributes:
+        tracer: evaluates masks.
+        budgets: sizes that were asked for, ascending.
+        sign: +1 to maximise the effect, -1 to minimise it.
+        seed: for whatever is random in a solver.
+        allowed: groups that may be chosen.
+        forced: groups that every subset holds.
+        best: best score and subset seen, per exact size.
+        notes: what the solver wants the user to know.
+    """
+
+    tracer: Tracer
+    budgets: tuple[int, ...]
+    sign: int
+    seed: int
+    allowed: np.ndarray[Any, np.dtype[np.bool_]]
+    forced: Subset = ()
+    show_progress: bool = False
+    best: dict[int, tuple[float, Subset]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    certificates: dict[int, str] = field(default_factory=dict)
+    _memo: dict[Subset, float] = field(default_factory=dict)
+    _bar: Any = None
+
+    # ------------------------------------------------------------------ facts
+
+    @property
+    def n(self) -> int:
+        """Number of hook groups."""
+        return len(self.tracer.groups)
+
+    @property
+    def largest(self) -> int:
+        """The largest budget."""
+        return self.budgets[-1]
+
+    @property
+    def candidates(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Groups that may be added."""
+        free = self.allowed.copy()
+        free[list(self.forced)] = False
+        return np.flatnonzero(free)
+
+    def generator(self, stream: int = 0) -> np.random.Generator:
+        """A random generator of this search's seed; different streams are independent."""
+        return np.random.default_rng([self.seed, stream])
+
+    # ------------------------------------------------------------------ exact scores
+
+    def score(self, members: Iterable[int]) -> float:
+        """Exact mean score of one subset."""
+        return float(self.scores([subset(members)])[0])
+
+    def scores(self, subsets: Sequence[Iterable[int]], reference: Iterable[int] | None = None) -> Float[np.ndarray, " k"]:
+        """Exact mean scores; each subset is evaluated once in a search and remembered.
+
+        Args:
+            subsets: index sets; forced groups are added.
+            reference: a set the others differ little from: evaluations restart from the first block where they differ.
+        """
+        wanted = [subset((*s, *self.forced)) for s in subsets]
+        new = [s for s in dict.fromkeys(wanted) if s not in self._memo]
+        if new:
+            ref = None if reference is None else self.mask(subset((*reference, *self.forced)))
+            for part in _chunks(new, 512):
+                masks = torch.stack([self.mask(s) for s in part])
+                means = self.tracer.effects(masks, reference=ref).double().mean(-1)
+                for s, value in zip(part, means.tolist(), strict=True):
+                    self._remember(s, self.sign * value)
+        return np.array([self._memo[s] for s in wanted])
+
+    def known(self, members: Iterable[int]) -> float | None:
+        """The score of a subset if it was evaluated before."""
+        return self._memo.get(subset((*members, *self.forced)))
+
+    def _remember(self, members: Subset, value: float) -> None:
+        self._memo[members] = value
+        if members and not self.allowed[list(members)].all():
+            return
+        size = len(members)
+        # ties go to the set that was seen first, so that a run does not depend on rounding alone
+        if size not in self.best or value > self.best[size][0]:
+            self.best[size] = (value, members)
+            self._tell(value)
+
+    def mask(self, members: Iterable[int]) -> Float[Tensor, " groups"]:
+        """Binary mask of a subset."""
+        mask = torch.zeros(self.n)
+        mask[list(members)] = 1.0
+        return mask
+
+    # ------------------------------------------------------------------ gradients
+
+    def gradient(self, mask: Any) -> Float[np.ndarray, " groups"]:
+        """Mean derivative of the score with respect to each mask entry."""
+        return self.sign * self.tracer.gradient(mask).double().mean(0).cpu().numpy()
+
+    # ------------------------------------------------------------------ bests
+
+    def best_within(self, size: int) -> tuple[float, Subset]:
+        """Best score and subset seen of at most ``size`` groups."""
+        found = [(self.best[s][0], -s) for s in self.best if s <= size]
+        if not found:
+            raise ValueError(f"no subset of at most {size} groups was evaluated.")
+        _, negative = max(found)
+        return self.best[-negative]
+
+    def progress(self, total: int | None, what: str) -> Any:
+        """A progress bar (``tqdm.auto``), silent unless asked for; shows the best score so far."""
+        self._bar = tqdm(total=total, desc=what, disable=not self.show_progress, leave=False)
+        return self._bar
+
+    def _tell(self, value: float) -> None:
+        if self._bar is not None and not self._bar.disable:
+            self._bar.set_postfix(best=f"{self.sign * value:.3g}", cost=f"{self.tracer.cost.equivalents:.0f}", refresh=False)
+
+
+def _chunks(items: Sequence[Subset], size: int) -> Iterable[Sequence[Subset]]:
+    return (items[i : i + size] for i in range(0, len(items), size))

@@ -1,0 +1,164 @@
+"""``select``: the verb. A solver is data; the loop around it, the bookkeeping and the scoring are here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import fields, is_dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+
+from tl_multitrace._version import __version__
+from tl_multitrace.groups import Component, HookGroups
+from tl_multitrace.prompts import PromptPairs
+from tl_multitrace.scores import Score
+from tl_multitrace.solvers.path import Choice, SubsetPath
+from tl_multitrace.solvers.search import Direction, Search, Subset, subset
+from tl_multitrace.tracer import Tracer
+
+
+@runtime_checkable
+class Solver(Protocol):
+    """Hyperparameters and one method; see ``Search`` for what it may ask."""
+
+    name: str
+
+    def search(self, search: Search) -> None:
+        """Evaluate subsets; the best seen per size is the result."""
+        ...
+
+
+def select(
+    tracer: Tracer,
+    budgets: int | Iterable[int],
+    solver: Solver | None = None,
+    *,
+    direction: Direction = "maximize",
+    seed: int = 0,
+    held_out: PromptPairs | None = None,
+    forced: Iterable[int | str | Component] = (),
+    forbidden: Iterable[int | str | Component] = (),
+    progress: bool | None = None,
+) -> SubsetPath:
+    """Choose the subset of at most S hook groups that moves the metric most, for every budget S.
+
+    Args:
+        tracer: model, prompts, groups and metric.
+        budgets: largest subset sizes, or one; each from 1 to the number of groups.
+        solver: how to search; default see the README.
+        direction: ``"maximize"`` or ``"minimize"`` the mean effect.
+        seed: of whatever is random in the solver, the bootstrap and the random baseline.
+        held_out: prompts to score every choice on afterwards; never used to choose.
+        forced: groups (index, label or component) in every subset; they count against the budget.
+        forbidden: groups in none.
+        progress: show progress bars; default: the tracer's setting.
+
+    Returns:
+        The best subset seen within each budget: ``path[S]`` has at most S groups, and its mean effect is no worse than
+        ``path[S-1]``'s.
+
+    Raises:
+        ValueError: a budget below 1 or above the number of groups, unknown direction, groups both forced and forbidden.
+    """
+    sizes = check_budgets(budgets, len(tracer.groups))
+    sign = _sign(direction)
+    keep, drop = _indices(tracer.groups, forced), _indices(tracer.groups, forbidden)
+    if set(keep) & set(drop):
+        raise ValueError(f"{tracer.groups.labels[min(set(keep) & set(drop))]} is both forced and forbidden.")
+    if len(keep) > sizes[0]:
+        raise ValueError(f"{len(keep)} forced groups do not fit the smallest budget {sizes[0]}.")
+    allowed = np.ones(len(tracer.groups), dtype=bool)
+    allowed[list(drop)] = False
+    solver = default_solver() if solver is None else solver
+    show = tracer.progress if progress is None else progress
+    search = Search(tracer, sizes, sign, seed, allowed, keep, show)
+    before, began = tracer.cost.copy(), time.perf_counter()
+    with tracer.session():
+        search.score(())
+        solver.search(search)
+        cost = tracer.cost - before
+        seconds = time.perf_counter() - began
+        chosen = {size: search.best_within(size)[1] for size in sizes}
+        held = None if held_out is None else Tracer(
+            tracer.model, held_out, tracer.groups, tracer.metric, tracer.intervention, batch_size=None, dtype=tracer.dtype
+        )
+        choices = _score(tracer, held, chosen, search, seed)
+        full = float(tracer.effect(torch.ones(len(tracer.groups))).double().mean())
+    record = {"forwards": cost.forwards, "backwards": cost.backwards, "equivalents": cost.equivalents, "seconds": seconds}
+    facts = provenance(tracer) | {"direction": direction, "seed": seed, "solver": _describe(solver), "cost": record}
+    return SubsetPath(tracer.groups, choices, full, tuple(search.notes), facts, tracer)
+
+
+def default_solver() -> Solver:
+    """The solver used where none is named."""
+    from tl_multitrace.solvers.ranking import IntegratedGradients
+
+    return IntegratedGradients()
+
+
+def check_budgets(budgets: int | Iterable[int], n: int) -> tuple[int, ...]:
+    """Budgets, ascending and distinct.
+
+    Raises:
+        ValueError: none, not whole numbers, below 1 or above ``n``.
+    """
+    given = [budgets] if isinstance(budgets, int | np.integer) else list(budgets)
+    if not given or any(int(b) != b for b in given):
+        raise ValueError(f"budgets must be whole numbers such as 10 or range(1, 26), got {given!r}.")
+    if min(given) < 1 or max(given) > n:
+        bad = min(given) if min(given) < 1 else max(given)
+        raise ValueError(f"budget {bad} is outside 1 to {n}, the number of hook groups. Ask for range(1, {min(n, 25) + 1}), say.")
+    return tuple(sorted({int(b) for b in given}))
+
+
+def _sign(direction: str) -> int:
+    if direction not in ("maximize", "minimize"):
+        raise ValueError(f"direction must be 'maximize' or 'minimize', got {direction!r}.")
+    return 1 if direction == "maximize" else -1
+
+
+def _indices(groups: HookGroups, which: Iterable[int | str | Component]) -> Subset:
+    return subset(i if isinstance(i, int) else groups.index(i) for i in which)
+
+
+def _score(tracer: Tracer, held: Tracer | None, chosen: dict[int, Subset], search: Search, seed: int) -> tuple[Choice, ...]:
+    distinct = list(dict.fromkeys(chosen.values()))
+    scores = {s: measure(tracer, search.mask(s), search.sign, seed) for s in distinct}
+    held_scores = {s: measure(held, search.mask(s), search.sign, seed)[0] for s in distinct} if held else {}
+    return tuple(
+        Choice(
+            size,
+            members,
+            *scores[members],
+            held_out=held_scores.get(members),
+            certificate=search.certificates.get(size, "not certified"),
+        )
+        for size, members in chosen.items()
+    )
+
+
+def measure(tracer: Tracer, mask: Any, sign: int = 1, seed: int = 0) -> tuple[Score, float]:
+    """Score of one mask, and the mean bounded loss a gradient solver would see."""
+    effect = tracer.effect(mask)
+    log = tracer.log_effect(mask) if tracer.metric.relative and tracer.metric.needs_wrong else None
+    loss = float(tracer.metric.surrogate.loss(effect, sign).double().mean())
+    return Score.of(effect.cpu().numpy(), log=None if log is None else log.cpu().numpy(), seed=seed), loss
+
+
+def provenance(tracer: Tracer) -> dict[str, Any]:
+    """What a result must say about where it comes from."""
+    return {
+        "tl_multitrace": __version__,
+        "model": tracer.view.describe(),
+        "prompts": {"n": tracer.n, "digest": tracer.pairs.digest()},
+        "metric": tracer.metric.name or "custom",
+        "metric_unit": tracer.metric.unit,
+        "intervention": tracer.intervention.describe(),
+    }
+
+
+def _describe(solver: Any) -> dict[str, Any]:
+    options = {f.name: getattr(solver, f.name) for f in fields(solver)} if is_dataclass(solver) else {}
+    return {"name": solver.name, **{k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}}
