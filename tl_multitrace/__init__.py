@@ -1,8 +1,9 @@
 """Which components of a language model carry a behaviour, found by intervention."""
 
-from tl_multitrace._version import __version__ as __version__
+from tl_multitrace._version import __version__
+from tl_multitrace.answers import Answers
 from tl_multitrace.circuit import Circuit
-from tl_multitrace.compat import ModelView, load_model
+from tl_multitrace.compat import ModelView
 from tl_multitrace.engine import Cost, HookError, NonFiniteError
 from tl_multitrace.groups import Component, HookGroups, attn_layers, heads, mlp_dims, mlps, neurons, residual
 from tl_multitrace.interventions import (
@@ -13,11 +14,11 @@ from tl_multitrace.interventions import (
     ResampleAblation,
     ZeroAblation,
 )
+from tl_multitrace.loading import load_model
 from tl_multitrace.metrics import (
     Accuracy,
     AnswerLogProb,
     AnswerProb,
-    Answers,
     KLDivergence,
     LogitDiff,
     Metric,
@@ -25,7 +26,6 @@ from tl_multitrace.metrics import (
     WeightedSum,
 )
 from tl_multitrace.prompts import PromptPairs
-from tl_multitrace.tracer import Tracer
 from tl_multitrace.scores import Score
 from tl_multitrace.solvers import (
     PGBCT,
@@ -38,3 +38,49 @@ from tl_multitrace.solvers import (
     TopK,
     select,
 )
+from tl_multitrace.tracer import Tracer
+
+__all__ = [
+    "__version__",
+    "Accuracy",
+    "AnswerLogProb",
+    "AnswerProb",
+    "Answers",
+    "AttributionPatching",
+    "Circuit",
+    "Component",
+    "Cost",
+    "Exhaustive",
+    "Greedy",
+    "HookError",
+    "HookGroups",
+    "IntegratedGradients",
+    "Interchange",
+    "Intervention",
+    "KLDivergence",
+    "LogitDiff",
+    "MeanAblation",
+    "Metric",
+    "ModelView",
+    "NoiseCorruption",
+    "NonFiniteError",
+    "OddsRatio",
+    "PGBCT",
+    "PromptPairs",
+    "RandomSubset",
+    "ResampleAblation",
+    "Score",
+    "SubsetPath",
+    "TopK",
+    "Tracer",
+    "WeightedSum",
+    "ZeroAblation",
+    "attn_layers",
+    "heads",
+    "load_model",
+    "mlp_dims",
+    "mlps",
+    "neurons",
+    "residual",
+    "select",
+]

@@ -1,7 +1,7 @@
 """One chosen subset of components, with its scores and where they come from.
 
-A circuit stands alone: it saves to versioned JSON, runs as TransformerLens hooks in anybody's analysis, and carries in its
-``repr`` what is needed to judge it (effect with interval, held-out effect, what chance gets at this size, cost).
+A circuit stands alone: it saves to versioned JSON, runs as TransformerLens hooks in anybody's analysis, and carries in
+its ``repr`` what is needed to judge it (effect with interval, held-out effect, what chance gets at this size, cost).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_multitrace.compat import HookFn, ModelView
-from tl_multitrace.files import CircuitFile, GroupsRecord, ScoreRecord, read_json, write_json
+from tl_multitrace.files import CircuitFile, GroupsRecord, ScoreRecord, read_json, stored_score, write_json
 from tl_multitrace.groups import Component, HookGroups
 from tl_multitrace.scores import Score
 
@@ -103,22 +103,29 @@ class Circuit:
 
     def __and__(self, other: Circuit) -> Circuit:
         """Components in both; unmeasured."""
-        return self._derived([i for i, c in enumerate(self.components) if c in other.components], None, [], "intersection")
+        return self._derived(
+            [i for i, c in enumerate(self.components) if c in other.components], None, [], "intersection"
+        )
 
     def __sub__(self, other: Circuit) -> Circuit:
         """Components here but not there; unmeasured."""
-        return self._derived([i for i, c in enumerate(self.components) if c not in other.components], None, [], "difference")
+        return self._derived(
+            [i for i, c in enumerate(self.components) if c not in other.components], None, [], "difference"
+        )
 
     def _derived(self, own: list[int], other: Circuit | None, extra: list[int], how: str) -> Circuit:
         if other is not None and other.n_groups != self.n_groups:
             raise ValueError(
-                f"the circuits were chosen from {self.n_groups} and {other.n_groups} hook groups, so their masks do not fit together. "
+                f"the circuits were chosen from {self.n_groups} and {other.n_groups} hook groups, so their masks do "
+                "not fit together. "
                 "Search both over the same groups."
             )
         groups, indices = self.groups[own], [self.indices[i] for i in own]
         if other is not None and extra:
             groups, indices = groups + other.groups[extra], indices + [other.indices[i] for i in extra]
-        kept = {k: v for k, v in self.provenance.items() if k in ("model", "metric", "intervention", "direction", "task")}
+        kept = {
+            k: v for k, v in self.provenance.items() if k in ("model", "metric", "intervention", "direction", "task")
+        }
         return Circuit(groups, tuple(indices), self.n_groups, float("nan"), provenance={**kept, "derived": how})
 
     def jaccard(self, other: Circuit) -> float:
@@ -157,7 +164,8 @@ class Circuit:
         for name in ("n_layers", "n_heads", "d_model", "d_mlp", "d_vocab"):
             if name in known and int(known[name]) != int(getattr(view, name)):
                 raise ValueError(
-                    f"this circuit is of {known.get('name')} ({name} {known[name]}), not of {view.name} ({name} {getattr(view, name)}). "
+                    f"this circuit is of {known.get('name')} ({name} {known[name]}), not of {view.name} ({name} "
+                    f"{getattr(view, name)}). "
                     "Load the model it was found on."
                 )
         HookGroups.of(model, [s for sites in self.groups.sites for s in sites])
@@ -204,7 +212,11 @@ class Circuit:
         columns = ["component", "kind", "layer", "index", "position", "marginal", "share"]
         frame = pd.DataFrame(rows, columns=columns)
         down = self.provenance.get("direction") != "minimize"
-        return frame.sort_values("marginal", ascending=not down, kind="stable", ignore_index=True) if self.marginals else frame
+        return (
+            frame.sort_values("marginal", ascending=not down, kind="stable", ignore_index=True)
+            if self.marginals
+            else frame
+        )
 
     def summary(self) -> list[tuple[str, str]]:
         """What is known about the circuit, line by line: name and value."""
@@ -212,7 +224,10 @@ class Circuit:
         unit = str(facts.get("metric_unit", "") or "")
         lines = [
             ("model", str(dict(facts.get("model") or {}).get("name", "unknown"))),
-            ("metric", f"{facts.get('metric', 'unknown')}, {facts.get('direction', '')}, {_name(facts.get('intervention'))}"),
+            (
+                "metric",
+                f"{facts.get('metric', 'unknown')}, {facts.get('direction', '')}, {_name(facts.get('intervention'))}",
+            ),
             ("effect", f"{self.score or f'{self.effect:.3g}'} {unit}".rstrip()),
         ]
         if self.score is not None and self.score.log is not None:
@@ -224,31 +239,41 @@ class Circuit:
         lines.append(("choice", self.certificate))
         cost = dict(facts.get("cost") or {})
         if cost:
-            lines.append(("cost", f"{cost.get('equivalents', 0):.0f} forward equivalents, {cost.get('seconds', 0):.1f} s"))
+            lines.append(
+                ("cost", f"{cost.get('equivalents', 0):.0f} forward equivalents, {cost.get('seconds', 0):.1f} s")
+            )
         return lines
 
     def __repr__(self) -> str:
         head = f"Circuit of {len(self)} of {self.n_groups} components"
         body = [f"  {name:9s} {value}" for name, value in self.summary()]
         frame = self.to_dataframe().head(30)
-        rows = [f"  {r.component:>12s}  {_number(r.marginal):>10s}  {_percent(r.share):>6s}" for r in frame.itertuples()]
+        rows = [
+            f"  {r.component:>12s}  {_number(r.marginal):>10s}  {_percent(r.share):>6s}" for r in frame.itertuples()
+        ]
         table = [f"  {'component':>12s}  {'marginal':>10s}  {'share':>6s}", *rows] if rows else []
         more = [f"  ... and {len(self) - 30} more"] if len(self) > 30 else []
         return "\n".join([head, *body, *table, *more])
 
     def _repr_html_(self) -> str:
-        facts = "".join(f"<tr><th style='text-align:left'>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in self.summary())
-        table = self.to_dataframe().drop(columns=["kind", "layer", "index", "position"]).to_html(index=False, float_format="%.3g")
+        facts = "".join(
+            f"<tr><th style='text-align:left'>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in self.summary()
+        )
+        table = (
+            self.to_dataframe()
+            .drop(columns=["kind", "layer", "index", "position"])
+            .to_html(index=False, float_format=lambda x: f"{x:.3g}")
+        )
         return f"<b>Circuit of {len(self)} of {self.n_groups} components</b><table>{facts}</table>{table}"
 
     def plot(self, **options: Any) -> Any:
-        """Layer by head map of the chosen components (matplotlib figure); see :func:`tl_multitrace.render.plot_circuit`."""
+        """Layer by head map of the chosen components; see :func:`tl_multitrace.render.plot_circuit`."""
         from tl_multitrace.render import plot_circuit
 
         return plot_circuit(self, **options)
 
     def show(self, model: Any = None, pairs: Any = None, **options: Any) -> Any:
-        """circuitsvis views of the chosen heads and neurons; see :func:`tl_multitrace.render.show`."""
+        """Circuitsvis views of the chosen heads and neurons; see :func:`tl_multitrace.render.show`."""
         from tl_multitrace.render import show
 
         return show(self, model, pairs, **options)
@@ -285,9 +310,9 @@ def _from_file(file: CircuitFile, path: str | Path) -> Circuit:
             indices=tuple(file.indices),
             n_groups=file.n_groups,
             effect=math.nan if file.effect is None else file.effect,
-            score=file.score and file.score.score(),
-            held_out=file.held_out and file.held_out.score(),
-            chance=file.chance and file.chance.score(),
+            score=stored_score(file.score),
+            held_out=stored_score(file.held_out),
+            chance=stored_score(file.chance),
             full_effect=file.full_effect,
             marginals=tuple(file.marginals),
             certificate=file.certificate,

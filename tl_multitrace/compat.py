@@ -1,8 +1,9 @@
 """The one file that knows which TransformerLens it runs on (2.16 to 4.x).
 
-A model comes in as an argument and is never dispatched on by class: TransformerLens 4 removed ``HookedTransformer``, and
-importing a model class would tie this package to one generation. What differs between the two kinds of model is small and
-all of it is here: where a run restarts from a stored residual, where the unembedding reads, and which flags a run touches.
+A model comes in as an argument and is never dispatched on by class: TransformerLens 4 removed ``HookedTransformer``,
+and importing a model class would tie this package to one generation. What differs between the two kinds of model is
+small and all of it is here: where a run restarts from a stored residual, where the unembedding reads, and which flags a
+run touches.
 
 A ``ModelView`` never changes the model outside its context managers, and each of those puts back what it found.
 """
@@ -10,20 +11,15 @@ A ``ModelView`` never changes the model outside its context managers, and each o
 from __future__ import annotations
 
 import hashlib
-import logging
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-
-logger = logging.getLogger(__name__)
 
 HookFn = Callable[..., Any]
 """A TransformerLens forward hook: ``fn(activation, hook) -> activation | None``."""
@@ -61,8 +57,10 @@ class ModelView:
     def __post_init__(self) -> None:
         if not (hasattr(self.model, "hook_dict") and hasattr(self.model, "cfg")):
             raise TypeError(
-                f"expected a TransformerLens model (HookedTransformer or TransformerBridge), got {type(self.model).__name__}. "
-                "Wrap a Hugging Face model with TransformerBridge.boot_transformers(name, hf_model=model, tokenizer=tokenizer)."
+                "expected a TransformerLens model (HookedTransformer or TransformerBridge), got "
+                f"{type(self.model).__name__}. "
+                "Wrap a Hugging Face model with TransformerBridge.boot_transformers(name, hf_model=model, "
+                "tokenizer=tokenizer)."
             )
 
     # ------------------------------------------------------------------ facts
@@ -113,7 +111,7 @@ class ModelView:
     @property
     def device(self) -> torch.device:
         """Device of the model's first parameter."""
-        return next(self.model.parameters()).device
+        return torch.device(next(self.model.parameters()).device)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -180,7 +178,8 @@ class ModelView:
         if name not in points:
             near = [n for n in points if n.split(".")[-1] == name.split(".")[-1]][:3]
             raise KeyError(
-                f"{type(self.model).__name__} has no hook point {name!r}" + (f"; it has {', '.join(near)} ..." if near else "")
+                f"{type(self.model).__name__} has no hook point {name!r}"
+                + (f"; it has {', '.join(near)} ..." if near else "")
             )
         return points[name]
 
@@ -210,8 +209,8 @@ class ModelView:
     def attached(self, hooks: Sequence[tuple[str, HookFn]]) -> Iterator[None]:
         """Attach forward hooks for the duration, in the order given; exactly these are removed afterwards.
 
-        Attaching to the ``HookPoint`` itself costs microseconds on every version, where ``model.hooks`` is quadratic in the
-        number of hooks on 3.x and ignores unknown names.
+        Attaching to the ``HookPoint`` itself costs microseconds on every version, where ``model.hooks`` is quadratic in
+        the number of hooks on 3.x and ignores unknown names.
         """
         added: list[tuple[Any, Any]] = []
         try:
@@ -261,7 +260,8 @@ class ModelView:
 
         Args:
             tokens: right-padded token ids.
-            attention_mask: 1 at real tokens. Always passed: a bridge does not infer it, ``HookedTransformer`` guesses it.
+            attention_mask: 1 at real tokens. Always passed: a bridge does not infer it, ``HookedTransformer`` guesses
+                it.
             start_layer: first block that runs, at least 1 where ``residual`` is given.
             residual: input of block ``start_layer``.
 
@@ -272,8 +272,8 @@ class ModelView:
             return self._full_run(tokens, attention_mask)
         if self.is_bridge:
             with self._blocks_skipped(start_layer, residual):
-                return self.model(tokens, attention_mask=attention_mask)
-        return self.model(residual, start_at_layer=start_layer, attention_mask=attention_mask)
+                return self._call(tokens, attention_mask=attention_mask)
+        return self._call(residual, start_at_layer=start_layer, attention_mask=attention_mask)
 
     @contextmanager
     def _blocks_skipped(self, start_layer: int, residual: Tensor) -> Iterator[None]:
@@ -299,16 +299,20 @@ class ModelView:
     def _full_run(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
         """A whole forward; on a bridge it also notes whether decoder layers return ``(hidden,)`` or ``hidden``."""
         if not self.is_bridge or "_returns_tuple" in self.__dict__:
-            return self.model(tokens, attention_mask=attention_mask)
+            return self._call(tokens, attention_mask=attention_mask)
 
         def note(module: Any, args: Any, output: Any) -> None:
             object.__setattr__(self, "_returns_tuple", isinstance(output, tuple))
 
         handle = self.model.blocks[0].register_forward_hook(note)
         try:
-            return self.model(tokens, attention_mask=attention_mask)
+            return self._call(tokens, attention_mask=attention_mask)
         finally:
             handle.remove()
+
+    def _call(self, tokens: Tensor, **options: Any) -> Tensor:
+        logits: Tensor = self.model(tokens, **options)
+        return logits
 
 
 @contextmanager
@@ -318,74 +322,3 @@ def tracing(view: ModelView, hooks: Sequence[tuple[str, HookFn]]) -> Iterator[No
         stack.enter_context(view.frozen())
         stack.enter_context(view.attached(hooks))
         yield
-
-
-# ---------------------------------------------------------------------- loading
-
-
-def load_model(name_or_path: str, device: str | torch.device | None = None, dtype: torch.dtype | str | None = None) -> Any:
-    """Load a model by hub name, local Hugging Face folder, or ``"demo"`` (the model inside this package).
-
-    TransformerLens 3 and 4 give a ``TransformerBridge``, 2.x a ``HookedTransformer`` with unprocessed weights, so that
-    activations mean the same on both.
-
-    Args:
-        name_or_path: ``"demo"``, a folder with ``config.json``, or a name on the Hugging Face hub such as ``"gpt2"``.
-        device: default: ``"cuda"`` where there is one, else ``"cpu"``.
-        dtype: ``torch.float32`` (default), ``torch.bfloat16``, ... or its name.
-
-    Raises:
-        FileNotFoundError: a path was meant (it has a separator or starts with a dot) and no such folder exists.
-        ValueError: unknown dtype name.
-    """
-    device = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    dtype = parse_dtype(dtype)
-    if name_or_path == "demo":
-        from tl_multitrace.demo import load_demo_model
-
-        return load_demo_model(device=device, dtype=dtype)
-    folder = Path(name_or_path).expanduser()
-    if not folder.is_dir() and name_or_path.startswith((".", "/", "~")):
-        raise FileNotFoundError(
-            f"no model folder {name_or_path!r}. Give a folder with config.json and weights, a Hugging Face name ('gpt2'), or 'demo'."
-        )
-    name = str(folder) if folder.is_dir() else name_or_path
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return _boot(name, device, dtype).eval()
-
-
-def _boot(name: str, device: str, dtype: torch.dtype) -> Any:
-    try:
-        from transformer_lens.model_bridge import TransformerBridge
-    except ImportError:
-        return _boot_hooked(name, device, dtype)
-    return TransformerBridge.boot_transformers(name, device=device, dtype=dtype)
-
-
-def _boot_hooked(name: str, device: str, dtype: torch.dtype) -> Any:
-    from transformer_lens import HookedTransformer
-
-    options: dict[str, Any] = {"device": device, "dtype": dtype}
-    if Path(name).is_dir():
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        options["hf_model"] = AutoModelForCausalLM.from_pretrained(name, torch_dtype=dtype)
-        options["tokenizer"] = AutoTokenizer.from_pretrained(name)
-    return HookedTransformer.from_pretrained_no_processing(name, **options)
-
-
-def parse_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
-    """``"bfloat16"`` -> ``torch.bfloat16``; None -> ``torch.float32``.
-
-    Raises:
-        ValueError: not the name of a floating-point dtype.
-    """
-    if dtype is None:
-        return torch.float32
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    found = getattr(torch, dtype, None)
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ValueError(f"unknown dtype {dtype!r}: use 'float32', 'bfloat16', 'float16' or 'float64'.")
-    return found

@@ -1,7 +1,7 @@
 """One forward of the model under masks: hooks attached once, sources kept, restarts, logits where they are read.
 
-Nothing else touches the model's hooks. Data flows one way: mask -> share per hook point (``mixing``) -> mixed activations ->
-log probabilities of the candidate answers (``metrics.Answers``).
+Nothing else touches the model's hooks. Data flows one way: mask -> share per hook point (``mixing``) -> mixed
+activations -> log probabilities of the candidate answers (``metrics.Answers``).
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_multitrace.answers import Answers
 from tl_multitrace.compat import BLOCK_INPUT, HookFn, ModelView, tracing
 from tl_multitrace.groups import HookGroups
 from tl_multitrace.interventions import NOISE_HOOK, Intervention, Run
-from tl_multitrace.metrics import Answers
 from tl_multitrace.mixing import compile_plans, mix
 from tl_multitrace.rows import Batch, Rows
 from tl_multitrace.sources import Sources
@@ -136,7 +136,8 @@ class Engine:
                 self._capture = None
 
     def _hooks(self) -> list[tuple[str, HookFn]]:
-        # order matters where names meet at one hook point: noise, then the stored block input, then mixing, then reading
+        # order matters where names meet at one hook point: noise, then the stored block input, then mixing, then
+        # reading
         names = [BLOCK_INPUT.format(layer=layer) for layer in self._restart_layers]
         hooks = [(NOISE_HOOK, self._add_noise)] if self.view.has_point(NOISE_HOOK) else []
         hooks += [(name, self._grabber(name)) for name in names]
@@ -198,7 +199,10 @@ class Engine:
         self._prepare(batch, mask, k, start)
         expected = [name for name, plan in self.plans.items() if plan.layer >= start]
         if record is not None:
-            self._capture, self._capture_names = {}, {"input:" + BLOCK_INPUT.format(layer=i) for i in self._restart_layers}
+            self._capture, self._capture_names = (
+                {},
+                {"input:" + BLOCK_INPUT.format(layer=i) for i in self._restart_layers},
+            )
         resid = None if prefix is None or not start else prefix.residuals[start][batch.rows, : batch.tokens.shape[1]]
         if resid is not None and k > 1:
             resid = resid.repeat(k, 1, 1)
@@ -216,7 +220,7 @@ class Engine:
     def _prepare(self, batch: Batch, mask: Tensor | None, k: int, start: int) -> None:
         self._shares, self._source = {}, {}
         if mask is not None:
-            active = mask.requires_grad or (mask != 0).flatten(0, 1).any(0).cpu().numpy()
+            active = (mask.detach() != 0).flatten(0, 1).any(0).cpu().numpy()
             for name, plan in self.plans.items():
                 if plan.layer >= start and (mask.requires_grad or active[self._entries[name]].any()):
                     self._source[name] = self.sources.get(self, name, batch)
@@ -244,8 +248,10 @@ class Engine:
         for name in expected:
             if self._fired[name] != 1:
                 raise HookError(
-                    f"the hook {name} fired {self._fired[name]} times in a forward instead of once, so an intervention there would "
-                    f"be lost. On {type(self.view.model).__name__} this point is not computed in the usual way; choose other groups."
+                    f"the hook {name} fired {self._fired[name]} times in a forward instead of once, so an intervention "
+                    "there would "
+                    f"be lost. On {type(self.view.model).__name__} this point is not computed in the usual way; choose "
+                    "other groups."
                 )
 
     def _keep_inputs(self, batch: Batch, record: Prefix) -> None:
@@ -300,7 +306,7 @@ class Engine:
             HookError: the model ignores edits at that kind of hook point.
         """
         kinds: dict[str, set[str]] = {}
-        for name, plan in self.plans.items():
+        for name in self.plans:
             kinds.setdefault(name.split(".", 2)[-1], set()).add(name)
         for names in kinds.values():
             self._poison = names
@@ -311,8 +317,10 @@ class Engine:
                 self._poison = set()
             if bool(logp[batch.present].isfinite().any()):
                 raise HookError(
-                    f"{type(self.view.model).__name__} ignores what a hook at {sorted(names)[0]} returns, so an intervention there "
-                    "would have no effect. TransformerLens 3.x does so for attention patterns of native bridges: use heads(site='z'), "
+                    f"{type(self.view.model).__name__} ignores what a hook at {sorted(names)[0]} returns, so an "
+                    "intervention there "
+                    "would have no effect. TransformerLens 3.x does so for attention patterns of native bridges: use "
+                    "heads(site='z'), "
                     "or TransformerLens 4."
                 )
 

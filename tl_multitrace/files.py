@@ -1,6 +1,7 @@
 """The package's own files: versioned JSON, written whole or not at all, read with validation.
 
-Nothing here is ever unpickled. A file that is cut off, of another program, or of a newer version gives an error that says so.
+Nothing here is ever unpickled. A file that is cut off, of another program, or of a newer version gives an error that
+says so.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tl_multitrace.groups import SITES, Component, HookGroups
 from tl_multitrace.scores import Score
@@ -74,7 +75,9 @@ class GroupsRecord(BaseModel):
         components = tuple(c.component() for c in self.components)
         if len(self.sites) != len(components):
             raise ValueError(f"{len(self.sites)} site lists for {len(components)} components.")
-        sites = tuple((c,) if s is None else tuple(x.component() for x in s) for c, s in zip(components, self.sites, strict=True))
+        sites = tuple(
+            (c,) if s is None else tuple(x.component() for x in s) for c, s in zip(components, self.sites, strict=True)
+        )
         sizes = {}
         for key, n in self.sizes.items():
             kind, _, site = key.partition(".")
@@ -117,9 +120,14 @@ class CircuitFile(File):
     held_out: ScoreRecord | None = None
     chance: ScoreRecord | None = None
     full_effect: float | None = None
-    marginals: list[float] = []
+    marginals: list[float] = Field(default_factory=list)
     certificate: str = "not certified"
-    provenance: dict[str, Any] = {}
+    provenance: dict[str, Any] = Field(default_factory=dict)
+
+
+def stored_score(record: ScoreRecord | None) -> Score | None:
+    """The score in a file, if there is one."""
+    return None if record is None else record.score()
 
 
 # ---------------------------------------------------------------------- reading and writing

@@ -1,10 +1,11 @@
 """Hook groups: the entries of a mask, and how a mask becomes TransformerLens hooks.
 
-A hook group switches one or more *sites* together; a site is a hook name, an index along that hook's component axis and the
-token positions it covers. One head is a group of one site. A window of ten MLP layers at one token is a group of ten.
+A hook group switches one or more *sites* together; a site is a hook name, an index along that hook's component axis and
+the token positions it covers. One head is a group of one site. A window of ten MLP layers at one token is a group of
+ten.
 
-Where several groups cover the same site with mask values ``m1, m2, ...`` the source share is ``1 - (1-m1)(1-m2)...``, which is
-what mixing one after the other gives; for binary masks: patched when any of them is on.
+Where several groups cover the same site with mask values ``m1, m2, ...`` the source share is ``1 - (1-m1)(1-m2)...``,
+which is what mixing one after the other gives; for binary masks: patched when any of them is on.
 
     act <- (1 - share) * act_running + share * act_source
 """
@@ -24,7 +25,8 @@ from torch import Tensor
 from tl_multitrace.compat import HookFn, ModelView
 
 Position = int | str | tuple[int, int] | None
-"""Token positions of a site: None (the whole prompt), ``"last"``, ``"everywhere"`` (prompt and answer), a span's name, one
+"""Token positions of a site: None (the whole prompt), ``"last"``, ``"everywhere"`` (prompt and answer), a span's name,
+one
 position (negative: from the prompt's end) or a ``(start, stop)`` range."""
 
 Positions = str | int | slice | Sequence[int] | None
@@ -59,7 +61,14 @@ SITES: dict[tuple[str, str], SiteKind] = {
 """Every kind of component and the activation that stands for it."""
 
 _DEFAULT_SITE = {"head": "z", "neuron": "post", "mlp_dim": "out", "mlp": "out", "attn": "out", "resid": "pre"}
-_LABEL = {"head": "H{index}", "neuron": "N{index}", "mlp_dim": "D{index}", "mlp": "MLP", "attn": "ATTN", "resid": "RESID"}
+_LABEL = {
+    "head": "H{index}",
+    "neuron": "N{index}",
+    "mlp_dim": "D{index}",
+    "mlp": "MLP",
+    "attn": "ATTN",
+    "resid": "RESID",
+}
 
 
 @dataclass(frozen=True, order=True)
@@ -71,8 +80,8 @@ class Component:
         layer: block number.
         index: head, neuron or dimension; None for whole layers and residual states.
         position: token position(s) it is restricted to; None for the whole prompt.
-        site: which of its activations (heads: ``"z"`` or ``"pattern"``; residual: ``"pre"``, ``"mid"``, ``"post"``); default
-            per kind. Not part of the identity: the same head at ``z`` and at ``pattern`` is one component.
+        site: which of its activations (heads: ``"z"`` or ``"pattern"``; residual: ``"pre"``, ``"mid"``, ``"post"``);
+            default per kind. Not part of the identity: the same head at ``z`` and at ``pattern`` is one component.
 
     Raises:
         ValueError: unknown kind or site, a negative number, an index where there is none or none where one is needed.
@@ -207,7 +216,7 @@ class HookGroups:
 
     @property
     def names_filter(self) -> list[str]:
-        """Hook names to cache from the source run: ``model.run_with_cache(tokens, names_filter=groups.names_filter)``."""
+        """Hook names to cache from the source run, for ``model.run_with_cache(tokens, names_filter=...)``."""
         return list(dict.fromkeys(s.hook_name for group in self.sites for s in group))
 
     @property
@@ -225,7 +234,9 @@ class HookGroups:
         try:
             return self.labels.index(label)
         except ValueError:
-            raise KeyError(f"{label} is not among these {len(self)} groups (first: {', '.join(self.labels[:3])} ...).") from None
+            raise KeyError(
+                f"{label} is not among these {len(self)} groups (first: {', '.join(self.labels[:3])} ...)."
+            ) from None
 
     def __repr__(self) -> str:
         counts = {k: self.kinds.count(k) for k in dict.fromkeys(self.kinds)}
@@ -238,7 +249,8 @@ class HookGroups:
 
         Args:
             mask: ``[len(groups)]`` numbers from 0 to 1.
-            cache: the source run's ``ActivationCache`` (or dict), at least of ``names_filter``; same batch and positions.
+            cache: the source run's ``ActivationCache`` (or dict), at least of ``names_filter``; same batch and
+                positions.
             pairs: the ``PromptPairs`` run, needed where prompts are padded or a group names a span.
 
         Returns:
@@ -276,7 +288,9 @@ class HookGroups:
         if values.shape != (len(self),):
             raise ValueError(f"the mask has shape {tuple(values.shape)}, but there are {len(self)} hook groups.")
         if not bool(((values >= 0) & (values <= 1)).all()):
-            raise ValueError(f"mask values must lie in [0, 1], got {float(values.min()):.3g} to {float(values.max()):.3g}.")
+            raise ValueError(
+                f"mask values must lie in [0, 1], got {float(values.min()):.3g} to {float(values.max()):.3g}."
+            )
         return values
 
 
@@ -293,8 +307,8 @@ def heads(model: Any, layers: Any = None, *, site: str = "z", positions: Positio
     Args:
         model: a TransformerLens model.
         layers: block numbers; default all.
-        site: ``"z"`` mixes the head's output before ``W_O``; ``"pattern"`` mixes its attention weights and leaves the values
-            running (both the destination and the source position must be covered).
+        site: ``"z"`` mixes the head's output before ``W_O``; ``"pattern"`` mixes its attention weights and leaves the
+            values running (both the destination and the source position must be covered).
         positions: see :func:`neurons`.
     """
     return _indexed(model, "head", layers, positions, ModelView(model).n_heads, site)
@@ -306,8 +320,8 @@ def neurons(model: Any, layers: Any = None, *, positions: Positions = "all") -> 
     Args:
         model: a TransformerLens model.
         layers: block numbers; default all.
-        positions: ``"all"`` prompt positions (default), ``"last"``, ``"everywhere"`` (also the answer's tokens), a span's name
-            such as ``"subject"``, one position, a ``slice``, or a list of positions for one group each.
+        positions: ``"all"`` prompt positions (default), ``"last"``, ``"everywhere"`` (also the answer's tokens), a
+            span's name such as ``"subject"``, one position, a ``slice``, or a list of positions for one group each.
 
     Raises:
         ValueError: the model has no MLPs, or a layer is outside the model.

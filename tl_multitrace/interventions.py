@@ -115,8 +115,8 @@ class MeanAblation(Intervention):
 
     Args:
         reference: prompts whose *base* side is averaged; default: the pairs' own source prompts.
-        per_position: one mean per position (prompts must line up from the left) instead of one over all tokens. Attention
-            weights always take one mean per position.
+        per_position: one mean per position (prompts must line up from the left) instead of one over all tokens.
+            Attention weights always take one mean per position.
     """
 
     reference: PromptPairs | None = None
@@ -168,7 +168,8 @@ class ResampleAblation(Intervention):
         fitting = [i for i in fitting if not torch.equal(pool.base_tokens[i, :length], own[:length])]
         if not fitting:
             raise ValueError(
-                f"pair {int(rows.order[e])}: no other prompt of {length} tokens to resample from. Pass reference= with prompts "
+                f"pair {int(rows.order[e])}: no other prompt of {length} tokens to resample from. Pass reference= with "
+                "prompts "
                 "of that length, or use MeanAblation()."
             )
         return fitting[int(torch.randint(len(fitting), (1,), generator=generator))]
@@ -181,10 +182,10 @@ class NoiseCorruption(Intervention):
     Args:
         noise: standard deviation of the noise in units of ``std``.
         at: which positions are noised: ``"all"``, a span's name such as ``"subject"``, or a position.
-        restore: False: the clean run is the base and noised activations are patched in. True: the noised run is the base and
-            clean activations are restored.
-        std: unit of the noise: ``"prompts"`` (standard deviation of the embeddings of the tokens at ``at`` over the prompt
-            set), ``"embedding"`` (of the whole embedding matrix), or a number.
+        restore: False: the clean run is the base and noised activations are patched in. True: the noised run is the
+            base and clean activations are restored.
+        std: unit of the noise: ``"prompts"`` (standard deviation of the embeddings of the tokens at ``at`` over the
+            prompt set), ``"embedding"`` (of the whole embedding matrix), or a number.
         shared: the same draw for every prompt instead of one each.
         seed: seed of the draw, which is the same for every mask.
 
@@ -218,7 +219,8 @@ class NoiseCorruption(Intervention):
         spans = {k: v[rows.example] for k, v in pairs.spans.items()}
         where = Places(width, prompt, rows.lengths, spans=spans).select(None if self.at == "all" else self.at)
         scale = self.noise * self.unit(rows, view, where)
-        # drawn example by example in the caller's order, so that a prompt's noise does not depend on how batches are sorted
+        # drawn example by example in the caller's order, so that a prompt's noise does not depend on how batches are
+        # sorted
         draws = torch.empty(rows.n_examples, width, view.d_model)
         generator = torch.Generator().manual_seed(self.seed)
         first = torch.randn(width, view.d_model, generator=generator)

@@ -1,55 +1,22 @@
 """Per-example numbers from answer scores, with their sign conventions.
 
-A metric is any callable ``metric(out, base) -> Float["n"]`` that takes the :class:`Answers` of a run and of the unpatched base
-run. The classes here add what solvers can use: an inner quantity in which effects are closer to linear (log-odds for odds),
-the bounded loss that PGB-CT minimises, and a differentiable surrogate where the metric itself has no gradient.
+A metric is any callable ``metric(out, base) -> Float["n"]`` that takes the :class:`Answers` of a run and of the
+unpatched base run. The classes here add what solvers can use: an inner quantity in which effects are closer to linear
+(log-odds for odds), the bounded loss that PGB-CT minimises, and a differentiable surrogate where the metric itself has
+no gradient.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-Reduce = Literal["mean", "sum"]
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What a run says about the candidate answers of ``n`` examples.
-
-    Attributes:
-        token_logp: log probability of every candidate token given the prompt and the tokens before it.
-        present: which of these tokens exist.
-        right: which candidates are answers (the others are wrong answers).
-        last: log probabilities over the vocabulary at the answer position; only when the metric asks for it.
-        token_ids: ids of the candidate tokens.
-    """
-
-    token_logp: Float[Tensor, "n k t"]
-    present: Bool[Tensor, "n k t"]
-    right: Bool[Tensor, "n k"]
-    token_ids: Any = None
-    last: Float[Tensor, "n vocab"] | None = None
-
-    def scores(self, reduce: Reduce = "mean") -> Float[Tensor, "n k"]:
-        """Log score of each candidate: mean (default) or sum of its tokens' log probabilities; -inf where there is none."""
-        total = torch.where(self.present, self.token_logp, 0.0).sum(-1)
-        count = self.present.sum(-1)
-        scored = total / count.clamp_min(1) if reduce == "mean" else total
-        return scored.masked_fill(count == 0, -torch.inf)
-
-    def grouped(self, reduce: Reduce = "mean") -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-        """Log of the summed score of the right candidates, and of the wrong ones (-inf without any)."""
-        scores = self.scores(reduce)
-        none = torch.full_like(scores, -torch.inf)
-        right = torch.where(self.right, scores, none)
-        wrong = torch.where(self.right, none, scores)
-        return right.logsumexp(-1), wrong.logsumexp(-1)
+from tl_multitrace.answers import Answers, Reduce
 
 
 @runtime_checkable
@@ -112,8 +79,8 @@ class Metric:
 class LogitDiff(Metric):
     """Logit of the answer minus logit of the wrong answer; positive: the answer is preferred. Unit: nats.
 
-    For several candidates or tokens: mean log score of the answers minus that of the wrong answers, which for single tokens
-    equals the difference of logits (the normaliser cancels).
+    For several candidates or tokens: mean log score of the answers minus that of the wrong answers, which for single
+    tokens equals the difference of logits (the normaliser cancels).
 
     Args:
         reduce: ``"mean"`` or ``"sum"`` of log p over a candidate's tokens.
@@ -140,8 +107,8 @@ def _mean(values: Float[Tensor, "n k"], chosen: Bool[Tensor, "n k"]) -> Float[Te
 class OddsRatio(Metric):
     """Relative change of the odds of the answer: ``odds(mask) / odds(base) - 1``, ``odds = p(answer) / p(wrong)``.
 
-    The bias measure of multi-component causal tracing (arXiv:2606.03085). Above 0: the mask moves probability towards the
-    answer; -1 is the lower limit. A mean over examples is moved by a few large ratios, so the mean log-odds change
+    The bias measure of multi-component causal tracing (arXiv:2606.03085). Above 0: the mask moves probability towards
+    the answer; -1 is the lower limit. A mean over examples is moved by a few large ratios, so the mean log-odds change
     (:meth:`inner`) is reported beside it.
 
     Args:
@@ -165,7 +132,7 @@ class OddsRatio(Metric):
         return torch.expm1(inner)
 
     def loss(self, effect: Float[Tensor, " n"], sign: int = 1) -> Float[Tensor, " n"]:
-        """``1 / (1 + effect)``, the published objective; minimised: ``1 + effect``, the same with the odds turned over."""
+        """``1 / (1 + effect)``, the published objective; minimised: ``1 + effect`` (the odds turned over)."""
         return 1 / (1 + effect) if sign > 0 else 1 + effect
 
     @property
@@ -214,7 +181,7 @@ class AnswerProb(AnswerLogProb):
 
 @dataclass(frozen=True)
 class KLDivergence(Metric):
-    """``KL(base || run)`` of the next-token distribution at the answer position. Unit: nats; 0 where nothing changed."""
+    """``KL(base || run)`` of the next token at the answer position. Unit: nats; 0 where nothing changed."""
 
     name: ClassVar[str] = "kl_divergence"
     unit: ClassVar[str] = "nats"
@@ -238,7 +205,7 @@ class KLDivergence(Metric):
 
 @dataclass(frozen=True)
 class Accuracy(Metric):
-    """1 where the best-scored right candidate beats every wrong one (or, without wrong answers, tops the vocabulary), else 0.
+    """1 where the best-scored answer beats every wrong answer (without those: tops the vocabulary), else 0.
 
     It has no gradient: solvers differentiate :attr:`surrogate`, the log-odds of the answer, and say so.
 
@@ -333,7 +300,9 @@ class CustomMetric(Metric):
         value = self.fn(out, base)
         if not isinstance(value, Tensor) or value.shape != (len(out.right),):
             got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"metric {self.label!r} must return a tensor of shape ({len(out.right)},), one per example, got {got}.")
+            raise ValueError(
+                f"metric {self.label!r} must return a tensor of shape ({len(out.right)},), one per example, got {got}."
+            )
         return value
 
 

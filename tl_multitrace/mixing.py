@@ -1,9 +1,10 @@
 """From mask values to mixed activations: ``act <- (1 - share) * act + share * source``.
 
-A plan is compiled once per hook point: a table that says which mask entry governs which place of the activation. The share of
-the source then follows from the mask by one gather, for any number of masks at once and with gradients. Shapes used below:
-``k`` masks in one batch, ``r`` either 1 (one mask for all rows) or the number of rows, ``p`` positions, ``s`` selectors (the
-distinct position sets that the groups at this hook name), ``i`` components along the activation's component axis.
+A plan is compiled once per hook point: a table that says which mask entry governs which place of the activation. The
+share of the source then follows from the mask by one gather, for any number of masks at once and with gradients. Shapes
+used below: ``k`` masks in one batch, ``r`` either 1 (one mask for all rows) or the number of rows, ``p`` positions,
+``s`` selectors (the distinct position sets that the groups at this hook name), ``i`` components along the activation's
+component axis.
 """
 
 from __future__ import annotations
@@ -60,7 +61,9 @@ class Places:
         if isinstance(position, str):
             if position not in self.spans:
                 known = ", ".join(self.spans) or "none"
-                raise ValueError(f"the prompts have no span {position!r} (named spans: {known}). Pass subject= to from_text.")
+                raise ValueError(
+                    f"the prompts have no span {position!r} (named spans: {known}). Pass subject= to from_text."
+                )
             span = self.spans[position].to(prompt.device)
             return span[:, 0], span[:, 1]
         start, stop = (position, position + 1) if isinstance(position, int) else position
@@ -95,7 +98,8 @@ class Plan:
 
     def entries(self) -> Int[Tensor, " entries"]:
         """Mask indices that this hook depends on."""
-        return torch.unique(self.table[self.table < self.n_groups])
+        found: Tensor = torch.unique(self.table[self.table < self.n_groups])
+        return found
 
     def to(self, device: torch.device) -> Plan:
         """The plan with its table on a device."""
@@ -187,7 +191,11 @@ def _compile(hook: str, entries: Sequence[tuple[int, Component]], groups: HookGr
     for (s, i), governing in cells.items():
         table[: len(governing), s, i] = torch.tensor(governing)
     first, layer = int(table[0, 0, 0]), entries[0][1].layer
-    plain = table.shape[:2] == (1, 1) and torch.equal(table[0, 0], torch.arange(first, first + width)) and first + width <= n
+    plain = (
+        table.shape[:2] == (1, 1)
+        and torch.equal(table[0, 0], torch.arange(first, first + width))
+        and first + width <= n
+    )
     kind = entries[0][1].kind
     pattern = SITES[kind, entries[0][1].site].pattern
     return Plan(hook, layer, kind, pattern, tuple(order), table, n, (first, first + width) if plain else None)
@@ -203,7 +211,9 @@ def user_hooks(plans: Mapping[str, Plan], mask: Tensor, cache: Any, pairs: Any) 
         if not bool((mask[plan.entries()] != 0).any()):
             continue
         if name not in cache:
-            raise KeyError(f"the cache has no {name!r}: run model.run_with_cache(tokens, names_filter=groups.names_filter).")
+            raise KeyError(
+                f"the cache has no {name!r}: run model.run_with_cache(tokens, names_filter=groups.names_filter)."
+            )
         hooks.append((name, _user_hook(plan, mask, cache[name].detach().clone(), pairs)))
     return hooks
 

@@ -1,11 +1,11 @@
 """Base and source prompts, tokenised and aligned, with their answers.
 
-A pair is two prompts that differ in one respect. Everything that can go wrong between text and tokens is decided here, once,
-and shown: whether a BOS token stands in front, how two prompts of different length line up, whether an answer really
-continues its prompt. The rest of the package sees token ids only.
+A pair is two prompts that differ in one respect. Everything that can go wrong between text and tokens is decided here,
+once, and shown: whether a BOS token stands in front, how two prompts of different length line up, whether an answer
+really continues its prompt. The rest of the package sees token ids only.
 
-Tokens are right-padded. Position ``p`` of the base prompt lines up with position ``p + shift`` of the source prompt, where
-``shift`` is 0 unless the user asked for another alignment.
+Tokens are right-padded. Position ``p`` of the base prompt lines up with position ``p + shift`` of the source prompt,
+where ``shift`` is 0 unless the user asked for another alignment.
 """
 
 from __future__ import annotations
@@ -21,17 +21,23 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from tl_multitrace.compat import ModelView
-from tl_multitrace.tokens import Encoder, pad_rows
+from tl_multitrace.tokens import (
+    NO_TOKEN,
+    Answers,
+    Encoder,
+    Texts,
+    as_lists,
+    candidate_tensor,
+    check_counts,
+    check_equal_lengths,
+    id_lists,
+    pad_rows,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Align = Literal["error", "right", "left", "drop"]
-Texts = Sequence[str]
-Answers = Sequence[str] | Sequence[Sequence[str]]
-
-NO_TOKEN = -1
-"""Fills unused places of ``candidates``."""
 
 
 @dataclass(frozen=True)
@@ -105,13 +111,13 @@ class PromptPairs:
                 (tokens without a partner are never patched); ``"drop"`` leaves such pairs out and counts them.
 
         Raises:
-            ValueError: empty input, unequal numbers, unequal token lengths under ``align="error"``, an answer that does not
-                tokenise as a continuation, a missing leading space, a right and a wrong answer of the same tokens, a subject
-                that is not in its prompt. The message names the pair.
+            ValueError: empty input, unequal numbers, unequal token lengths under ``align="error"``, an answer that does
+                not tokenise as a continuation, a missing leading space, a right and a wrong answer of the same tokens,
+                a subject that is not in its prompt. The message names the pair.
         """
         encoder = Encoder.of(ModelView(model), prepend_bos)
-        rights, wrongs = _as_lists(answers, "answers"), _as_lists(wrong_answers, "wrong_answers")
-        _check_counts(base, source=source, answers=rights, wrong_answers=wrongs, subject=subject, labels=labels)
+        rights, wrongs = as_lists(answers, "answers"), as_lists(wrong_answers, "wrong_answers")
+        check_counts(base, source=source, answers=rights, wrong_answers=wrongs, subject=subject, labels=labels)
         kept, dropped = list(range(len(base))), Counter[str]()
         base_rows, source_rows = [encoder.prompt(t) for t in base], [encoder.prompt(t) for t in source]
         if align == "drop":
@@ -120,9 +126,11 @@ class PromptPairs:
             if not kept:
                 raise ValueError(f"all {len(base)} pairs differ in token length: nothing is left. Pass align='right'.")
         elif align == "error":
-            _check_equal_lengths(base_rows, source_rows, base, source)
+            check_equal_lengths(base_rows, source_rows, base, source)
         candidate_rows = [encoder.answers(i, base[i], rights[i], wrongs[i] if wrongs else []) for i in kept]
-        spans = {} if subject is None else {"subject": torch.tensor([encoder.span(i, base[i], subject[i]) for i in kept])}
+        spans = (
+            {} if subject is None else {"subject": torch.tensor([encoder.span(i, base[i], subject[i]) for i in kept])}
+        )
         return cls._assemble(
             [base_rows[i] for i in kept],
             [source_rows[i] for i in kept],
@@ -154,10 +162,11 @@ class PromptPairs:
         Args:
             base_tokens: right-padded ids.
             source_tokens: right-padded ids, aligned position by position.
-            answers: ids of the right answer: ``[n]`` for one token each, ``[n, k]`` for k one-token answers, or nested lists
-                ``[n][k][tokens]``.
+            answers: ids of the right answer: ``[n]`` for one token each, ``[n, k]`` for k one-token answers, or nested
+                lists ``[n][k][tokens]``.
             wrong_answers: likewise.
-            lengths: real tokens per row; default: every column is real. Without it padded rows are refused by ``Tracer``.
+            lengths: real tokens per row; default: every column is real. Without it padded rows are refused by
+                ``Tracer``.
             answer_positions: position whose logits predict the answer; default ``lengths - 1``.
             labels: subgroup of each pair.
 
@@ -167,14 +176,15 @@ class PromptPairs:
         base, source = torch.as_tensor(base_tokens).long(), torch.as_tensor(source_tokens).long()
         if base.ndim != 2 or base.shape != source.shape or not len(base):
             raise ValueError(
-                f"base_tokens and source_tokens must be two [n, pos] tensors of one shape with n > 0, got {tuple(base.shape)} "
+                "base_tokens and source_tokens must be two [n, pos] tensors of one shape with n > 0, got "
+                f"{tuple(base.shape)} "
                 f"and {tuple(source.shape)}. Pad on the right and pass lengths=."
             )
         n, width = base.shape
         given = torch.full((n,), width) if lengths is None else torch.as_tensor(lengths).long()
         if given.shape != (n,) or int(given.min()) < 1 or int(given.max()) > width:
             raise ValueError(f"lengths must be {n} numbers from 1 to {width}, got {given.tolist()[:8]}.")
-        rights, wrongs = _id_lists(answers, n, "answers"), _id_lists(wrong_answers, n, "wrong_answers")
+        rights, wrongs = id_lists(answers, n, "answers"), id_lists(wrong_answers, n, "wrong_answers")
         pairs = cls._assemble(
             [row[:k].tolist() for row, k in zip(base, given, strict=True)],
             [row[:k].tolist() for row, k in zip(source, given, strict=True)],
@@ -187,7 +197,9 @@ class PromptPairs:
         if answer_positions is not None:
             places = torch.as_tensor(answer_positions).long()
             if places.shape != (n,) or bool((places < 0).any()) or bool((places >= given).any()):
-                raise ValueError(f"answer_positions must be {n} positions inside their prompts, got {places.tolist()[:8]}.")
+                raise ValueError(
+                    f"answer_positions must be {n} positions inside their prompts, got {places.tolist()[:8]}."
+                )
             pairs = replace(pairs, answer_positions=places)
         return replace(pairs, padding_known=lengths is not None)
 
@@ -209,7 +221,7 @@ class PromptPairs:
     ) -> PromptPairs:
         lengths = torch.tensor([len(r) for r in base])
         source_lengths = torch.tensor([len(r) for r in source])
-        ids = _candidate_tensor(candidates)
+        ids = candidate_tensor(candidates)
         present = (ids != NO_TOKEN).any(-1)
         right = (torch.arange(ids.shape[1]) < torch.tensor(n_right)[:, None]) & present
         return cls(
@@ -271,7 +283,10 @@ class PromptPairs:
             first += shuffled[: round(fraction * len(members))].tolist()
         rest = sorted(set(range(len(self))) - set(first))
         if not first or not rest:
-            raise ValueError(f"split({fraction}) of {len(self)} pairs leaves a part empty. Use a fraction such as 0.7, or more pairs.")
+            raise ValueError(
+                f"split({fraction}) of {len(self)} pairs leaves a part empty. Use a fraction such as 0.7, or more "
+                "pairs."
+            )
         return self[sorted(first)], self[rest]
 
     def swap(self) -> PromptPairs:
@@ -352,61 +367,8 @@ class PromptPairs:
         extra = {p for p in range(len(source)) if not (0 <= p - shift < len(base))}
         return [
             "  base    |" + "|".join(f"*{w}*" if p in differs else w for p, w in enumerate(base)) + "|",
-            "  source  |" + "|".join(f"*{w}*" if p - shift in differs or p in extra else w for p, w in enumerate(source)) + "|",
+            "  source  |"
+            + "|".join(f"*{w}*" if p - shift in differs or p in extra else w for p, w in enumerate(source))
+            + "|",
             f"  answers {self._answers(i, True)} against {self._answers(i, False)}",
         ]
-
-
-# ---------------------------------------------------------------------- checks and conversions
-
-
-def _as_lists(answers: Answers | None, what: str) -> list[list[str]]:
-    if answers is None:
-        return []
-    if isinstance(answers, str):
-        raise ValueError(f"{what} must hold one entry per pair, got the single string {answers!r}: pass a list.")
-    return [[a] if isinstance(a, str) else list(a) for a in answers]
-
-
-def _check_counts(base: Texts, **others: Sequence[Any] | None) -> None:
-    if isinstance(base, str) or not len(base):
-        raise ValueError("base must be a non-empty list of prompts.")
-    for name, values in others.items():
-        if values is not None and len(values) != len(base) and not (name == "wrong_answers" and not values):
-            raise ValueError(f"{len(base)} base prompts but {len(values)} {name}: give one of each per pair.")
-
-
-def _check_equal_lengths(base_rows: list[list[int]], source_rows: list[list[int]], base: Texts, source: Texts) -> None:
-    for i, (b, s) in enumerate(zip(base_rows, source_rows, strict=True)):
-        if len(b) != len(s):
-            raise ValueError(
-                f"pair {i}: base has {len(b)} tokens, source has {len(s)} ({base[i]!r} / {source[i]!r}), so their positions "
-                "do not line up. Pass align=\"right\", or align=\"drop\" to leave such pairs out "
-                "(pairs.filter_aligned() does so later)."
-            )
-
-
-def _id_lists(answers: Any, n: int, what: str) -> list[list[list[int]]]:
-    if answers is None:
-        return [[] for _ in range(n)]
-    rows = answers.tolist() if isinstance(answers, Tensor) else list(answers)
-    if len(rows) != n:
-        raise ValueError(f"{len(rows)} {what} for {n} pairs: give one entry per pair.")
-    found = []
-    for row in rows:
-        row = row.tolist() if isinstance(row, Tensor) else row
-        several = row if isinstance(row, list | tuple) else [row]
-        found.append([list(c) if isinstance(c, list | tuple) else [int(c)] for c in several])
-    return found
-
-
-def _candidate_tensor(candidates: list[list[list[int]]]) -> Int[Tensor, "n k t"]:
-    k = max((len(c) for c in candidates), default=0)
-    t = max((len(a) for c in candidates for a in c), default=0)
-    if not k or not t:
-        raise ValueError("no answers: every pair needs at least one candidate continuation.")
-    ids = torch.full((len(candidates), k, t), NO_TOKEN)
-    for i, row in enumerate(candidates):
-        for j, answer in enumerate(row):
-            ids[i, j, : len(answer)] = torch.tensor(answer)
-    return ids

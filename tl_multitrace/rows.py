@@ -1,8 +1,8 @@
 """The rows that run: each prompt with as much of an answer as its scoring needs, and where to read logits.
 
-A candidate answer of T tokens is scored from T positions: the prompt's last one and one per answer token but the last. So a
-one-token answer needs the prompt alone, and candidates whose needed parts are prefixes of one another share one row. Logits are
-read at those positions and nowhere else.
+A candidate answer of T tokens is scored from T positions: the prompt's last one and one per answer token but the last.
+So a one-token answer needs the prompt alone, and candidates whose needed parts are prefixes of one another share one
+row. Logits are read at those positions and nowhere else.
 
 Examples are kept in order of length, so that a batch is a contiguous slice with little padding.
 """
@@ -16,8 +16,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from tl_multitrace.mixing import Places
-from tl_multitrace.prompts import NO_TOKEN, PromptPairs
-from tl_multitrace.tokens import pad_rows
+from tl_multitrace.prompts import PromptPairs
+from tl_multitrace.tokens import NO_TOKEN, pad_rows
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,9 @@ class Rows:
         for e in range(len(pairs)):
             prefixes, which = _answer_prefixes(pairs.candidates[e])
             if len(prefixes[0]) and int(pairs.answer_positions[e]) != int(pairs.lengths[e]) - 1:
-                raise ValueError(f"pair {int(order[e])}: a multi-token answer must be read at the prompt's last position.")
+                raise ValueError(
+                    f"pair {int(order[e])}: a multi-token answer must be read at the prompt's last position."
+                )
             for prefix in prefixes:
                 base.append(pairs.base_tokens[e, : pairs.lengths[e]].tolist() + prefix)
                 source.append(pairs.source_tokens[e, : pairs.source_lengths[e]].tolist() + prefix)

@@ -53,7 +53,9 @@ class Score:
         return asdict(self)
 
 
-def interval(x: np.ndarray[Any, Any], *, seed: int = 0, resamples: int = 2000, level: float = 0.95) -> tuple[float, float]:
+def interval(
+    x: np.ndarray[Any, Any], *, seed: int = 0, resamples: int = 2000, level: float = 0.95
+) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean; the mean itself twice where there is one value or no spread."""
     if len(x) < 2 or float(np.ptp(x)) == 0.0:
         return float(x.mean()), float(x.mean())

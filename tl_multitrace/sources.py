@@ -23,8 +23,8 @@ class Sources:
     Attributes:
         limit: bytes that may be kept.
         chunk: rows per source forward.
-        stored: per hook name ``[rows, pos, ...]`` (attention weights ``[rows, head, dest, src]``), aligned to the base prompts,
-            or one row that serves all.
+        stored: per hook name ``[rows, pos, ...]`` (attention weights ``[rows, head, dest, src]``), aligned to the base
+            prompts, or one row that serves all.
         needed: bytes that keeping everything would take.
     """
 
@@ -140,23 +140,31 @@ class Sources:
         have, want = int(self._run.lengths.max()), engine.rows.base.shape[1]
         if have < want:
             raise ValueError(
-                f"the reference prompts have at most {have} tokens, the prompts with their answers {want}: no mean for the last "
-                f"positions at {name}. Give a reference of that length, or use MeanAblation(per_position=False) without patterns."
+                f"the reference prompts have at most {have} tokens, the prompts with their answers {want}: no mean for "
+                "the last "
+                f"positions at {name}. Give a reference of that length, or use MeanAblation(per_position=False) "
+                "without patterns."
             )
 
 
 def _accumulate(
-    name: str, value: Tensor, weight: Tensor, pattern: bool, full: int, sums: dict[str, Tensor], counts: dict[str, Tensor]
+    name: str,
+    value: Tensor,
+    weight: Tensor,
+    pattern: bool,
+    full: int,
+    sums: dict[str, Tensor],
+    counts: dict[str, Tensor],
 ) -> None:
     value = value.double()
     if pattern:
         seen = (weight[:, None, :, None] * weight[:, None, None, :]).double()
-        pad = full - value.shape[-1]
-        total, count = (torch.nn.functional.pad(x.sum(0), (0, pad, 0, pad)) for x in (value * seen, seen))
+        missing = full - value.shape[-1]
+        pad = [0, missing, 0, missing]
     else:
         seen = weight.double().reshape(*weight.shape, *[1] * (value.ndim - 2))
         pad = [0, 0] * (value.ndim - 2) + [0, full - value.shape[1]]
-        total, count = (torch.nn.functional.pad(x.sum(0), pad) for x in (value * seen, seen))
+    total, count = (torch.nn.functional.pad(x.sum(0), pad) for x in (value * seen, seen))
     sums[name] = sums[name] + total if name in sums else total
     counts[name] = counts[name] + count if name in counts else count
 

@@ -12,6 +12,12 @@ from torch import Tensor
 
 from tl_multitrace.compat import ModelView
 
+Texts = Sequence[str]
+Answers = Sequence[str] | Sequence[Sequence[str]]
+
+NO_TOKEN = -1
+"""Fills unused places of candidate tensors."""
+
 
 def pad_rows(rows: Sequence[Sequence[int]], pad_id: int) -> Int[Tensor, "n pos"]:
     """Right-pad rows of ids to one length."""
@@ -44,7 +50,8 @@ class Encoder:
         tokenizer = view.tokenizer
         if tokenizer is None:
             raise ValueError(
-                f"{view.name} has no tokenizer, so text cannot be read. Set model.tokenizer, or use PromptPairs.from_tokens."
+                f"{view.name} has no tokenizer, so text cannot be read. Set model.tokenizer, or use "
+                "PromptPairs.from_tokens."
             )
         wanted = view.prepends_bos if prepend_bos is None else prepend_bos
         bos_id = tokenizer.bos_token_id
@@ -84,7 +91,8 @@ class Encoder:
             for b, others in zip(wrong, rows[len(right) :], strict=True):
                 if ids == others:
                     raise ValueError(
-                        f"pair {i}: answer {a!r} and wrong answer {b!r} are the same tokens {ids} here, so the metric would be "
+                        f"pair {i}: answer {a!r} and wrong answer {b!r} are the same tokens {ids} here, so the metric "
+                        "would be "
                         "constant. Choose answers that this tokenizer tells apart."
                     )
         return rows
@@ -104,7 +112,8 @@ class Encoder:
         unknown = getattr(self.tokenizer, "unk_token_id", None)
         if whole[: len(before)] != before or not added:
             raise ValueError(
-                f"pair {i}: the answer {answer!r} does not tokenise as a continuation of {prompt!r} (the tokenizer merges "
+                f"pair {i}: the answer {answer!r} does not tokenise as a continuation of {prompt!r} (the tokenizer "
+                "merges "
                 "across the boundary). Move the space between prompt and answer to the other side, or use from_tokens."
             )
         if unknown is not None and unknown in added:
@@ -128,7 +137,8 @@ class Encoder:
         inside = prompt[bounds[start_token][0] : bounds[stop_token - 1][1]]
         if inside.strip() != part.strip():
             raise ValueError(
-                f"pair {i}: the subject {part!r} does not end at token boundaries; the tokens around it read {inside!r}. "
+                f"pair {i}: the subject {part!r} does not end at token boundaries; the tokens around it read "
+                f"{inside!r}. "
                 "Use that text as the subject."
             )
         return start_token + extra, stop_token + extra
@@ -153,3 +163,64 @@ class Encoder:
             known = whole[len(before) :] if whole.startswith(before) else str(self.tokenizer.decode([token]))
             self._texts[previous, token] = known
         return known
+
+
+# ---------------------------------------------------------------------- checks and conversions
+
+
+def as_lists(answers: Answers | None, what: str) -> list[list[str]]:
+    """One list of candidates per pair."""
+    if answers is None:
+        return []
+    if isinstance(answers, str):
+        raise ValueError(f"{what} must hold one entry per pair, got the single string {answers!r}: pass a list.")
+    return [[a] if isinstance(a, str) else list(a) for a in answers]
+
+
+def check_counts(base: Texts, **others: Sequence[Any] | None) -> None:
+    """Refuse an empty set and lists of different length; raises ValueError."""
+    if isinstance(base, str) or not len(base):
+        raise ValueError("base must be a non-empty list of prompts.")
+    for name, values in others.items():
+        if values is not None and len(values) != len(base) and not (name == "wrong_answers" and not values):
+            raise ValueError(f"{len(base)} base prompts but {len(values)} {name}: give one of each per pair.")
+
+
+def check_equal_lengths(base_rows: list[list[int]], source_rows: list[list[int]], base: Texts, source: Texts) -> None:
+    """Refuse pairs of different token length; raises ValueError naming the first."""
+    for i, (b, s) in enumerate(zip(base_rows, source_rows, strict=True)):
+        if len(b) != len(s):
+            raise ValueError(
+                f"pair {i}: base has {len(b)} tokens, source has {len(s)} ({base[i]!r} / {source[i]!r}), so their "
+                "positions "
+                'do not line up. Pass align="right", or align="drop" to leave such pairs out '
+                "(pairs.filter_aligned() does so later)."
+            )
+
+
+def id_lists(answers: Any, n: int, what: str) -> list[list[list[int]]]:
+    """Token ids of the candidates, ``[n][k][tokens]``, from any of the accepted shapes; raises ValueError."""
+    if answers is None:
+        return [[] for _ in range(n)]
+    rows = answers.tolist() if isinstance(answers, Tensor) else list(answers)
+    if len(rows) != n:
+        raise ValueError(f"{len(rows)} {what} for {n} pairs: give one entry per pair.")
+    found = []
+    for row in rows:
+        row = row.tolist() if isinstance(row, Tensor) else row
+        several = row if isinstance(row, list | tuple) else [row]
+        found.append([list(c) if isinstance(c, list | tuple) else [int(c)] for c in several])
+    return found
+
+
+def candidate_tensor(candidates: list[list[list[int]]]) -> Int[Tensor, "n k t"]:
+    """Candidates as one tensor, ``NO_TOKEN`` where shorter or absent; raises ValueError where there are none."""
+    k = max((len(c) for c in candidates), default=0)
+    t = max((len(a) for c in candidates for a in c), default=0)
+    if not k or not t:
+        raise ValueError("no answers: every pair needs at least one candidate continuation.")
+    ids = torch.full((len(candidates), k, t), NO_TOKEN)
+    for i, row in enumerate(candidates):
+        for j, answer in enumerate(row):
+            ids[i, j, : len(answer)] = torch.tensor(answer)
+    return ids

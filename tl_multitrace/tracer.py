@@ -1,10 +1,11 @@
-"""The engine's front: per-example effects ``F(mask)`` and their derivative ``dF/dmask``, for any model, prompts and groups.
+"""The engine's front: per-example effects ``F(mask)`` and their derivative ``dF/dmask``, of any model.
 
     act <- (1 - m) * act_running + m * act_source        one mask entry m per hook group
     effect(m) = metric(m) - metric(0)
 
-Base and source activations are kept between calls, evaluations restart from the first block that the mask changes, masks are
-batched when prompts are few, and logits are computed only where answers are read. Everything is counted in ``tracer.cost``.
+Base and source activations are kept between calls, evaluations restart from the first block that the mask changes,
+masks are batched when prompts are few, and logits are computed only where answers are read. Everything is counted in
+``tracer.cost``.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_multitrace.answers import Answers
 from tl_multitrace.compat import ModelView
 from tl_multitrace.engine import Cost, Engine, NonFiniteError, Prefix
 from tl_multitrace.groups import HookGroups
 from tl_multitrace.interventions import Interchange, Intervention
-from tl_multitrace.metrics import Answers, LogitDiff, Metric, as_metric
+from tl_multitrace.metrics import LogitDiff, Metric, as_metric
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.rows import Batch, Rows
 from tl_multitrace.sources import Sources
@@ -54,8 +56,8 @@ class Tracer:
         intervention: where base and source activations come from.
         batch_size: prompt pairs per forward; default: from the byte budget.
         dtype: of masks, log probabilities and sums; default float32, or float64 for a float64 model.
-        memory_limit: bytes of stored source activations and block inputs; default 2 GiB on CPU, 8 GiB on a GPU. What does not
-            fit is recomputed per batch, which ``cost`` counts.
+        memory_limit: bytes of stored source activations and block inputs; default 2 GiB on CPU, 8 GiB on a GPU. What
+            does not fit is recomputed per batch, which ``cost`` counts.
         progress: show progress bars in loops over this tracer.
 
     Raises:
@@ -90,7 +92,7 @@ class Tracer:
         self._tile = TILE_TOKENS.get(kind, 512)
         self.rows = Rows.of(pairs)
         self.batch_size = batch_size or self._default_batch_size()
-        self._batches = self._make_batches()
+        self._batches: list[Batch] = self._make_batches()
         self._engine = Engine(
             view=self.view,
             rows=self.rows,
@@ -135,7 +137,9 @@ class Tracer:
 
     def _prefix_fits(self) -> bool:
         layers = len({int(layer) for layer in self.groups.first_layers} - {0})
-        size = layers * self.rows.base.numel() * self.view.d_model * torch.empty((), dtype=self.view.dtype).element_size()
+        size = (
+            layers * self.rows.base.numel() * self.view.d_model * torch.empty((), dtype=self.view.dtype).element_size()
+        )
         self._prefix_bytes = size
         return 0 < 2 * size <= self.memory_limit
 
@@ -201,8 +205,8 @@ class Tracer:
 
         Args:
             masks: ``[k, groups]``, or a list of masks as :meth:`effect` takes them.
-            reference: a mask that the others differ little from, such as a search's current set: block inputs under it are
-                stored and every mask restarts from the first block where it differs.
+            reference: a mask that the others differ little from, such as a search's current set: block inputs under it
+                are stored and every mask restarts from the first block where it differs.
 
         Returns:
             One row per mask, pairs in the caller's order.
@@ -230,7 +234,9 @@ class Tracer:
             for jobs, start, prefix in self._schedule(masks):
                 for batch, base in zip(self._batches, self._base, strict=True):
                     for tile in jobs.split(self._tile_size(batch)):
-                        out[tile.to(out.device)[:, None], batch.examples] = self._evaluate(masks[tile], batch, base, start, prefix)
+                        out[tile.to(out.device)[:, None], batch.examples] = self._evaluate(
+                            masks[tile], batch, base, start, prefix
+                        )
             return out
 
     def _evaluate(self, masks: Tensor, batch: Batch, base: Answers, start: int, prefix: Prefix | None) -> Tensor:
@@ -238,9 +244,9 @@ class Tracer:
             return self.metric(base, base).expand(len(masks), -1)
         mask = masks[:, None].to(self.view.device, self.dtype)
         answers = self._engine.answers(batch, mask, start=start, prefix=prefix)
-        values = self.metric(answers, _repeated(base, len(masks)))
+        values = self.metric(answers, base.repeated(len(masks)))
         self._check(values, batch, mask, "the metric")
-        return values.unflatten(0, (len(masks), -1))
+        return values.reshape(len(masks), -1)
 
     def _tile_size(self, batch: Batch) -> int:
         return max(1, self._tile // batch.tokens.numel())
@@ -289,13 +295,15 @@ class Tracer:
         """
         return self.effect_and_gradient(mask)[1]
 
-    def effect_and_gradient(self, mask: Any, *, inner: bool = False) -> tuple[Float[Tensor, " n"], Float[Tensor, "n groups"]]:
+    def effect_and_gradient(
+        self, mask: Any, *, inner: bool = False
+    ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n groups"]]:
         """Per-example effect and derivative at a mask.
 
         Args:
             mask: as :meth:`effect` takes it.
-            inner: of the metric's inner quantity (log-odds change for ``OddsRatio``, log p for ``AnswerProb``) instead of the
-                metric itself; the value is then the inner quantity, not relative to the base run.
+            inner: of the metric's inner quantity (log-odds change for ``OddsRatio``, log p for ``AnswerProb``) instead
+                of the metric itself; the value is then the inner quantity, not relative to the base run.
         """
         values = self.groups.as_mask(mask).to(self.view.device, self.dtype)
         metric = self.metric.surrogate
@@ -316,7 +324,7 @@ class Tracer:
     def loss_gradient(
         self, mask: Any, loss: Callable[[Float[Tensor, " e"]], Tensor], examples: Sequence[int] | Tensor | None = None
     ) -> tuple[Float[Tensor, " e"], Float[Tensor, " groups"]]:
-        """Effects of some pairs under a soft mask and the gradient of ``loss(effects)``, a scalar, with respect to the mask.
+        """Effects of some pairs under a soft mask, and the gradient of ``loss(effects)`` with respect to the mask.
 
         Args:
             mask: as :meth:`effect` takes it.
@@ -346,9 +354,9 @@ class Tracer:
     def _minibatches(self, chosen: Tensor | None) -> list[tuple[Batch, Answers]]:
         if chosen is None:
             return list(zip(self._batches, self._base, strict=True))
-        whole = _joined(self._base)
+        whole = Answers.joined(self._base)
         parts = chosen.sort().values.split(self.batch_size)
-        return [(self.rows.batch(part, self.view.device), _picked(whole, part.to(self.view.device))) for part in parts]
+        return [(self.rows.batch(part, self.view.device), whole.picked(part.to(self.view.device))) for part in parts]
 
     def _gradient_start(self) -> int:
         first = int(self._engine.first_layers.min())
@@ -381,29 +389,7 @@ class Tracer:
         number = next((i for i, b in enumerate(self._batches) if b is batch), 0)
         where = self._engine.diagnose(batch, mask)
         raise NonFiniteError(
-            f"{what} is not finite in batch {number}: {where}. Check the weights and the prompts; a float16 model may overflow "
+            f"{what} is not finite in batch {number}: {where}. Check the weights and the prompts; a float16 model may "
+            "overflow "
             "(load it with dtype=torch.bfloat16 or float32)."
         )
-
-
-def _repeated(base: Answers, k: int) -> Answers:
-    if k == 1:
-        return base
-    last = None if base.last is None else base.last.repeat(k, 1)
-    return Answers(base.token_logp.repeat(k, 1, 1), base.present.repeat(k, 1, 1), base.right.repeat(k, 1), base.token_ids, last)
-
-
-def _joined(parts: Sequence[Answers]) -> Answers:
-    last = [p.last for p in parts if p.last is not None]
-    return Answers(
-        torch.cat([p.token_logp for p in parts]),
-        torch.cat([p.present for p in parts]),
-        torch.cat([p.right for p in parts]),
-        None,
-        torch.cat(last) if last else None,
-    )
-
-
-def _picked(answers: Answers, index: Tensor) -> Answers:
-    last = None if answers.last is None else answers.last[index]
-    return Answers(answers.token_logp[index], answers.present[index], answers.right[index], None, last)

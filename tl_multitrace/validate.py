@@ -9,20 +9,23 @@ import torch
 from tl_multitrace.compat import ModelView
 from tl_multitrace.groups import HookGroups
 from tl_multitrace.metrics import Metric
-from tl_multitrace.prompts import NO_TOKEN, PromptPairs
+from tl_multitrace.prompts import PromptPairs
+from tl_multitrace.tokens import NO_TOKEN
 
 
 def check_inputs(view: ModelView, pairs: PromptPairs, groups: HookGroups, metric: Metric) -> None:
     """Refuse what cannot be traced.
 
     Raises:
-        ValueError: no groups; token ids or lengths outside the model; padding without lengths; a metric that needs wrong answers.
+        ValueError: no groups; token ids or lengths outside the model; padding without lengths; a metric that needs
+            wrong answers.
     """
     if not len(groups):
         raise ValueError("there are no hook groups: pass heads(model), neurons(model), ...")
     if view.model.training:
         warnings.warn(
-            "the model is in train mode; it is traced in eval mode (no dropout) and put back afterwards. Call model.eval() to "
+            "the model is in train mode; it is traced in eval mode (no dropout) and put back afterwards. Call "
+            "model.eval() to "
             "silence this.",
             stacklevel=4,
         )
@@ -31,19 +34,25 @@ def check_inputs(view: ModelView, pairs: PromptPairs, groups: HookGroups, metric
         _check_padding(view, pairs)
     _check_spans(groups, pairs)
     if metric.needs_wrong and not bool(((pairs.candidates != NO_TOKEN).any(-1) & ~pairs.right).any(-1).all()):
-        raise ValueError(f"the metric {metric.name} compares answers with wrong answers, but some pairs have none: pass wrong_answers=.")
+        raise ValueError(
+            f"the metric {metric.name} compares answers with wrong answers, but some pairs have none: pass "
+            "wrong_answers=."
+        )
 
 
 def _check_tokens(view: ModelView, pairs: PromptPairs) -> None:
     needed = int((pairs.lengths + (pairs.candidates != NO_TOKEN).sum(-1).amax(-1) - 1).max())
     needed = max(needed, int(pairs.source_lengths.max()))
     if view.n_ctx and needed > view.n_ctx:
-        raise ValueError(f"a prompt with its answer has {needed} tokens, but {view.name} takes {view.n_ctx}. Shorten or drop it.")
+        raise ValueError(
+            f"a prompt with its answer has {needed} tokens, but {view.name} takes {view.n_ctx}. Shorten or drop it."
+        )
     for name in ("base_tokens", "source_tokens", "candidates"):
         ids = getattr(pairs, name)
         if int(ids.max()) >= view.d_vocab or int(ids.min()) < (NO_TOKEN if name == "candidates" else 0):
             raise ValueError(
-                f"{name} holds the id {int(ids.max())}, but {view.name} has {view.d_vocab} tokens. Were the prompts tokenised for "
+                f"{name} holds the id {int(ids.max())}, but {view.name} has {view.d_vocab} tokens. Were the prompts "
+                "tokenised for "
                 "another model?"
             )
 
@@ -60,7 +69,8 @@ def _check_padding(view: ModelView, pairs: PromptPairs) -> None:
         for side, found in (("starts", left), ("ends", right)):
             if bool(found.any()):
                 raise ValueError(
-                    f"{name} row {int(found.nonzero()[0])} {side} with padding (id {pad}), but no lengths were given, so the model would "
+                    f"{name} row {int(found.nonzero()[0])} {side} with padding (id {pad}), but no lengths were given, "
+                    "so the model would "
                     "attend to it. Pad on the right and pass lengths= to PromptPairs.from_tokens."
                 )
 
@@ -70,7 +80,8 @@ def _check_spans(groups: HookGroups, pairs: PromptPairs) -> None:
     for position in {s.position for sites in groups.sites for s in sites}:
         if isinstance(position, str) and position not in ("last", "everywhere", *pairs.spans):
             raise ValueError(
-                f"the hook groups name the span {position!r}, but the prompts have only {sorted(pairs.spans) or 'none'}. "
+                f"the hook groups name the span {position!r}, but the prompts have only "
+                f"{sorted(pairs.spans) or 'none'}. "
                 "Pass subject= to PromptPairs.from_text, or use positions='all' or 'last'."
             )
         place = position[0] if isinstance(position, tuple) else position

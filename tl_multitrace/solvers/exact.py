@@ -13,8 +13,8 @@ from tl_multitrace.solvers.search import Search, subset
 class Greedy:
     """Add the component with the best exact gain, one after the other.
 
-    Costs about N evaluations per step; each restarts from the first block that the candidate changes. Within ``1 - 1/e`` of the
-    optimum for monotone submodular effects (Nemhauser et al. 1978), which circuits often are not.
+    Costs about N evaluations per step; each restarts from the first block that the candidate changes. Within ``1 -
+    1/e`` of the optimum for monotone submodular effects (Nemhauser et al. 1978), which circuits often are not.
 
     Args:
         patience: steps without improvement after which it stops; 0 goes on to the largest budget.
@@ -63,7 +63,8 @@ class Exhaustive:
         total = sum(math.comb(len(free), k) for k in range(room + 1))
         if total > self.limit:
             raise ValueError(
-                f"Exhaustive would evaluate {total:,} subsets of {len(free)} components (limit {self.limit:,}). Use fewer components, "
+                f"Exhaustive would evaluate {total:,} subsets of {len(free)} components (limit {self.limit:,}). Use "
+                "fewer components, "
                 "a smaller budget, or ScreenedSearch()."
             )
         with search.progress(total, "exhaustive") as bar:

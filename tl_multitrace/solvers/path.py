@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from tl_multitrace.circuit import Circuit
-from tl_multitrace.files import File, GroupsRecord, ScoreRecord, read_json, write_json
+from tl_multitrace.files import File, GroupsRecord, ScoreRecord, read_json, stored_score, write_json
 from tl_multitrace.groups import HookGroups
 from tl_multitrace.scores import Score
 from tl_multitrace.solvers.search import Subset
@@ -45,8 +45,8 @@ class PathFile(File):
     groups: GroupsRecord
     choices: list[ChoiceRecord]
     full_effect: float
-    notes: list[str] = []
-    provenance: dict[str, Any] = {}
+    notes: list[str] = Field(default_factory=list)
+    provenance: dict[str, Any] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -175,12 +175,15 @@ class SubsetPath:
 
     def __repr__(self) -> str:
         facts = self.provenance
-        head = f"SubsetPath by {facts.get('solver', {}).get('name', 'unknown')}: budgets {_ranges(self.sizes)} of {len(self.groups)} components"
+        solver = facts.get("solver", {}).get("name", "unknown")
+        head = f"SubsetPath by {solver}: budgets {_ranges(self.sizes)} of {len(self.groups)} components"
         cost = f"  cost {self.cost.get('equivalents', 0):.0f} forward equivalents, {self.cost.get('seconds', 0):.1f} s"
         rows = [f"  {'budget':>6s}  {'effect':>22s}  {'held out':>22s}"]
         for c in _spread(self.choices):
             rows.append(f"  {c.size:6d}  {c.score!s:>22s}  {str(c.held_out) if c.held_out else '-':>22s}")
-        return "\n".join([head, cost, *rows, f"  whole mask {self.full_effect:.3g}", *[f"  note: {n}" for n in self.notes]])
+        return "\n".join(
+            [head, cost, *rows, f"  whole mask {self.full_effect:.3g}", *[f"  note: {n}" for n in self.notes]]
+        )
 
     def _repr_html_(self) -> str:
         return f"<pre>{repr(self).replace('&', '&amp;').replace('<', '&lt;')}</pre>"
@@ -233,8 +236,8 @@ class SubsetPath:
                 tuple(c.members),
                 c.score.score(),
                 c.loss,
-                c.held_out and c.held_out.score(),
-                c.chance and c.chance.score(),
+                stored_score(c.held_out),
+                stored_score(c.chance),
                 c.certificate,
             )
             for c in file.choices

@@ -4,8 +4,9 @@ Source: Yan et al., ACL 2026, arXiv:2606.03085. One soft mask entry z per compon
 
     loss = mean(1 / (1 + effect)) + l1 (e + 1) sum |z| + l2 (e + 1) sum z (1 - z)        e: epoch, from 0
 
-Adam on z, clamped to [0, 1] after each step; chosen are the components with z >= 0.5. Both penalties grow with the epoch: the
-first makes the set small, the second makes the mask binary. Metrics other than the odds ratio use their own bounded loss.
+Adam on z, clamped to [0, 1] after each step; chosen are the components with z >= 0.5. Both penalties grow with the
+epoch: the first makes the set small, the second makes the mask binary. Metrics other than the odds ratio use their own
+bounded loss.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ class PGBCT:
         l2: weight of the binary penalty.
         batch_size: pairs per step.
         shuffle: new order of the pairs in each epoch (from the search's seed) instead of the given one.
-        sweep: factors on ``l1``; each is a run of its own, started from the one before, and adds the sizes it finds. One run
-            gives one size, which cannot be asked for.
+        sweep: factors on ``l1``; each is a run of its own, started from the one before, and adds the sizes it finds.
+            One run gives one size, which cannot be asked for.
         start: initial value of every mask entry.
     """
 
@@ -69,7 +70,9 @@ class PGBCT:
                 chosen = [int(i) for i in (z >= 0.5).nonzero().flatten() if search.allowed[int(i)]]
                 search.score(chosen)
                 if len(chosen) > search.largest:
-                    search.notes.append(f"PGB-CT with l1 x {factor:g} chose {len(chosen)} components, over the largest budget")
+                    search.notes.append(
+                        f"PGB-CT with l1 x {factor:g} chose {len(chosen)} components, over the largest budget"
+                    )
                 if not 0 < len(chosen) < search.n:
                     z = torch.full_like(z, self.start)  # a mask stuck at a corner has no way back
 

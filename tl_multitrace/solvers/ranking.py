@@ -1,4 +1,4 @@
-"""Solvers that rank single components once and take the best so many: cheap, and blind to how components act together."""
+"""Solvers that rank single components once and take the best: cheap, and blind to how they act together."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def take_top(search: Search, value: np.ndarray[Any, Any]) -> None:
 class TopK:
     """Rank by the exact effect of each component alone (activation patching), one evaluation per component.
 
-    Optimal where effects add up. Misses components that act only together (AND) and takes every copy of a redundant one (OR).
+    Optimal where effects add up. Misses components that act only together (AND) and takes every copy of a redundant one
+    (OR).
     """
 
     name = "top-k"

@@ -1,7 +1,8 @@
 """What every solver works on: scored evaluations of subsets, with the best seen per size kept.
 
-A solver never sees a hook name, a metric's sign or a budget's bookkeeping. It asks for the scores of index sets (higher is
-better, whatever the direction) or for gradients; everything it asks for is remembered, and what it has seen is the result.
+A solver never sees a hook name, a metric's sign or a budget's bookkeeping. It asks for the scores of index sets (higher
+is better, whatever the direction) or for gradients; everything it asks for is remembered, and what it has seen is the
+result.
 """
 
 from __future__ import annotations
@@ -84,7 +85,9 @@ class Search:
         """Exact mean score of one subset."""
         return float(self.scores([subset(members)])[0])
 
-    def scores(self, subsets: Sequence[Iterable[int]], reference: Iterable[int] | None = None) -> Float[np.ndarray, " k"]:
+    def scores(
+        self, subsets: Sequence[Iterable[int]], reference: Iterable[int] | None = None
+    ) -> Float[np.ndarray, " k"]:
         """Exact mean scores; each subset is evaluated once in a search and remembered.
 
         Args:
@@ -145,7 +148,9 @@ class Search:
 
     def _tell(self, value: float) -> None:
         if self._bar is not None and not self._bar.disable:
-            self._bar.set_postfix(best=f"{self.sign * value:.3g}", cost=f"{self.tracer.cost.equivalents:.0f}", refresh=False)
+            self._bar.set_postfix(
+                best=f"{self.sign * value:.3g}", cost=f"{self.tracer.cost.equivalents:.0f}", refresh=False
+            )
 
 
 def _chunks(items: Sequence[Subset], size: int) -> Iterable[Sequence[Subset]]:

@@ -81,12 +81,27 @@ def select(
         cost = tracer.cost - before
         seconds = time.perf_counter() - began
         chosen = {size: search.best_within(size)[1] for size in sizes}
-        held = None if held_out is None else Tracer(
-            tracer.model, held_out, tracer.groups, tracer.metric, tracer.intervention, batch_size=None, dtype=tracer.dtype
+        held = (
+            None
+            if held_out is None
+            else Tracer(
+                tracer.model,
+                held_out,
+                tracer.groups,
+                tracer.metric,
+                tracer.intervention,
+                batch_size=None,
+                dtype=tracer.dtype,
+            )
         )
         choices = _score(tracer, held, chosen, search, seed)
         full = float(tracer.effect(torch.ones(len(tracer.groups))).double().mean())
-    record = {"forwards": cost.forwards, "backwards": cost.backwards, "equivalents": cost.equivalents, "seconds": seconds}
+    record = {
+        "forwards": cost.forwards,
+        "backwards": cost.backwards,
+        "equivalents": cost.equivalents,
+        "seconds": seconds,
+    }
     facts = provenance(tracer) | {"direction": direction, "seed": seed, "solver": _describe(solver), "cost": record}
     return SubsetPath(tracer.groups, choices, full, tuple(search.notes), facts, tracer)
 
@@ -109,7 +124,9 @@ def check_budgets(budgets: int | Iterable[int], n: int) -> tuple[int, ...]:
         raise ValueError(f"budgets must be whole numbers such as 10 or range(1, 26), got {given!r}.")
     if min(given) < 1 or max(given) > n:
         bad = min(given) if min(given) < 1 else max(given)
-        raise ValueError(f"budget {bad} is outside 1 to {n}, the number of hook groups. Ask for range(1, {min(n, 25) + 1}), say.")
+        raise ValueError(
+            f"budget {bad} is outside 1 to {n}, the number of hook groups. Ask for range(1, {min(n, 25) + 1}), say."
+        )
     return tuple(sorted({int(b) for b in given}))
 
 
@@ -123,7 +140,9 @@ def _indices(groups: HookGroups, which: Iterable[int | str | Component]) -> Subs
     return subset(i if isinstance(i, int) else groups.index(i) for i in which)
 
 
-def _score(tracer: Tracer, held: Tracer | None, chosen: dict[int, Subset], search: Search, seed: int) -> tuple[Choice, ...]:
+def _score(
+    tracer: Tracer, held: Tracer | None, chosen: dict[int, Subset], search: Search, seed: int
+) -> tuple[Choice, ...]:
     distinct = list(dict.fromkeys(chosen.values()))
     scores = {s: measure(tracer, search.mask(s), search.sign, seed) for s in distinct}
     held_scores = {s: measure(held, search.mask(s), search.sign, seed)[0] for s in distinct} if held else {}
