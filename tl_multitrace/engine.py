@@ -71,7 +71,7 @@ class Prefix:
         residuals: input of a block, per block number.
     """
 
-    mask: np.ndarray[Any, Any]
+    mask: Float[np.ndarray, " groups"]
     residuals: dict[int, Float[Tensor, "rows pos d_model"]] = field(default_factory=dict)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_multitrace.compat import HookFn, ModelView
@@ -220,7 +220,7 @@ class HookGroups:
         return list(dict.fromkeys(s.hook_name for group in self.sites for s in group))
 
     @property
-    def first_layers(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+    def first_layers(self) -> Int[np.ndarray, " groups"]:
         """Per group, the first block whose run depends on it."""
         return np.array([min(s.layer for s in group) for group in self.sites], dtype=np.int64)
 

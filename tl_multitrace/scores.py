@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from scipy import stats
 
 
@@ -54,7 +55,7 @@ class Score:
 
 
 def interval(
-    x: np.ndarray[Any, Any], *, seed: int = 0, resamples: int = 2000, level: float = 0.95
+    x: Float[np.ndarray, " n"], *, seed: int = 0, resamples: int = 2000, level: float = 0.95
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean; the mean itself twice where there is one value or no spread."""
     if len(x) < 2 or float(np.ptp(x)) == 0.0:

@@ -261,7 +261,7 @@ class Tracer:
             plans.setdefault((starts[best], best), []).append(j)
         return [(torch.tensor(jobs), start, prefixes[which]) for (start, which), jobs in sorted(plans.items())]
 
-    def _first_change(self, mask: np.ndarray[Any, Any], prefix: Prefix) -> int:
+    def _first_change(self, mask: Float[np.ndarray, " groups"], prefix: Prefix) -> int:
         changed = np.flatnonzero(mask != prefix.mask)
         if not len(changed):
             if prefix is self._origin:

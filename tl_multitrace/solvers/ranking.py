@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 
 from tl_multitrace.solvers.search import Search
 
 
-def take_top(search: Search, value: np.ndarray[Any, Any]) -> None:
+def take_top(search: Search, value: Float[np.ndarray, " groups"]) -> None:
     """Evaluate the top-S sets of a ranking (higher is better) for every budget, exactly."""
     candidates = search.candidates
     ranked = candidates[np.argsort(-value[candidates], kind="stable")]
@@ -88,7 +88,7 @@ class IntegratedGradients:
         take_top(search, integrated_gradients(search, self.steps))
 
 
-def integrated_gradients(search: Search, steps: int) -> np.ndarray[Any, Any]:
+def integrated_gradients(search: Search, steps: int) -> Float[np.ndarray, " groups"]:
     """Mean derivative over ``steps`` midpoints of the path from 0 to 1."""
     total = np.zeros(search.n)
     with search.progress(steps, "gradients") as bar:

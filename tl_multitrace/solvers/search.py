@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -23,7 +23,7 @@ Direction = Literal["maximize", "minimize"]
 Subset = tuple[int, ...]
 
 
-def subset(members: Iterable[int]) -> Subset:
+def subset(members: Iterable[SupportsIndex]) -> Subset:
     """Sorted tuple of distinct indices."""
     return tuple(sorted({int(i) for i in members}))
 
@@ -47,7 +47,7 @@ class Search:
     budgets: tuple[int, ...]
     sign: int
     seed: int
-    allowed: np.ndarray[Any, np.dtype[np.bool_]]
+    allowed: Bool[np.ndarray, " groups"]
     forced: Subset = ()
     show_progress: bool = False
     best: dict[int, tuple[float, Subset]] = field(default_factory=dict)
@@ -69,7 +69,7 @@ class Search:
         return self.budgets[-1]
 
     @property
-    def candidates(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+    def candidates(self) -> Int[np.ndarray, " candidates"]:
         """Groups that may be added."""
         free = self.allowed.copy()
         free[list(self.forced)] = False
@@ -81,12 +81,12 @@ class Search:
 
     # ------------------------------------------------------------------ exact scores
 
-    def score(self, members: Iterable[int]) -> float:
+    def score(self, members: Iterable[SupportsIndex]) -> float:
         """Exact mean score of one subset."""
         return float(self.scores([subset(members)])[0])
 
     def scores(
-        self, subsets: Sequence[Iterable[int]], reference: Iterable[int] | None = None
+        self, subsets: Sequence[Iterable[SupportsIndex]], reference: Iterable[SupportsIndex] | None = None
     ) -> Float[np.ndarray, " k"]:
         """Exact mean scores; each subset is evaluated once in a search and remembered.
 
@@ -105,7 +105,7 @@ class Search:
                     self._remember(s, self.sign * value)
         return np.array([self._memo[s] for s in wanted])
 
-    def known(self, members: Iterable[int]) -> float | None:
+    def known(self, members: Iterable[SupportsIndex]) -> float | None:
         """The score of a subset if it was evaluated before."""
         return self._memo.get(subset((*members, *self.forced)))
 
@@ -119,7 +119,7 @@ class Search:
             self.best[size] = (value, members)
             self._tell(value)
 
-    def mask(self, members: Iterable[int]) -> Float[Tensor, " groups"]:
+    def mask(self, members: Iterable[SupportsIndex]) -> Float[Tensor, " groups"]:
         """Binary mask of a subset."""
         mask = torch.zeros(self.n)
         mask[list(members)] = 1.0
