@@ -10,8 +10,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
-import random
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,22 +27,20 @@ def pytest_configure() -> None:
     torch.set_num_threads(1)
 
 
-def _random_states() -> tuple[Any, ...]:
+def _random_states() -> dict[str, Any]:
+    """The global generators that must not move; not Python's own, which beartype draws from to check containers."""
     name, keys, *rest = np.random.get_state()
-    return torch.get_rng_state().numpy().tobytes(), (name, keys.tobytes(), *rest), random.getstate()
+    return {"torch": torch.get_rng_state().numpy().tobytes(), "numpy": (name, keys.tobytes(), *rest)}
 
 
 @pytest.fixture(autouse=True)
 def unmoved_random_state(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test that draws from, or seeds, a global generator; ``@pytest.mark.moves_rng`` allows it."""
-    before, importing = _random_states(), "transformer_lens" not in sys.modules
+    before = _random_states()
     yield
-    names = ("torch", "numpy", "random")
-    moved = [name for name, a, b in zip(names, before, _random_states(), strict=True) if a != b]
-    if importing and "transformer_lens" in sys.modules and "random" in moved:
-        moved.remove("random")  # TransformerLens 2.x draws from it while it is imported
+    moved = [name for name, state in _random_states().items() if state != before[name]]
     if moved and not request.node.get_closest_marker("moves_rng"):
-        pytest.fail(f"the test moved the global random state of {', '.join(moved)}; draw from a generator of its own")
+        pytest.fail(f"the test moved the global random state of {' and '.join(moved)}; use a generator of its own")
 
 
 @pytest.fixture(params=MODEL_NAMES)
