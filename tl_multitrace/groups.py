@@ -23,6 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_multitrace.compat import HookFn, ModelView
+from tl_multitrace.tokens import picks
 
 Position = int | str | tuple[int, int] | None
 """Token positions of a site: None (the whole prompt), ``"last"``, ``"everywhere"`` (prompt and answer), a span's name,
@@ -176,11 +177,8 @@ class HookGroups:
         return iter(self.components)
 
     def __getitem__(self, index: slice | int | Sequence[int] | Tensor) -> HookGroups:
-        """Some of the groups, in the order asked for."""
-        if isinstance(index, slice):
-            chosen = list(range(len(self)))[index]
-        else:
-            chosen = torch.as_tensor(index).reshape(-1).tolist()
+        """Some of the groups, in the order asked for (by number, slice, or booleans)."""
+        chosen = picks(index, len(self))
         return HookGroups(tuple(self.components[i] for i in chosen), tuple(self.sites[i] for i in chosen), self.sizes)
 
     def __add__(self, other: HookGroups) -> HookGroups:

@@ -28,10 +28,12 @@ from tl_multitrace.tokens import (
     Texts,
     as_lists,
     candidate_tensor,
+    check_candidates,
     check_counts,
     check_equal_lengths,
     id_lists,
     pad_rows,
+    picks,
 )
 
 if TYPE_CHECKING:
@@ -185,6 +187,7 @@ class PromptPairs:
         if given.shape != (n,) or int(given.min()) < 1 or int(given.max()) > width:
             raise ValueError(f"lengths must be {n} numbers from 1 to {width}, got {given.tolist()[:8]}.")
         rights, wrongs = id_lists(answers, n, "answers"), id_lists(wrong_answers, n, "wrong_answers")
+        check_candidates(rights, wrongs)
         pairs = cls._assemble(
             [row[:k].tolist() for row, k in zip(base, given, strict=True)],
             [row[:k].tolist() for row, k in zip(source, given, strict=True)],
@@ -248,24 +251,18 @@ class PromptPairs:
         return len(self.base_tokens)
 
     def __getitem__(self, index: slice | int | Sequence[int] | Tensor) -> PromptPairs:
-        """Some of the pairs, in the order asked for."""
-        if isinstance(index, slice):
-            chosen = torch.arange(len(self))[index]
-        else:
-            chosen = torch.as_tensor(index).long().reshape(-1)
-        if not len(chosen):
+        """Some of the pairs, in the order asked for (by number, slice, or booleans)."""
+        chosen = picks(index, len(self))
+        if not chosen:
             raise ValueError(f"no pair is left: {index!r} of {len(self)} pairs.")
-        if int(chosen.max()) >= len(self) or int(chosen.min()) < -len(self):
-            raise IndexError(f"pair {int(chosen.max())} of {len(self)}.")
-        picks = [int(i) % len(self) for i in chosen]
         changes: dict[str, Any] = {}
         for f in fields(self):
             value = getattr(self, f.name)
             if isinstance(value, Tensor):
-                changes[f.name] = value[picks]
+                changes[f.name] = value[chosen]
             elif isinstance(value, tuple) and value:
-                changes[f.name] = tuple(value[i] for i in picks)
-        changes["spans"] = {name: span[picks] for name, span in self.spans.items()}
+                changes[f.name] = tuple(value[i] for i in chosen)
+        changes["spans"] = {name: span[chosen] for name, span in self.spans.items()}
         return replace(self, **changes)
 
     def split(self, fraction: float, seed: int = 0) -> tuple[PromptPairs, PromptPairs]:
@@ -280,7 +277,7 @@ class PromptPairs:
         for group in groups:
             members = torch.tensor([i for i in range(len(self)) if not self.labels or self.labels[i] == group])
             shuffled = members[torch.randperm(len(members), generator=generator)]
-            first += shuffled[: round(fraction * len(members))].tolist()
+            first += shuffled[: max(0, round(fraction * len(members)))].tolist()
         rest = sorted(set(range(len(self))) - set(first))
         if not first or not rest:
             raise ValueError(

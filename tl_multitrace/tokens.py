@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -101,7 +102,7 @@ class Encoder:
         """Ids that ``answer`` adds to ``prompt``, checked to continue it."""
         if not answer.strip():
             raise ValueError(f"pair {i}: the answer {answer!r} is empty.")
-        if prompt[-1:].isalnum() and answer[:1].isalnum():
+        if _continues_a_word(prompt[-1:], answer[:1]):
             joined = (prompt.split()[-1:] or [""])[0] + answer
             raise ValueError(
                 f"pair {i}: the answer {answer!r} has no leading space, so it would continue the prompt's last word "
@@ -165,7 +166,32 @@ class Encoder:
         return known
 
 
+def _continues_a_word(before: str, after: str) -> bool:
+    """Whether no space is missing between two characters: letters without case (Chinese, Thai) stand side by side."""
+    caseless = unicodedata.category(before or " ") == unicodedata.category(after or " ") == "Lo"
+    return before.isalnum() and after.isalnum() and not caseless
+
+
 # ---------------------------------------------------------------------- checks and conversions
+
+
+def picks(index: slice | int | Sequence[int] | Tensor, n: int) -> list[int]:
+    """Which of ``n`` things an index names, in its order; a boolean index names those that are True.
+
+    Raises:
+        IndexError: a number outside, or a boolean index of another length.
+    """
+    if isinstance(index, slice):
+        return list(range(n))[index]
+    given = torch.as_tensor(index).reshape(-1)
+    if given.dtype == torch.bool:
+        if len(given) != n:
+            raise IndexError(f"a boolean index of {len(given)} for {n}.")
+        return given.nonzero().flatten().tolist()
+    outside = [i for i in given.tolist() if not -n <= i < n]
+    if outside:
+        raise IndexError(f"index {outside[0]} is outside the {n} that there are.")
+    return [int(i) % n for i in given]
 
 
 def as_lists(answers: Answers | None, what: str) -> list[list[str]]:
@@ -182,6 +208,8 @@ def check_counts(base: Texts, **others: Sequence[Any] | None) -> None:
     if isinstance(base, str) or not len(base):
         raise ValueError("base must be a non-empty list of prompts.")
     for name, values in others.items():
+        if isinstance(values, str):
+            raise ValueError(f"{name} must hold one entry per pair, got the single string {values!r}: pass a list.")
         if values is not None and len(values) != len(base) and not (name == "wrong_answers" and not values):
             raise ValueError(f"{len(base)} base prompts but {len(values)} {name}: give one of each per pair.")
 
@@ -213,12 +241,27 @@ def id_lists(answers: Any, n: int, what: str) -> list[list[list[int]]]:
     return found
 
 
+def check_candidates(rights: list[list[list[int]]], wrongs: list[list[list[int]]]) -> None:
+    """Refuse candidates that no metric could use; raises ValueError naming the pair."""
+    for i, (right, wrong) in enumerate(zip(rights, wrongs, strict=True)):
+        if not right:
+            raise ValueError(f"pair {i}: no answer.")
+        for candidate in right + wrong:
+            if not candidate:
+                raise ValueError(f"pair {i}: an answer without tokens.")
+            if min(candidate) < 0:
+                raise ValueError(f"pair {i}: the token id {min(candidate)} in an answer is negative.")
+        shared = [c for c in right if c in wrong]
+        if shared:
+            raise ValueError(
+                f"pair {i}: an answer and a wrong answer are the same tokens {shared[0]}, so the metric would be "
+                "constant."
+            )
+
+
 def candidate_tensor(candidates: list[list[list[int]]]) -> Int[Tensor, "n k t"]:
-    """Candidates as one tensor, ``NO_TOKEN`` where shorter or absent; raises ValueError where there are none."""
-    k = max((len(c) for c in candidates), default=0)
-    t = max((len(a) for c in candidates for a in c), default=0)
-    if not k or not t:
-        raise ValueError("no answers: every pair needs at least one candidate continuation.")
+    """Candidates as one tensor, ``NO_TOKEN`` where shorter or absent."""
+    k, t = max(map(len, candidates)), max(len(a) for c in candidates for a in c)
     ids = torch.full((len(candidates), k, t), NO_TOKEN)
     for i, row in enumerate(candidates):
         for j, answer in enumerate(row):
