@@ -29,6 +29,7 @@ ROOMS = [
     "rows",
     "interventions",
     "sources",
+    "held",
     "answers",
     "metrics",
     "engine",

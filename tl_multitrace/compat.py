@@ -203,6 +203,23 @@ class ModelView:
                 return name
         return f"blocks.{self.n_layers - 1}.hook_resid_post"
 
+    # ------------------------------------------------------------------ embeddings
+
+    def embed(self, ids: Int[Tensor, " n"]) -> Float[Tensor, "n d_model"]:
+        """Token embeddings as the embedding hook sees them; ``W_E`` lacks the factor that Gemma puts on them."""
+        with torch.no_grad():
+            found: Tensor = self.model.embed(ids.to(self.device)[None])[0]
+        return found
+
+    def embedding_moments(self) -> tuple[Float[Tensor, " d_model"], float]:
+        """Mean vector and overall standard deviation of the embedding matrix, in chunks."""
+        total, square, count = torch.zeros(self.d_model, dtype=torch.float64), 0.0, 0
+        for ids in torch.arange(self.d_vocab).split(4096):
+            rows = self.embed(ids).double().cpu()
+            total, square, count = total + rows.sum(0), square + float((rows**2).sum()), count + rows.numel()
+        mean = float(total.sum()) / count
+        return total / self.d_vocab, ((square - count * mean**2) / (count - 1)) ** 0.5
+
     # ------------------------------------------------------------------ contexts
 
     @contextmanager

@@ -21,6 +21,7 @@ from torch import Tensor
 from tl_multitrace.answers import Answers
 from tl_multitrace.compat import BLOCK_INPUT, HookFn, ModelView, tracing
 from tl_multitrace.groups import HookGroups
+from tl_multitrace.held import Held
 from tl_multitrace.interventions import NOISE_HOOK, Intervention, Run
 from tl_multitrace.mixing import compile_plans, mix
 from tl_multitrace.rows import Batch, Rows
@@ -85,6 +86,7 @@ class Engine:
         groups: the mask's entries.
         intervention: base and source runs.
         sources: source activations.
+        held: sites that a mask may freeze at the base run's values.
         dtype: of masks, log probabilities and sums.
         cost: forwards and backwards so far.
     """
@@ -96,6 +98,7 @@ class Engine:
     sources: Sources
     dtype: torch.dtype
     needs_last: bool = False
+    held: Held | None = None
     cost: Cost = field(default_factory=Cost)
 
     def __post_init__(self) -> None:
@@ -104,14 +107,16 @@ class Engine:
         self._entries = {name: plan.entries().cpu().numpy() for name, plan in self.plans.items()}
         self.first_layers = self.groups.first_layers
         self._restart_layers = sorted({int(layer) for layer in self.first_layers} - {0})
-        self._base_noise: Tensor | None = None
+        # held sites are hooked like the others; where both meet at one hook point, one hook serves both
+        self._hooked = {**(self.held.plans if self.held else {}), **self.plans}
+        self._base: Run | None = None
         self._fired: Counter[str] = Counter()
         self._capture: dict[str, Tensor] | None = None
         self._capture_names: set[str] = set()
         self._poison: set[str] = set()
         self._shares: dict[str, Tensor] = {}
         self._source: dict[str, Tensor] = {}
-        self._noise: Tensor | None = None
+        self._embedding: tuple[Tensor, Tensor | None] | None = None
         self._reads: tuple[Tensor, Tensor] | None = None
         self._depth = 0
 
@@ -139,13 +144,17 @@ class Engine:
         # order matters where names meet at one hook point: noise, then the stored block input, then mixing, then
         # reading
         names = [BLOCK_INPUT.format(layer=layer) for layer in self._restart_layers]
-        hooks = [(NOISE_HOOK, self._add_noise)] if self.view.has_point(NOISE_HOOK) else []
+        hooks = [(NOISE_HOOK, self._corrupt)] if self.view.has_point(NOISE_HOOK) else []
         hooks += [(name, self._grabber(name)) for name in names]
-        hooks += [(name, self._mixer(name)) for name in self.plans]
+        hooks += [(name, self._mixer(name)) for name in self._hooked]
         return [*hooks, (self.view.unembed_input, self._read)]
 
-    def _add_noise(self, act: Tensor, hook: Any) -> Tensor | None:
-        return None if self._noise is None else (act + self._noise.to(act)).contiguous()
+    def _corrupt(self, act: Tensor, hook: Any) -> Tensor | None:
+        if self._embedding is None:
+            return None
+        noise, replaced = self._embedding
+        kept = act if replaced is None else act.masked_fill(replaced[..., None], 0)
+        return (kept + noise.to(act)).contiguous()
 
     def _grabber(self, name: str) -> HookFn:
         key = "input:" + name
@@ -163,17 +172,18 @@ class Engine:
                 self._capture[name] = act.detach().clone()
             if name in self._poison:
                 return torch.full_like(act, torch.nan)
+            frozen = None if self.held is None else self.held.frozen(name, act)
             share = self._shares.get(name)
-            return None if share is None else mix(act, self._source[name], share)
+            return frozen if share is None else mix(act if frozen is None else frozen, self._source[name], share)
 
         return mixer
 
     def _read(self, act: Tensor, hook: Any) -> Tensor | None:
         return None if self._reads is None else act[self._reads][None].contiguous()
 
-    def set_base_noise(self, noise: Float[Tensor, "rows pos d_model"] | None) -> None:
-        """Noise on the embeddings of every base run."""
-        self._base_noise = noise
+    def set_base(self, run: Run) -> None:
+        """The base run, whose corrupted embeddings every evaluation starts from."""
+        self._base = run
 
     # ------------------------------------------------------------------ forwards
 
@@ -185,6 +195,7 @@ class Engine:
         start: int = 0,
         prefix: Prefix | None = None,
         record: Prefix | None = None,
+        held: Float[Tensor, "k 1 held"] | None = None,
     ) -> Answers:
         """Answers of ``k * e`` runs: every mask on every example of the batch, masks slowest.
 
@@ -194,10 +205,13 @@ class Engine:
             start: first block to run; ``prefix`` holds its input.
             prefix: stored block inputs.
             record: where to put this run's block inputs (first mask only, ``k = 1``).
+            held: per mask, which held sites to freeze.
         """
         k = 1 if mask is None else mask.shape[0]
         self._prepare(batch, mask, k, start)
-        expected = [name for name, plan in self.plans.items() if plan.layer >= start]
+        if held is not None and self.held is not None:
+            self.held.choose(self, batch, held, start)
+        expected = [name for name, plan in self._hooked.items() if plan.layer >= start]
         if record is not None:
             self._capture, self._capture_names = (
                 {},
@@ -225,14 +239,19 @@ class Engine:
                 if plan.layer >= start and (mask.requires_grad or active[self._entries[name]].any()):
                     self._source[name] = self.sources.get(self, name, batch)
                     self._shares[name] = plan.share(mask, plan.selection(batch.places), batch.places)
-        self._noise = self._noise_of(batch, k, start)
+        self._embedding = None if start else self._embedding_of(self._base, batch.rows, batch.tokens.shape[1], k)
         offset = torch.arange(k, device=batch.tokens.device)[:, None] * batch.n_rows
         self._reads = ((batch.read_row + offset).flatten(), batch.read_position.repeat(k))
 
-    def _noise_of(self, batch: Batch, k: int, start: int) -> Tensor | None:
-        if self._base_noise is None or start:
+    def _embedding_of(
+        self, run: Run | None, rows: slice | Int[Tensor, " b"], width: int, k: int = 1
+    ) -> tuple[Tensor, Tensor | None] | None:
+        """What a run adds to its embeddings and where it drops them first, for ``k`` copies of some rows."""
+        if run is None or run.noise is None:
             return None
-        return self._base_noise[batch.rows, : batch.tokens.shape[1]].to(self.view.device).repeat(k, 1, 1)
+        device = self.view.device
+        replaced = None if run.replaced is None else run.replaced[rows, :width].to(device).repeat(k, 1)
+        return run.noise[rows, :width].to(device).repeat(k, 1, 1), replaced
 
     def _forward(self, tokens: Tensor, attention_mask: Tensor, start: int, resid: Tensor | None) -> Tensor:
         self._fired.clear()
@@ -242,7 +261,9 @@ class Engine:
         finally:
             self.cost.seconds += time.perf_counter() - began
             # between forwards the hooks are inert, so that several tracers may hold sessions on one model
-            self._shares, self._source, self._noise, self._reads = {}, {}, None, None
+            self._shares, self._source, self._embedding, self._reads = {}, {}, None, None
+            if self.held is not None:
+                self.held.clear()
 
     def _check_fired(self, expected: list[str]) -> None:
         for name in expected:
@@ -257,7 +278,9 @@ class Engine:
     def _keep_inputs(self, batch: Batch, record: Prefix) -> None:
         assert self._capture is not None
         for layer in self._restart_layers:
-            value = self._capture["input:" + BLOCK_INPUT.format(layer=layer)]
+            value = self._capture.get("input:" + BLOCK_INPUT.format(layer=layer))
+            if value is None:
+                continue
             if layer not in record.residuals:
                 record.residuals[layer] = value.new_zeros(len(self.rows), self.rows.base.shape[1], value.shape[-1])
             record.residuals[layer][batch.rows, : value.shape[1]] = value
@@ -280,12 +303,12 @@ class Engine:
         width = int(run.lengths[rows].max())
         tokens = run.tokens[rows, :width].to(self.view.device)
         attention_mask = (torch.arange(width) < run.lengths[rows][:, None]).long().to(self.view.device)
-        kept = (self._shares, self._source, self._reads)
+        kept = (self._shares, self._source, self._reads, self._embedding)
         self._shares, self._source = {}, {}
         # unembed one position only: the logits of a source run are never read
         self._reads = (torch.zeros(1, dtype=torch.long, device=tokens.device),) * 2
         self._capture, self._capture_names = {}, names
-        self._noise = None if run.noise is None else run.noise[rows, :width].to(self.view.device)
+        self._embedding = self._embedding_of(run, rows, width)
         try:
             with torch.no_grad():
                 self._forward(tokens, attention_mask, 0, None)
@@ -293,7 +316,7 @@ class Engine:
             return self._capture
         finally:
             self._capture = None
-            self._shares, self._source, self._reads = kept
+            self._shares, self._source, self._reads, self._embedding = kept
 
     # ------------------------------------------------------------------ checks
 
@@ -306,7 +329,7 @@ class Engine:
             HookError: the model ignores edits at that kind of hook point.
         """
         kinds: dict[str, set[str]] = {}
-        for name in self.plans:
+        for name in self._hooked:
             kinds.setdefault(name.split(".", 2)[-1], set()).add(name)
         for names in kinds.values():
             self._poison = names

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_multitrace.compat import EMBEDDING, ModelView
@@ -37,12 +37,14 @@ class Run:
     Attributes:
         tokens: right-padded ids.
         lengths: real tokens per row.
-        noise: added to the embeddings.
+        noise: added to the token embeddings.
+        replaced: where the token embedding itself is dropped first, so that ``noise`` stands in its place.
     """
 
     tokens: Int[Tensor, "rows pos"]
     lengths: Int[Tensor, " rows"]
     noise: Float[Tensor, "rows pos d_model"] | None = None
+    replaced: Bool[Tensor, "rows pos"] | None = None
 
 
 @dataclass(frozen=True)
@@ -177,10 +179,11 @@ class ResampleAblation(Intervention):
 
 @dataclass(frozen=True)
 class NoiseCorruption(Intervention):
-    """Gaussian noise on token embeddings (causal tracing, Meng et al. 2022, arXiv:2202.05262).
+    """Noise on token embeddings (causal tracing, Meng et al. 2022, arXiv:2202.05262).
 
     Args:
-        noise: standard deviation of the noise in units of ``std``.
+        noise: size of the noise in units of ``std``: the standard deviation of Gaussian noise, the half width of
+            uniform noise.
         at: which positions are noised: ``"all"``, a span's name such as ``"subject"``, or a position.
         restore: False: the clean run is the base and noised activations are patched in. True: the noised run is the
             base and clean activations are restored.
@@ -188,9 +191,11 @@ class NoiseCorruption(Intervention):
             prompt set), ``"embedding"`` (of the whole embedding matrix), or a number.
         shared: the same draw for every prompt instead of one each.
         seed: seed of the draw, which is the same for every mask.
+        kind: ``"gaussian"``, ``"uniform"``, or ``"fixed"``: every embedding is replaced by ``value``, nothing is drawn.
+        value: what ``"fixed"`` puts in every dimension, or ``"mean"`` for the mean of the embedding matrix.
 
     Raises:
-        ValueError: negative or non-finite noise.
+        ValueError: negative or non-finite noise, unknown kind.
     """
 
     noise: float = 3.0
@@ -199,11 +204,15 @@ class NoiseCorruption(Intervention):
     std: float | Literal["prompts", "embedding"] = "prompts"
     shared: bool = False
     seed: int = 0
+    kind: Literal["gaussian", "uniform", "fixed"] = "gaussian"
+    value: float | Literal["mean"] = 0.0
     name: ClassVar[str] = "noise"
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.noise) and self.noise >= 0):
             raise ValueError(f"noise must be a finite number from 0, got {self.noise!r}.")
+        if self.kind not in ("gaussian", "uniform", "fixed"):
+            raise ValueError(f"unknown kind of noise {self.kind!r}: use 'gaussian', 'uniform' or 'fixed'.")
 
     def base_run(self, rows: Rows, view: ModelView) -> Run:
         """The clean prompts, or the noised ones under ``restore``."""
@@ -214,28 +223,44 @@ class NoiseCorruption(Intervention):
         return Run(rows.base, rows.lengths) if self.restore else self._noised(rows, view)
 
     def _noised(self, rows: Rows, view: ModelView) -> Run:
-        pairs, width = rows.pairs, rows.base.shape[1]
-        prompt = pairs.lengths[rows.example]
-        spans = {k: v[rows.example] for k, v in pairs.spans.items()}
-        where = Places(width, prompt, rows.lengths, spans=spans).select(None if self.at == "all" else self.at)
+        where = self._where(rows)
+        if self.kind == "fixed":
+            return Run(rows.base, rows.lengths, self._fixed(view) * where[..., None], where)
         scale = self.noise * self.unit(rows, view, where)
+        return Run(rows.base, rows.lengths, self._draws(rows, view.d_model)[rows.example] * where[..., None] * scale)
+
+    def _where(self, rows: Rows) -> Bool[Tensor, "rows pos"]:
+        spans = {k: v[rows.example] for k, v in rows.pairs.spans.items()}
+        places = Places(rows.base.shape[1], rows.pairs.lengths[rows.example], rows.lengths, spans=spans)
+        return places.select(None if self.at == "all" else self.at)
+
+    def _fixed(self, view: ModelView) -> Float[Tensor, " d_model"]:
+        if self.value == "mean":
+            return view.embedding_moments()[0].float().cpu()
+        return torch.full((view.d_model,), float(self.value))
+
+    def _draws(self, rows: Rows, d_model: int) -> Float[Tensor, "n pos d_model"]:
         # drawn example by example in the caller's order, so that a prompt's noise does not depend on how batches are
         # sorted
-        draws = torch.empty(rows.n_examples, width, view.d_model)
-        generator = torch.Generator().manual_seed(self.seed)
-        first = torch.randn(width, view.d_model, generator=generator)
+        width, generator = rows.base.shape[1], torch.Generator().manual_seed(self.seed)
+        draws = torch.empty(rows.n_examples, width, d_model)
+        first = self._draw(width, d_model, generator)
         for e in torch.argsort(rows.order).tolist():
-            draws[e] = first if self.shared else torch.randn(width, view.d_model, generator=generator)
-        return Run(rows.base, rows.lengths, draws[rows.example] * where[..., None] * scale)
+            draws[e] = first if self.shared else self._draw(width, d_model, generator)
+        return draws
+
+    def _draw(self, width: int, d_model: int, generator: torch.Generator) -> Float[Tensor, "pos d_model"]:
+        if self.kind == "uniform":
+            return 2 * torch.rand(width, d_model, generator=generator) - 1
+        return torch.randn(width, d_model, generator=generator)
 
     def unit(self, rows: Rows, view: ModelView, where: Tensor) -> float:
         """The standard deviation that ``noise`` multiplies."""
         if isinstance(self.std, int | float):
             return float(self.std)
-        matrix = view.model.W_E.detach().float()
         if self.std == "embedding":
-            return float(matrix.std())
-        return float(matrix[rows.base[where].to(matrix.device)].std())
+            return view.embedding_moments()[1]
+        return float(view.embed(rows.base[where]).float().std())
 
 
 NOISE_HOOK = EMBEDDING

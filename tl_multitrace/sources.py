@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tl_multitrace.interventions import Run
+from tl_multitrace.mixing import Plan
 from tl_multitrace.rows import Batch
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ class Sources:
         stored: per hook name ``[rows, pos, ...]`` (attention weights ``[rows, head, dest, src]``), aligned to the base
             prompts, or one row that serves all.
         needed: bytes that keeping everything would take.
+        plans: the hook points to keep; default: the engine's.
     """
 
     limit: int
@@ -33,19 +36,24 @@ class Sources:
     stored: dict[str, Tensor] = field(default_factory=dict)
     needed: int = 0
     keeps: bool = True
+    plans: Mapping[str, Plan] = field(default_factory=dict)
+    aligned: bool = False
     _run: Run | None = None
     _batch: Batch | None = None
     _batch_values: dict[str, Tensor] = field(default_factory=dict)
 
-    def prepare(self, engine: Engine) -> None:
-        """Run the source once and keep what fits."""
+    def prepare(self, engine: Engine, run: Run | None = None) -> None:
+        """Run the intervention's source once, or the run given, and keep what fits."""
         intervention, rows, view = engine.intervention, engine.rows, engine.view
-        self._run = intervention.source_run(rows, view)
-        if intervention.averages == "zero":
-            dims = {name: 4 if plan.kind == "head" else 3 for name, plan in engine.plans.items()}
+        self.plans = self.plans or engine.plans
+        self.aligned = run is None and intervention.aligned
+        self._run = intervention.source_run(rows, view) if run is None else run
+        averages = intervention.averages if run is None else None
+        if averages == "zero":
+            dims = {name: 4 if plan.kind == "head" else 3 for name, plan in self.plans.items()}
             self.stored = {name: torch.zeros([1] * d, device=view.device, dtype=view.dtype) for name, d in dims.items()}
-        elif intervention.averages:
-            self._average(engine, per_position=intervention.averages == "position")
+        elif averages:
+            self._average(engine, per_position=averages == "position")
         else:
             self.needed = self._bytes(engine)
             self.keeps = self.needed <= self.limit
@@ -58,12 +66,11 @@ class Sources:
             return self._recaptured(engine, batch)[name]
         value = self.stored[name]
         if len(value) == 1:
-            return self._cut(engine, name, value, batch.tokens.shape[1]) if value.numel() > 1 else value
-        return self._cut(engine, name, value[batch.rows], batch.tokens.shape[1])
+            return self._cut(name, value, batch.tokens.shape[1]) if value.numel() > 1 else value
+        return self._cut(name, value[batch.rows], batch.tokens.shape[1])
 
-    @staticmethod
-    def _cut(engine: Engine, name: str, value: Tensor, width: int) -> Tensor:
-        if engine.plans[name].pattern:
+    def _cut(self, name: str, value: Tensor, width: int) -> Tensor:
+        if self.plans[name].pattern:
             return value[:, :, :width, :width]
         return value[:, :width] if value.shape[1] > 1 else value
 
@@ -72,7 +79,7 @@ class Sources:
         width, size = rows.base.shape[1], torch.empty((), dtype=view.dtype).element_size()
         per_position = {"neuron": view.d_mlp, "head": view.n_heads * view.d_head}
         per_row = 0
-        for plan in engine.plans.values():
+        for plan in self.plans.values():
             per_row += width * (view.n_heads * width if plan.pattern else per_position.get(plan.kind, view.d_model))
         return len(rows) * per_row * size
 
@@ -85,11 +92,11 @@ class Sources:
                 if name not in self.stored:
                     shape = list(value.shape)
                     shape[0] = total
-                    for axis in (2, 3) if engine.plans[name].pattern else (1,):
+                    for axis in (2, 3) if self.plans[name].pattern else (1,):
                         shape[axis] = width
                     self.stored[name] = value.new_zeros(shape)
                 place = self.stored[name][index[0] : index[-1] + 1]
-                if engine.plans[name].pattern:
+                if self.plans[name].pattern:
                     place[:, :, : value.shape[2], : value.shape[3]] = value
                 else:
                     place[:, : value.shape[1]] = value
@@ -97,15 +104,15 @@ class Sources:
     def _capture(self, engine: Engine, index: Int[Tensor, " b"]) -> dict[str, Tensor]:
         """Source activations of some rows, moved to the positions of the base prompts."""
         assert self._run is not None
-        values = engine.run_source(self._run, index, set(engine.plans))
+        values = engine.run_source(self._run, index, set(self.plans))
         engine.cost.forwards += len(index) / len(engine.rows)
-        if not engine.intervention.aligned:
+        if not self.aligned:
             return values
         shift = engine.rows.pairs.shifts[engine.rows.example[index]]
         width = int(engine.rows.lengths[index].max())
         if not bool((shift != 0).any()) and int(self._run.lengths[index].max()) == width:
             return values
-        return {n: _moved(v, shift.to(v.device), width, engine.plans[n].pattern) for n, v in values.items()}
+        return {n: _moved(v, shift.to(v.device), width, self.plans[n].pattern) for n, v in values.items()}
 
     def _recaptured(self, engine: Engine, batch: Batch) -> dict[str, Tensor]:
         if self._batch is not batch:
@@ -121,14 +128,14 @@ class Sources:
         total, full = len(self._run.tokens), self._run.tokens.shape[1]
         for first in range(0, total, self.chunk):
             index = torch.arange(first, min(first + self.chunk, total))
-            values = engine.run_source(self._run, index, set(engine.plans))
+            values = engine.run_source(self._run, index, set(self.plans))
             engine.cost.forwards += len(index) / total
             real = torch.arange(full) < self._run.lengths[index][:, None]
             for name, value in values.items():
-                weight = real[:, : value.shape[-1 if engine.plans[name].pattern else 1]].to(value.device, value.dtype)
-                _accumulate(name, value, weight, engine.plans[name].pattern, full, sums, counts)
+                weight = real[:, : value.shape[-1 if self.plans[name].pattern else 1]].to(value.device, value.dtype)
+                _accumulate(name, value, weight, self.plans[name].pattern, full, sums, counts)
         for name, value in sums.items():
-            if per_position or engine.plans[name].pattern:
+            if per_position or self.plans[name].pattern:
                 self.stored[name] = (value / counts[name].clamp_min(1))[None]
                 self._check_width(engine, name)
             else:

@@ -25,6 +25,7 @@ from tl_multitrace.answers import Answers
 from tl_multitrace.compat import ModelView
 from tl_multitrace.engine import Cost, Engine, NonFiniteError, Prefix
 from tl_multitrace.groups import HookGroups
+from tl_multitrace.held import held_sites
 from tl_multitrace.interventions import Interchange, Intervention
 from tl_multitrace.metrics import LogitDiff, Metric, as_metric
 from tl_multitrace.prompts import PromptPairs
@@ -58,6 +59,7 @@ class Tracer:
         dtype: of masks, log probabilities and sums; default float32, or float64 for a float64 model.
         memory_limit: bytes of stored source activations and block inputs; default 2 GiB on CPU, 8 GiB on a GPU. What
             does not fit is recomputed per batch, which ``cost`` counts.
+        held: sites that :meth:`effects` may freeze at the base run's values (severed paths).
         progress: show progress bars in loops over this tracer.
 
     Raises:
@@ -78,6 +80,7 @@ class Tracer:
         batch_size: int | None = None,
         dtype: torch.dtype | None = None,
         memory_limit: int | None = None,
+        held: HookGroups | None = None,
         progress: bool | None = None,
     ) -> None:
         self.view = ModelView(model)
@@ -93,13 +96,15 @@ class Tracer:
         self.rows = Rows.of(pairs)
         self.batch_size = batch_size or self._default_batch_size()
         self._batches: list[Batch] = self._make_batches()
+        sources = Sources(limit=self.memory_limit, chunk=self.batch_size * 2)
         self._engine = Engine(
             view=self.view,
             rows=self.rows,
             groups=groups,
             intervention=self.intervention,
-            sources=Sources(limit=self.memory_limit, chunk=self.batch_size * 2),
+            sources=sources,
             dtype=self.dtype,
+            held=held_sites(held, self.view.device, sources) if held is not None else None,
             needs_last=bool(self.metric.needs_last or self.metric.surrogate.needs_last),
         )
         self._base: list[Answers] = []
@@ -125,13 +130,15 @@ class Tracer:
             self._engine.probe(self.rows.batch(torch.tensor([0]), self.view.device))
             self._engine.cost = Cost()
             base_run = self.intervention.base_run(self.rows, self.view)
-            self._engine.set_base_noise(base_run.noise)
+            self._engine.set_base(base_run)
             record = self._origin if self._prefix_fits() else None
             for batch in self._batches:
                 answers = self._engine.answers(batch, record=record)
                 self._check(answers.token_logp[answers.present], batch, None, "the base run")
                 self._base.append(answers)
             self._engine.sources.prepare(self._engine)
+            if self._engine.held is not None:
+                self._engine.held.prepare(self._engine, base_run)
         values = [self.metric(a, a) for a in self._base]
         self._base_values = torch.cat(values)
 
@@ -200,19 +207,23 @@ class Tracer:
         """
         return self.effects([mask])[0]
 
-    def effects(self, masks: Any, reference: Any = None) -> Float[Tensor, "k n"]:
+    def effects(
+        self, masks: Any, reference: Any = None, *, held: Float[Tensor, "k held"] | None = None
+    ) -> Float[Tensor, "k n"]:
         """Per-example effects of many masks, exact.
 
         Args:
             masks: ``[k, groups]``, or a list of masks as :meth:`effect` takes them.
             reference: a mask that the others differ little from, such as a search's current set: block inputs under it
                 are stored and every mask restarts from the first block where it differs.
+            held: per mask, which of the tracer's ``held`` sites stay at the base run's values (1) or run on (0). Sites
+                before the first block that the mask changes have these values anyway.
 
         Returns:
             One row per mask, pairs in the caller's order.
         """
         stacked = self._stack(masks)
-        values = self.metric_values(stacked, reference=reference)
+        values = self.metric_values(stacked, reference=reference, held=held)
         return self._unsorted(values - self._base_values)
 
     def log_effect(self, mask: Any) -> Float[Tensor, " n"]:
@@ -225,7 +236,9 @@ class Tracer:
                 out[batch.examples] = changed - self.metric.inner(base, base)
         return self._unsorted(out[None])[0]
 
-    def metric_values(self, masks: Float[Tensor, "k groups"], *, reference: Any = None) -> Float[Tensor, "k n"]:
+    def metric_values(
+        self, masks: Float[Tensor, "k groups"], *, reference: Any = None, held: Float[Tensor, "k held"] | None = None
+    ) -> Float[Tensor, "k n"]:
         """The metric itself under each mask; examples in internal order."""
         with self.session(), torch.no_grad():
             if reference is not None:
@@ -235,15 +248,24 @@ class Tracer:
                 for batch, base in zip(self._batches, self._base, strict=True):
                     for tile in jobs.split(self._tile_size(batch)):
                         out[tile.to(out.device)[:, None], batch.examples] = self._evaluate(
-                            masks[tile], batch, base, start, prefix
+                            masks[tile], batch, base, start, prefix, None if held is None else held[tile]
                         )
             return out
 
-    def _evaluate(self, masks: Tensor, batch: Batch, base: Answers, start: int, prefix: Prefix | None) -> Tensor:
+    def _evaluate(
+        self,
+        masks: Tensor,
+        batch: Batch,
+        base: Answers,
+        start: int,
+        prefix: Prefix | None,
+        held: Tensor | None = None,
+    ) -> Tensor:
         if start >= self.view.n_layers:  # nothing differs from the base run
             return self.metric(base, base).expand(len(masks), -1)
         mask = masks[:, None].to(self.view.device, self.dtype)
-        answers = self._engine.answers(batch, mask, start=start, prefix=prefix)
+        frozen = None if held is None else held[:, None].to(mask)
+        answers = self._engine.answers(batch, mask, start=start, prefix=prefix, held=frozen)
         values = self.metric(answers, base.repeated(len(masks)))
         self._check(values, batch, mask, "the metric")
         return values.reshape(len(masks), -1)
@@ -271,16 +293,22 @@ class Tracer:
         return layer if layer in prefix.residuals else 0
 
     def _set_reference(self, mask: Tensor) -> None:
-        values = mask.cpu().double().numpy()
-        if not self._origin.residuals or not values.any():
+        if self._reference is not None and np.array_equal(self._reference.mask, mask.cpu().double().numpy()):
             return
-        if self._reference is not None and np.array_equal(self._reference.mask, values):
+        record = self._new_reference(mask)
+        if record is None:
             return
-        earlier, self._reference = self._reference, None
-        record = Prefix(values, {} if earlier is None else earlier.residuals)
         for batch in self._batches:
             self._engine.answers(batch, mask[None, None].to(self.view.device, self.dtype), record=record)
         self._reference = record
+
+    def _new_reference(self, mask: Tensor) -> Prefix | None:
+        """An empty reference for a mask, in the memory of the last one; None where block inputs are not kept."""
+        values = mask.detach().cpu().double().numpy()
+        if not self._origin.residuals or not values.any():
+            return None
+        earlier, self._reference = self._reference, None
+        return Prefix(values, {} if earlier is None else earlier.residuals)
 
     # ------------------------------------------------------------------ gradients
 
@@ -296,7 +324,7 @@ class Tracer:
         return self.effect_and_gradient(mask)[1]
 
     def effect_and_gradient(
-        self, mask: Any, *, inner: bool = False
+        self, mask: Any, *, inner: bool = False, as_reference: bool = False
     ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n groups"]]:
         """Per-example effect and derivative at a mask.
 
@@ -304,6 +332,7 @@ class Tracer:
             mask: as :meth:`effect` takes it.
             inner: of the metric's inner quantity (log-odds change for ``OddsRatio``, log p for ``AnswerProb``) instead
                 of the metric itself; the value is then the inner quantity, not relative to the base run.
+            as_reference: store block inputs on the way, so that evaluations near this mask restart from them.
         """
         values = self.groups.as_mask(mask).to(self.view.device, self.dtype)
         metric = self.metric.surrogate
@@ -311,14 +340,17 @@ class Tracer:
         effects = self._base_values.new_empty(self.rows.n_examples)
         gradient = self._base_values.new_zeros(self.rows.n_examples, len(self.groups))
         start = self._gradient_start()
+        record = self._new_reference(values) if as_reference else None
         with self.session():
             for batch, base in zip(self._batches, self._base, strict=True):
                 leaf = values.expand(1, batch.n_rows, -1).clone().requires_grad_()
-                out = measure(self._engine.answers(batch, leaf, start=start, prefix=self._origin), base)
+                answers = self._engine.answers(batch, leaf, start=start, prefix=self._origin, record=record)
+                out = measure(answers, base)
                 by_row = self._backward(out.sum(), leaf, batch, start)[0]
                 gradient.index_add_(0, batch.examples[batch.example], by_row)
                 effects[batch.examples] = out.detach() - (0.0 if inner else measure(base, base))
                 self._check(gradient[batch.examples], batch, leaf.detach(), "the gradient")
+        self._reference = record or self._reference
         return self._unsorted(effects[None])[0], gradient[self._inverse()]
 
     def loss_gradient(
