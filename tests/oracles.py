@@ -100,7 +100,8 @@ def covered(position: Any, prompt: int, total: int, span: tuple[int, int] | None
         assert span is not None
         return here[slice(*span)]
     if isinstance(position, tuple):
-        return here[slice(*position)]
+        start, stop = position
+        return here[start : None if start < 0 and stop == 0 else stop]
     return [here[position]] if -prompt <= position < prompt else []
 
 
@@ -173,7 +174,7 @@ class Plain:
             if p not in aligned:
                 continue
             if c.site == "pattern":
-                for q in [q for q in range(len(e.base)) if q in aligned]:
+                for q in [q for q in aligned if q <= p]:
                     at, there = (0, c.index, p, q), (0, c.index, p + e.shift, q + e.shift)
                     act[at] = act[at] + value * (source[there] - act[at])
             elif c.index is not None:

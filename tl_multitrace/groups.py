@@ -30,7 +30,7 @@ Position = int | str | tuple[int, int] | None
 one
 position (negative: from the prompt's end) or a ``(start, stop)`` range."""
 
-Positions = str | int | slice | Sequence[int] | None
+Positions = str | int | slice | Sequence[int | str | tuple[int, int]] | None
 
 
 @dataclass(frozen=True)
@@ -305,8 +305,8 @@ def heads(model: Any, layers: Any = None, *, site: str = "z", positions: Positio
     Args:
         model: a TransformerLens model.
         layers: block numbers; default all.
-        site: ``"z"`` mixes the head's output before ``W_O``; ``"pattern"`` mixes its attention weights and leaves the
-            values running (both the destination and the source position must be covered).
+        site: ``"z"`` mixes the head's output before ``W_O``; ``"pattern"`` mixes its attention weights, those that the
+            covered positions give to earlier ones, and leaves the values running.
         positions: see :func:`neurons`.
     """
     return _indexed(model, "head", layers, positions, ModelView(model).n_heads, site)

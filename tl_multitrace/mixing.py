@@ -67,9 +67,9 @@ class Places:
             span = self.spans[position].to(prompt.device)
             return span[:, 0], span[:, 1]
         start, stop = (position, position + 1) if isinstance(position, int) else position
-        if start < 0:
-            return prompt + start, prompt + min(stop, 0)
-        return zero + start, (zero + stop).minimum(prompt)
+        first = prompt + start if start < 0 else zero + start
+        to_end = stop < 0 or (stop == 0 and start < 0)  # -1 alone is the range (-1, 0)
+        return first, prompt + stop if to_end else (zero + stop).minimum(prompt)
 
 
 @dataclass(frozen=True)
@@ -145,8 +145,11 @@ def _overlay(values: Float[Tensor, "k r s i"], selection: Float[Tensor, "rows po
 
 
 def _readable_sources(places: Places) -> Bool[Tensor, "rows src"]:
-    """Source columns of an attention pattern that a head intervention may touch: those of the prompt."""
-    return places.select(None)
+    """Source columns of an attention pattern that may be mixed: those that have an aligned source token.
+
+    Columns of the answer stand behind every prompt position, where attention weights are 0 in both runs.
+    """
+    return places.select("everywhere")
 
 
 def mix(act: Tensor, source: Tensor, share: Tensor) -> Tensor:
@@ -206,6 +209,12 @@ def _compile(hook: str, entries: Sequence[tuple[int, Component]], groups: HookGr
 
 def user_hooks(plans: Mapping[str, Plan], mask: Tensor, cache: Any, pairs: Any) -> list[tuple[str, HookFn]]:
     """See :meth:`HookGroups.fwd_hooks`."""
+    apart = [] if pairs is None else pairs.shifts.nonzero().flatten().tolist()
+    if apart:
+        raise ValueError(
+            f"pair {apart[0]}: base and source prompt are aligned {abs(int(pairs.shifts[apart[0]]))} token(s) apart, but "
+            "hooks mix position by position. Use pairs.filter_aligned(), or a Tracer, which moves activations."
+        )
     hooks: list[tuple[str, HookFn]] = []
     for name, plan in plans.items():
         if not bool((mask[plan.entries()] != 0).any()):
@@ -241,4 +250,5 @@ def _user_places(act: Tensor, plan: Plan, pairs: Any) -> Places:
     if len(pairs) != n:
         raise ValueError(f"{len(pairs)} prompt pairs were given, but {n} prompts are running.")
     lengths = pairs.lengths.to(act.device)
-    return Places(width, lengths, lengths, spans={k: v.to(act.device) for k, v in pairs.spans.items()})
+    partner = torch.arange(width, device=act.device) < pairs.source_lengths.to(act.device)[:, None]
+    return Places(width, lengths, lengths, partner, {k: v.to(act.device) for k, v in pairs.spans.items()})
