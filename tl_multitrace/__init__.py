@@ -38,6 +38,8 @@ from tl_multitrace.solvers import (
     TopK,
     select,
 )
+from tl_multitrace.spec import groups_from_text
+from tl_multitrace.tasks import Task, task, task_from_file, tasks
 from tl_multitrace.tracer import Tracer
 
 __all__ = [
@@ -72,10 +74,12 @@ __all__ = [
     "Score",
     "SubsetPath",
     "TopK",
+    "Task",
     "Tracer",
     "WeightedSum",
     "ZeroAblation",
     "attn_layers",
+    "groups_from_text",
     "heads",
     "load_model",
     "mlp_dims",
@@ -83,4 +87,7 @@ __all__ = [
     "neurons",
     "residual",
     "select",
+    "task",
+    "task_from_file",
+    "tasks",
 ]

@@ -1,6 +1,7 @@
 """Choose subsets: ``select`` and the solvers it takes."""
 
 from tl_multitrace.solvers.exact import Exhaustive, Greedy, RandomSubset
+from tl_multitrace.solvers.names import SOLVERS, solver_by_name
 from tl_multitrace.solvers.path import Choice, SubsetPath
 from tl_multitrace.solvers.pgbct import PGBCT
 from tl_multitrace.solvers.ranking import AttributionPatching, IntegratedGradients, TopK
@@ -9,6 +10,7 @@ from tl_multitrace.solvers.select import Solver, select
 
 __all__ = [
     "PGBCT",
+    "SOLVERS",
     "AttributionPatching",
     "Choice",
     "Exhaustive",
@@ -20,4 +22,5 @@ __all__ = [
     "SubsetPath",
     "TopK",
     "select",
+    "solver_by_name",
 ]

@@ -1,0 +1,313 @@
+"""The command line: ``tl-multitrace demo | run | show | report | tasks``.
+
+Results go to standard output, progress to standard error. Exit codes: 0 done, 1 an error, 2 wrong usage, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from tl_multitrace._version import __version__
+from tl_multitrace.interventions import intervention_by_name
+from tl_multitrace.job import Job, Log, run_job
+from tl_multitrace.metrics import metric_by_name
+from tl_multitrace.run_folder import rewrite_report, write_run, writing
+from tl_multitrace.solvers import SOLVERS, solver_by_name
+from tl_multitrace.spec import Spec, budgets_from_text
+from tl_multitrace.tasks import tasks as task_table
+from tl_multitrace.tasks.registry import info_of
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="tl-multitrace",
+    help=__doc__.partition("\n")[2].strip(),
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+class Direction(str, Enum):
+    """Whether the metric is to rise or to fall."""
+
+    maximize = "maximize"
+    minimize = "minimize"
+
+
+class Align(str, Enum):
+    """What happens to pairs of different token length."""
+
+    drop = "drop"
+    right = "right"
+    left = "left"
+
+
+class Dtype(str, Enum):
+    """Type of the weights."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    float64 = "float64"
+
+
+def main() -> None:
+    """Entry point of ``tl-multitrace`` and ``python -m tl_multitrace``."""
+    os.environ.setdefault("MPLBACKEND", "Agg")  # figures are files here
+    app(prog_name="tl-multitrace")
+
+
+# ---------------------------------------------------------------------- options
+
+
+def _checked(read: Callable[[str], Any]) -> Callable[[str | None], str | None]:
+    """A callback that turns the ``ValueError`` of ``read`` into a usage error, before any model is loaded."""
+
+    def check(value: str | None) -> str | None:
+        if value is None:
+            return None
+        try:
+            read(value)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+        return value
+
+    return check
+
+
+def _check_components(text: str) -> None:
+    for part in text.split(","):
+        Spec.of(part)
+
+
+OVERWRITE_HELP = "Replace an earlier run in that folder."
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help=OVERWRITE_HELP)]
+Seed = Annotated[int, typer.Option(min=0, help="Of prompts, split, search and intervals.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write; it must not exist yet, or be empty.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; default: a GPU where there is one.")]
+TaskName = Annotated[str | None, typer.Option("--task", callback=_checked(info_of), help="See `tl-multitrace tasks`.")]
+Prompts = Annotated[
+    Path | None,
+    typer.Option(help="Instead of --task: .csv or .jsonl with base, source, answer [, wrong_answer, group, subject]."),
+]
+Components = Annotated[
+    str | None,
+    typer.Option(
+        callback=_checked(_check_components),
+        help="heads, heads:pattern, neurons, mlps, attn, mlp_dims, resid; comma separated, each with optional layers: "
+        "heads,neurons@0-3. Default: the task's.",
+    ),
+]
+Budget = Annotated[
+    str,
+    typer.Option(
+        callback=_checked(lambda text: budgets_from_text(text, 1 << 30)),
+        help="Components at most: 10 (every budget up to it), 1-25, 5,10,20, or heads=5,neurons=20.",
+    ),
+]
+SolverName = Annotated[
+    str | None, typer.Option("--solver", callback=_checked(solver_by_name), help=f"One of {', '.join(SOLVERS)}.")
+]
+InterventionName = Annotated[
+    str | None,
+    typer.Option(
+        "--intervention", callback=_checked(intervention_by_name), help="interchange, zero, mean, resample or noise."
+    ),
+]
+MetricName = Annotated[
+    str | None,
+    typer.Option(
+        "--metric",
+        callback=_checked(metric_by_name),
+        help="logit_diff, odds_ratio, answer_prob, answer_logprob, kl_divergence or accuracy. Default: the task's.",
+    ),
+]
+Count = Annotated[int | None, typer.Option("--n", "-n", min=1, help="Prompts to use, at most.")]
+HeldOut = Annotated[float, typer.Option(min=0.0, max=0.9, help="Share of prompts kept for scoring; 0 for none.")]
+
+
+# ---------------------------------------------------------------------- commands
+
+
+@app.command()
+def demo(
+    out: Out = Path("demo-run"),
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """The whole job on the model inside this package: which heads and neurons hold a gender stereotype?"""
+    job = Job(task="professions", components="heads,neurons", budget="8", seed=seed, device="cpu")
+    with _reported(debug, quiet):
+        _do(job, out, overwrite, quiet)
+
+
+@app.command()
+def run(
+    out: Out,
+    model: Annotated[str, typer.Option(help="Hugging Face name, local folder, or demo.")] = "demo",
+    task: TaskName = None,
+    prompts: Prompts = None,
+    components: Components = None,
+    budget: Budget = "10",
+    solver: SolverName = None,
+    intervention: InterventionName = None,
+    metric: MetricName = None,
+    direction: Annotated[Direction | None, typer.Option(help="Default: the task's.")] = None,
+    n: Count = None,
+    held_out: HeldOut = 0.3,
+    align: Annotated[Align, typer.Option(help="Pairs of unequal length: drop, or line up at one end.")] = Align.drop,
+    seed: Seed = 0,
+    device: Device = None,
+    dtype: Annotated[Dtype, typer.Option(help="Of the weights.")] = Dtype.float32,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Search any model on a task or your own prompts, and write a run folder."""
+    if (task is None) == (prompts is None):
+        raise typer.BadParameter("give one of --task and --prompts.")
+    job = Job(
+        model=model,
+        task=task,
+        prompts=None if prompts is None else str(prompts),
+        components=components,
+        budget=budget,
+        solver=solver,
+        intervention=intervention,
+        metric=metric,
+        direction=None if direction is None else direction.value,
+        n=n,
+        held_out=held_out,
+        align=align.value,
+        seed=seed,
+        device=device,
+        dtype=dtype.value,
+    )
+    with _reported(debug, quiet):
+        _do(job, out, overwrite, quiet)
+
+
+@app.command()
+def show(
+    path: Annotated[Path, typer.Argument(help="A run folder, circuit.json or path.json.")], debug: Debug = False
+) -> None:
+    """Print a saved circuit, path or run."""
+    from tl_multitrace.show import shown
+
+    with _reported(debug):
+        for item in shown(path):
+            Console().print(item, markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write elsewhere; must not exist.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file given by --out.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Write the HTML report of a run folder again; no model is needed."""
+    with _reported(debug):
+        _say(str(rewrite_report(folder, out, overwrite=overwrite or out is None)))
+
+
+@app.command()
+def tasks(debug: Debug = False) -> None:
+    """List the tasks."""
+    from tl_multitrace.show import task_list
+
+    with _reported(debug):
+        for item in task_list(task_table()):
+            Console().print(item)
+
+
+def _version(value: bool) -> None:
+    if value:
+        _say(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    """Multi-component causal tracing for TransformerLens: which set of components carries a behaviour?
+
+    Exit codes: 0 done, 1 an error, 2 wrong usage, 130 interrupted by Ctrl-C.
+    """
+
+
+# ---------------------------------------------------------------------- doing it
+
+
+def _do(job: Job, out: Path, overwrite: bool, quiet: bool) -> None:
+    """Run a job into its folder and say what it found."""
+    from tl_multitrace.show import closing_lines
+
+    log = Log(_tell_nobody if quiet else _tell)
+    with writing(out, job, log, overwrite=overwrite) as place:
+        found = run_job(job, log, progress=not quiet)
+        with log.step("report", "Writing figures and report"):
+            found = write_run(found, place)
+    for line in closing_lines(found, log, out):
+        _say(line)
+
+
+@contextmanager
+def _reported(debug: bool, quiet: bool = False) -> Iterator[None]:
+    """Errors as one line and an exit code, instead of a traceback."""
+    logging.basicConfig(level=logging.ERROR if quiet else logging.WARNING, format="%(message)s", stream=sys.stderr)
+    try:
+        yield
+    except (typer.Exit, typer.Abort):
+        raise
+    except KeyboardInterrupt:
+        _complain("Interrupted.")
+        raise typer.Exit(INTERRUPTED) from None
+    except Exception as error:
+        if debug:
+            raise
+        _complain(f"Error: {_one_line(error)}")
+        raise typer.Exit(1) from None
+
+
+def _one_line(error: Exception) -> str:
+    """What went wrong; with its kind where the message alone was not written for a user."""
+    message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    own = type(error).__module__.partition(".")[0] == __package__
+    if (own or isinstance(error, ValueError | OSError | KeyError)) and message:
+        return message
+    return f"{type(error).__name__}: {message or 'no message'} (add --debug for the traceback)"
+
+
+def _say(line: str) -> None:
+    Console(soft_wrap=True, highlight=False).print(escape(line))
+
+
+def _tell(line: str) -> None:
+    Console(stderr=True, soft_wrap=True, highlight=False).print(escape(line))
+
+
+def _tell_nobody(line: str) -> None:
+    """Under ``--quiet``."""
+
+
+def _complain(line: str) -> None:
+    Console(stderr=True, soft_wrap=True, highlight=False).print(escape(line), style="red")

@@ -1,0 +1,166 @@
+"""The whole job behind the command line: a model and prompts in, a scored circuit out. Nothing is written here."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from tl_multitrace.interventions import intervention_by_name
+from tl_multitrace.loading import load_model
+from tl_multitrace.metrics import metric_by_name
+from tl_multitrace.prompts import PromptPairs
+from tl_multitrace.render import Run
+from tl_multitrace.solvers import select, solver_by_name
+from tl_multitrace.spec import budgets_from_text, describe_components, groups_from_text
+from tl_multitrace.tasks import Task, task, task_from_file
+from tl_multitrace.tasks.registry import Direction
+from tl_multitrace.tasks.rows import Alignment
+from tl_multitrace.tracer import Tracer
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to search, in which model, on which prompts; all of it plain text and numbers.
+
+    Attributes:
+        model: hub name, local folder or ``"demo"``.
+        task: name of a task; None where ``prompts`` is given.
+        prompts: CSV or JSON-lines file of the user's own.
+        components: as :func:`~tl_multitrace.spec.groups_from_text` takes them; default the task's.
+        budget: as :func:`~tl_multitrace.spec.budgets_from_text` takes it.
+        solver: name of a solver; default the package's default.
+        intervention: name; default the task's.
+        metric: name; default the task's.
+        direction: default the task's.
+        n: prompts to use, at most.
+        held_out: share of the prompts kept for scoring afterwards; 0 for none.
+        align: what happens to prompts of different token length.
+        seed: of prompts, split, search and intervals.
+        device: default a GPU where there is one.
+        dtype: of the weights.
+    """
+
+    model: str = "demo"
+    task: str | None = None
+    prompts: str | None = None
+    components: str | None = None
+    budget: str = "10"
+    solver: str | None = None
+    intervention: str | None = None
+    metric: str | None = None
+    direction: Direction | None = None
+    n: int | None = None
+    held_out: float = 0.3
+    align: Alignment = "drop"
+    seed: int = 0
+    device: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+
+    def arguments(self) -> dict[str, Any]:
+        """The job as a record for ``run.json``."""
+        return asdict(self)
+
+
+@dataclass
+class Log:
+    """What happened while a job ran.
+
+    Attributes:
+        tell: called with a line for the user at each step.
+        timings: seconds per step.
+        cost: of the search, in forward equivalents.
+        facts: what a run's record says beside its arguments.
+    """
+
+    tell: Tell = lambda line: None
+    timings: dict[str, float] = field(default_factory=dict)
+    cost: dict[str, float] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def step(self, name: str, line: str) -> Iterator[None]:
+        """Tell the user and take the time, also of a step that fails."""
+        self.tell(line)
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.timings[name] = round(time.perf_counter() - began, 3)
+
+
+def run_job(job: Job, log: Log, *, progress: bool = False) -> Run:
+    """Load, trace, select and score.
+
+    Args:
+        job: what to do.
+        log: told of each step.
+        progress: show the search's progress bars.
+
+    Returns:
+        The measured run: path, circuit for the largest budget, per-prompt effects and views.
+
+    Raises:
+        ValueError: a name or number that the model or the prompts don't support; the message says what to type.
+    """
+    with log.step("model", f"Loading {job.model}"), contextlib.redirect_stdout(sys.stderr):
+        model = load_model(job.model, job.device, job.dtype)
+    with log.step("prompts", f"Making prompts: {job.task or job.prompts}"):
+        made = make_task(job, model)
+        search, held = split_pairs(made.pairs, job)
+        groups = groups_from_text(model, job.components or made.groups)
+        budgets = budgets_from_text(job.budget, len(groups))
+    log.facts |= {"title": _title(made, job.model), "question": made.question, "task": made.name}
+    log.facts |= {"kept": made.kept, "dropped": dict(made.dropped)}
+    _tell_prompts(log, made, search, held)
+    with log.step("search", f"Searching {describe_components(model, groups)}, budget {job.budget}"):
+        tracer = Tracer(model, search, groups, made.metric, made.intervention, progress=progress)
+        solver = None if job.solver is None else solver_by_name(job.solver)
+        path = select(tracer, budgets, solver, direction=made.direction, seed=job.seed, held_out=held)
+    with log.step("scores", "Scoring the circuit, prompt by prompt"):
+        path = replace(path, provenance={**path.provenance, "task": made.name})
+        circuit = path[path.sizes[-1]]
+        log.cost |= path.cost
+        title = str(log.facts["title"])
+        return Run(path, circuit, tracer=tracer, held_out=held, title=title, facts=log.facts).measured()
+
+
+def make_task(job: Job, model: Any) -> Task:
+    """The job's task on a model, with the job's own metric, intervention and direction where it names them."""
+    if (job.task is None) == (job.prompts is None):
+        raise ValueError("a job needs a task or a prompts file, and not both.")
+    if job.prompts is not None:
+        made = task_from_file(job.prompts, model, align=job.align)
+        made = made if job.n is None else replace(made, pairs=made.pairs[: job.n])
+    else:
+        made = task(str(job.task), model, n=job.n, seed=job.seed, align=job.align)
+    changes: dict[str, Any] = {}
+    if job.metric is not None:
+        changes["metric"] = metric_by_name(job.metric)
+    if job.intervention is not None:
+        changes["intervention"] = intervention_by_name(job.intervention)
+    if job.direction is not None:
+        changes["direction"] = job.direction
+    return replace(made, **changes)
+
+
+def split_pairs(pairs: PromptPairs, job: Job) -> tuple[PromptPairs, PromptPairs | None]:
+    """Prompts of the search, and held-out prompts that only score it."""
+    return (pairs, None) if job.held_out == 0 else pairs.split(1 - job.held_out, seed=job.seed)
+
+
+def _tell_prompts(log: Log, made: Task, search: PromptPairs, held: PromptPairs | None) -> None:
+    unseen = f", {len(held)} of them held out" if held is not None else ""
+    log.tell(f"  {made.kept} prompt pairs{unseen}")
+    for why, count in made.dropped.items():
+        log.tell(f"  {count} left out: {why}")
+
+
+def _title(made: Task, model: str) -> str:
+    return f"{made.name} in {Path(model).name if Path(model).is_dir() else model}"

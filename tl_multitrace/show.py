@@ -1,0 +1,143 @@
+"""What the command line prints about a result: tables, and the closing lines in plain words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+from tl_multitrace.circuit import Circuit
+from tl_multitrace.job import Log
+from tl_multitrace.render import Run
+from tl_multitrace.run_folder import REPORT, read_record, read_run
+from tl_multitrace.scores import Score
+from tl_multitrace.solvers import SubsetPath
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TOP = 5
+
+
+def closing_lines(run: Run, log: Log, out: Path) -> Iterator[str]:
+    """What a run found, in plain words, and where the report is."""
+    circuit, facts = run.circuit, log.facts
+    unit = str(circuit.provenance.get("metric_unit") or circuit.provenance.get("metric"))
+    yield ""
+    yield str(facts.get("question", ""))
+    yield f"  {_found(circuit)}"
+    yield f"  Effect      {_score(circuit.score)} {unit}{_share(circuit)}"
+    yield f"  Held out    {_score(circuit.held_out)}"
+    yield f"  Chance      {_score(circuit.chance)} for random sets of the same size and kinds: {_verdict(circuit)}"
+    yield f"  Strongest   {_strongest(circuit)}"
+    yield f"  Cost        {run.path.cost.get('equivalents', 0):.0f} forwards over the prompt set, {_seconds(log)}"
+    yield f"Report: {out / REPORT}"
+
+
+def _found(circuit: Circuit) -> str:
+    verb = "lowers" if circuit.effect < 0 else "raises"
+    metric = str(circuit.provenance.get("metric", "the metric"))
+    names = ", ".join(circuit.labels[:12]) + (" ..." if len(circuit) > 12 else "")
+    return f"Patching {len(circuit)} of {circuit.n_groups} components {verb} {metric}: {names}"
+
+
+def _score(score: Score | None) -> str:
+    if score is None:
+        return "not measured"
+    return f"{score.mean:.3g}, 95 % interval {score.low:.3g} to {score.high:.3g} (n = {score.n})"
+
+
+def _share(circuit: Circuit) -> str:
+    return "" if circuit.share is None else f"; {circuit.share:.0%} of patching all {circuit.n_groups}"
+
+
+def _verdict(circuit: Circuit) -> str:
+    """Whether the held-out effect (else the effect) is beyond what chance reaches."""
+    judged = circuit.held_out or circuit.score
+    if judged is None or circuit.chance is None:
+        return "not compared"
+    if circuit.provenance.get("direction") == "minimize":
+        return "beyond chance" if judged.high < circuit.chance.low else "not clearly beyond chance"
+    return "beyond chance" if judged.low > circuit.chance.high else "not clearly beyond chance"
+
+
+def _strongest(circuit: Circuit) -> str:
+    if not circuit.marginals:
+        return "not measured"
+    frame = circuit.to_dataframe().head(TOP)
+    parts = [f"{name} ({lost:.3g})" for name, lost in zip(frame["component"], frame["marginal"], strict=True)]
+    return ", ".join(parts) + ": effect lost without it"
+
+
+def _seconds(log: Log) -> str:
+    return f"{sum(log.timings.values()):.0f} s in all"
+
+
+# ---------------------------------------------------------------------- tables
+
+
+def shown(path: Path) -> Iterator[Any]:
+    """What to print about a run folder, ``circuit.json`` or ``path.json``.
+
+    Raises:
+        FileNotFoundError: there is nothing.
+        ValueError: neither of these, or not as it was written.
+    """
+    if path.is_dir():
+        record, run = read_record(path), read_run(path)
+        yield f"Run {path}: {record.status}, {record.finished}, {sum(record.timings.values()):.1f} s"
+        yield from _circuit(run.circuit)
+        yield f"Report: {path / REPORT}"
+        return
+    kind = _format(path)
+    if kind == "tl_multitrace.path":
+        yield repr(SubsetPath.load(path))
+    else:
+        yield from _circuit(Circuit.load(path))
+
+
+def _format(path: Path) -> str:
+    """What a file says it is; reading it properly is left to its own loader."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return ""
+    return str(content.get("format", "")) if isinstance(content, dict) else ""
+
+
+def _circuit(circuit: Circuit) -> Iterator[Any]:
+    facts = Table.grid(padding=(0, 2))
+    for name, value in circuit.summary():
+        facts.add_row(Text(name, style="bold"), Text(value))
+    yield Text(f"Circuit of {len(circuit)} of {circuit.n_groups} components", style="bold")
+    yield facts
+    yield table_of(circuit.to_dataframe()[["component", "kind", "layer", "marginal", "share"]])
+
+
+def task_list(frame: pd.DataFrame) -> Iterator[Any]:
+    """What to print about the tasks."""
+    yield table_of(frame.drop(columns=["source", "licence"]))
+    yield ""
+    for (source, licence), part in frame.groupby(["source", "licence"]):
+        yield f"{', '.join(part['name'])}: {source} ({licence})."
+
+
+def table_of(frame: pd.DataFrame) -> Table:
+    """A table for the terminal."""
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    for name in frame.columns:
+        numeric = frame[name].dtype.kind in "if"
+        table.add_column(str(name), justify="right" if numeric else "left", overflow="fold")
+    for row in frame.itertuples(index=False):
+        table.add_row(*[Text(_cell(value)) for value in row])
+    return table
+
+
+def _cell(value: Any) -> str:
+    if value is None or value != value:
+        return "-"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,201 @@
+"""The registry of tasks. A new task is one function that yields rows of text, and one ``register`` call."""
+
+from __future__ import annotations
+
+import difflib
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from tl_multitrace.groups import HookGroups
+from tl_multitrace.interventions import Interchange, Intervention
+from tl_multitrace.metrics import Metric
+from tl_multitrace.prompts import PromptPairs
+from tl_multitrace.spec import groups_from_text
+from tl_multitrace.tasks.rows import Alignment, Row, Sieve, pairs_of, sieve_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Direction = Literal["maximize", "minimize"]
+RowMaker = Callable[..., Iterator[Row]]
+"""``make(sieve, rng, **options)``: yields candidate rows, in the order they are to be tried."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Prompts that ask one question of a model, with the number that measures the answer.
+
+    In every task that ships with the package the *answer* is what the source prompt calls for and the *wrong answer*
+    what the base prompt calls for. So a positive effect means: the patched components carry what differs between the
+    two prompts, and ``direction`` is ``"maximize"``.
+
+    Attributes:
+        name: what it is called by.
+        pairs: the prompts that tokenise cleanly; ``pairs.labels`` are the subgroups.
+        metric: of each prompt, with its sign.
+        groups: components it is usually asked about, as ``--components`` takes them: ``"neurons"``, ``"heads"``.
+        intervention: where patched activations come from.
+        direction: whether the metric is to rise or to fall.
+        question: what it asks.
+        source: where the prompts come from.
+        licence: of the prompts.
+    """
+
+    name: str
+    pairs: PromptPairs
+    metric: Metric
+    groups: str = "heads"
+    intervention: Intervention = field(default_factory=Interchange)
+    direction: Direction = "maximize"
+    question: str = ""
+    source: str = ""
+    licence: str = ""
+
+    @property
+    def kept(self) -> int:
+        """Number of prompts."""
+        return len(self.pairs)
+
+    @property
+    def dropped(self) -> Mapping[str, int]:
+        """Prompts that were tried and left out, by reason."""
+        return dict(self.pairs.dropped)
+
+    @property
+    def labels(self) -> Mapping[str, int]:
+        """Number of prompts in each subgroup."""
+        return dict(sorted(Counter(self.pairs.labels).items()))
+
+    def hook_groups(self, model: Any) -> HookGroups:
+        """The suggested components as hook groups of ``model``."""
+        return groups_from_text(model, self.groups)
+
+    def __repr__(self) -> str:
+        lines = [
+            f"Task {self.name}: {self.question}",
+            f"  metric  {self.metric.name}, {self.direction}; components {self.groups}; {self.intervention.name}",
+            f"  source  {self.source} ({self.licence})",
+        ]
+        return "\n".join([*lines, repr(self.pairs)])
+
+
+@dataclass(frozen=True)
+class TaskInfo:
+    """How a task is made.
+
+    Attributes:
+        name: what it is called by.
+        question: what it asks, in one line.
+        make: yields candidate rows; see :data:`RowMaker`.
+        metric: of each prompt.
+        groups: components it is usually asked about.
+        n: prompts kept unless told otherwise.
+        source: where the prompts come from.
+        licence: of the prompts.
+        single_token: whether every answer must be one token.
+        intervention: makes the default intervention.
+        direction: whether the metric is to rise or to fall.
+    """
+
+    name: str
+    question: str
+    make: RowMaker
+    metric: Metric
+    groups: str
+    n: int = 128
+    source: str = "written for this package"
+    licence: str = "MIT"
+    single_token: bool = False
+    intervention: Callable[[], Intervention] = Interchange
+    direction: Direction = "maximize"
+
+
+_REGISTRY: dict[str, TaskInfo] = {}
+
+
+def register(info: TaskInfo) -> TaskInfo:
+    """Make a task available to :func:`task` under its name.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    if info.name in _REGISTRY:
+        raise ValueError(f"there is a task {info.name!r} already: choose another name.")
+    _REGISTRY[info.name] = info
+    return info
+
+
+def info_of(name: str) -> TaskInfo:
+    """The entry of a task; raises ValueError for an unknown name, with the closest known one."""
+    if name not in _REGISTRY:
+        close = difflib.get_close_matches(name, _REGISTRY, 1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"unknown task {name!r}.{hint} The tasks are {', '.join(sorted(_REGISTRY))}.")
+    return _REGISTRY[name]
+
+
+def task(
+    name: str, model: Any, n: int | None = None, seed: int = 0, *, align: Alignment = "drop", **options: Any
+) -> Task:
+    """Make a task for a model: prompts, metric, subgroups and suggested components.
+
+    Args:
+        name: see :func:`tasks`.
+        model: a TransformerLens model with a tokenizer; the demo model gets prompts it was trained for.
+        n: prompts to keep, at most; default: the task's own number.
+        seed: of the draw and order of prompts.
+        align: pairs of different token length are left out (``"drop"``), or lined up at one end (``"right"``,
+            ``"left"``; tokens without a partner are never patched).
+        options: the task's own, such as ``templates=``.
+
+    Returns:
+        The task. Prompts that don't tokenise cleanly are left out and counted in ``task.dropped``.
+
+    Raises:
+        ValueError: unknown task, no tokenizer, or no prompt left; the message counts the reasons.
+        TypeError: an option that this task does not have.
+    """
+    info = info_of(name)
+    sieve = sieve_of(model, align=align, single_token=info.single_token)
+    rows = info.make(sieve, random.Random(seed), demo=_is_demo(sieve), **options)
+    pairs = pairs_of(model, rows, sieve, info.n if n is None else n)
+    return Task(
+        name=info.name,
+        pairs=pairs,
+        metric=info.metric,
+        groups=info.groups,
+        intervention=info.intervention(),
+        direction=info.direction,
+        question=info.question,
+        source=info.source,
+        licence=info.licence,
+    )
+
+
+def _is_demo(sieve: Sieve) -> bool:
+    """Whether prompts are for the demo model, whose facts are its own."""
+    from tl_multitrace.demo.tokenizer import NAME
+
+    return str(getattr(sieve.encoder.tokenizer, "name_or_path", "")) == NAME
+
+
+def tasks() -> pd.DataFrame:
+    """The tasks: name, what each asks, metric, usual components, number of prompts, source and licence."""
+    import pandas as pd
+
+    rows = [
+        {
+            "name": info.name,
+            "asks": info.question,
+            "metric": info.metric.name,
+            "components": info.groups,
+            "prompts": info.n,
+            "source": info.source,
+            "licence": info.licence,
+        }
+        for _, info in sorted(_REGISTRY.items())
+    ]
+    return pd.DataFrame(rows)
