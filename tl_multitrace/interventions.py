@@ -132,8 +132,8 @@ class MeanAblation(Intervention):
 
     def source_run(self, rows: Rows, view: ModelView) -> Run:
         """The reference prompts."""
-        if self.reference is None:
-            return Run(rows.source, rows.source_lengths)
+        if self.reference is None:  # prompts, not rows: no prompt counts twice for having two answers
+            return Run(rows.pairs.source_tokens, rows.pairs.source_lengths)
         return Run(self.reference.base_tokens, self.reference.lengths)
 
 

@@ -136,22 +136,29 @@ class Sources:
                 _accumulate(name, value, weight, self.plans[name].pattern, full, sums, counts)
         for name, value in sums.items():
             if per_position or self.plans[name].pattern:
-                self.stored[name] = (value / counts[name].clamp_min(1))[None]
                 self._check_width(engine, name)
+                self.stored[name] = self._widened(engine, name, (value / counts[name].clamp_min(1))[None])
             else:
                 self.stored[name] = (value.sum(0) / counts[name].sum(0))[None, None]
             self.stored[name] = self.stored[name].to(engine.view.dtype)
 
     def _check_width(self, engine: Engine, name: str) -> None:
         assert self._run is not None
-        have, want = int(self._run.lengths.max()), engine.rows.base.shape[1]
+        answers = "everywhere" in self.plans[name].selectors
+        have = int(self._run.lengths.max())
+        want = engine.rows.base.shape[1] if answers else int(engine.rows.pairs.lengths.max())
         if have < want:
             raise ValueError(
-                f"the reference prompts have at most {have} tokens, the prompts with their answers {want}: no mean for "
-                "the last "
-                f"positions at {name}. Give a reference of that length, or use MeanAblation(per_position=False) "
-                "without patterns."
+                f"the reference prompts have at most {have} tokens, the prompts{' with their answers' * answers} "
+                f"{want}: no mean for the last positions at {name}. Give a reference of that length, or use "
+                "MeanAblation(per_position=False) without patterns."
             )
+
+    def _widened(self, engine: Engine, name: str, value: Tensor) -> Tensor:
+        """A mean per position as wide as the rows; behind the prompt, where nothing is mixed, it is 0."""
+        missing = max(0, engine.rows.base.shape[1] - value.shape[-1 if self.plans[name].pattern else 1])
+        pad = [0, missing] * 2 if self.plans[name].pattern else [0, 0] * (value.ndim - 2) + [0, missing]
+        return torch.nn.functional.pad(value, pad)
 
 
 def _accumulate(
