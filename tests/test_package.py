@@ -27,6 +27,7 @@ ROOMS = [
     "groups",
     "spec",
     "mixing",
+    "packing",
     "rows",
     "interventions",
     "sources",

@@ -78,7 +78,7 @@ class Sieve:
     def _unknown(self, row: Row) -> bool:
         unknown = getattr(self.encoder.tokenizer, "unk_token_id", None)
         # GPT-2 names its end-of-text token as the unknown one, and never produces it.
-        texts = [row.base, row.source, *(row.base + answer for answer in (*row.answers, *row.wrong))]
+        texts = [row.base, row.source, *row.answers, *row.wrong]
         return unknown is not None and any(unknown in self.ids(text) for text in texts)
 
     def ids(self, text: str) -> list[int]:
