@@ -24,7 +24,7 @@ from tl_multitrace.groups import HookGroups
 from tl_multitrace.held import Held
 from tl_multitrace.interventions import NOISE_HOOK, Intervention, Run
 from tl_multitrace.mixing import compile_plans, mix
-from tl_multitrace.rows import Batch, Rows
+from tl_multitrace.rows import Attention, Batch, Rows
 from tl_multitrace.sources import Sources
 
 
@@ -76,7 +76,7 @@ class Prefix:
     residuals: dict[int, Float[Tensor, "rows pos d_model"]] = field(default_factory=dict)
 
 
-@dataclass
+@dataclass(repr=False)  # TransformerLens names a hook by its repr: that of a bound method would print every tensor here
 class Engine:
     """Runs one model on one prompt set under masks over one set of hook groups.
 
@@ -220,7 +220,7 @@ class Engine:
         resid = None if prefix is None or not start else prefix.residuals[start][batch.rows, : batch.tokens.shape[1]]
         if resid is not None and k > 1:
             resid = resid.repeat(k, 1, 1)
-        logits = self._forward(batch.tokens.repeat(k, 1), batch.attention_mask.repeat(k, 1), start, resid)
+        logits = self._forward(batch.tokens.repeat(k, 1), batch.attention.repeated(k), start, resid)
         self._check_fired(expected)
         if record is not None:
             self._keep_inputs(batch, record)
@@ -253,11 +253,13 @@ class Engine:
         replaced = None if run.replaced is None else run.replaced[rows, :width].to(device).repeat(k, 1)
         return run.noise[rows, :width].to(device).repeat(k, 1, 1), replaced
 
-    def _forward(self, tokens: Tensor, attention_mask: Tensor, start: int, resid: Tensor | None) -> Tensor:
+    def _forward(self, tokens: Tensor, attention: Attention, start: int, resid: Tensor | None) -> Tensor:
         self._fired.clear()
         began = time.perf_counter()
         try:
-            return self.view.run(tokens, attention_mask, start_layer=start, residual=resid)
+            return self.view.run(
+                tokens, attention.mask, position_ids=attention.position_ids, start_layer=start, residual=resid
+            )
         finally:
             self.cost.seconds += time.perf_counter() - began
             # between forwards the hooks are inert, so that several tracers may hold sessions on one model
@@ -302,7 +304,7 @@ class Engine:
         """Activations of a run's rows at hook points, without intervention, trimmed to the longest row."""
         width = int(run.lengths[rows].max())
         tokens = run.tokens[rows, :width].to(self.view.device)
-        attention_mask = (torch.arange(width) < run.lengths[rows][:, None]).long().to(self.view.device)
+        attention = self.rows.attention(rows, run.lengths[rows], width, self.view.device)
         kept = (self._shares, self._source, self._reads, self._embedding)
         self._shares, self._source = {}, {}
         # unembed one position only: the logits of a source run are never read
@@ -311,7 +313,7 @@ class Engine:
         self._embedding = self._embedding_of(run, rows, width)
         try:
             with torch.no_grad():
-                self._forward(tokens, attention_mask, 0, None)
+                self._forward(tokens, attention, 0, None)
             self._check_fired(sorted(names))
             return self._capture
         finally:

@@ -28,6 +28,7 @@ from tl_multitrace.groups import HookGroups
 from tl_multitrace.held import held_sites
 from tl_multitrace.interventions import Interchange, Intervention
 from tl_multitrace.metrics import LogitDiff, Metric, as_metric
+from tl_multitrace.packing import can_pack
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.rows import Batch, Rows
 from tl_multitrace.sources import Sources
@@ -93,7 +94,8 @@ class Tracer:
         kind = self.view.device.type
         self.memory_limit = memory_limit if memory_limit is not None else DEFAULT_LIMIT.get(kind, 2 << 30)
         self._tile = TILE_TOKENS.get(kind, 512)
-        self.rows = Rows.of(pairs)
+        by_row = self.intervention.averages in (None, "zero")  # means are taken over prompts that are not ours to pack
+        self.rows = Rows.of(pairs, packed=by_row and can_pack(self.view, pairs))
         self.batch_size = batch_size or self._default_batch_size()
         self._batches: list[Batch] = self._make_batches()
         sources = Sources(limit=self.memory_limit, chunk=self.batch_size * 2)

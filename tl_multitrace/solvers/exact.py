@@ -6,7 +6,7 @@ import itertools
 import math
 from dataclasses import dataclass
 
-from tl_multitrace.solvers.search import Search, subset
+from tl_multitrace.solvers.search import Search
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,9 @@ class Greedy:
         steps = min(search.largest - len(search.forced), len(search.candidates))
         with search.progress(steps, "greedy") as bar:
             for _ in range(steps):
-                free = [int(i) for i in search.candidates if i not in set(chosen)]
+                free = [int(i) for i in search.addable((*chosen, *search.forced))]
+                if not free:
+                    return
                 scores = search.scores([[*chosen, i] for i in free], reference=chosen)
                 chosen.append(free[int(scores.argmax())])
                 bar.update()
@@ -92,7 +94,6 @@ class RandomSubset:
 
     def search(self, search: Search) -> None:
         """Draw and evaluate."""
-        generator, free = search.generator(), search.candidates
+        generator = search.generator()
         for budget in search.budgets:
-            size = min(len(free), max(0, budget - len(search.forced)))
-            search.scores([subset(generator.choice(free, size, replace=False)) for _ in range(self.draws)])
+            search.scores([search.top(generator.random(search.n), budget, search.forced) for _ in range(self.draws)])

@@ -13,12 +13,9 @@ from tl_multitrace.solvers.search import Search
 
 def take_top(search: Search, value: Float[np.ndarray, " groups"]) -> None:
     """Evaluate the top-S sets of a ranking (higher is better) for every budget, exactly."""
-    candidates = search.candidates
-    ranked = candidates[np.argsort(-value[candidates], kind="stable")]
-    room = [max(0, budget - len(search.forced)) for budget in search.budgets]
-    previous: list[int] = []
-    for size in room:
-        chosen = ranked[:size].tolist()
+    previous = search.forced
+    for budget in search.budgets:
+        chosen = search.top(value, budget, search.forced)
         search.scores([chosen], reference=previous)
         previous = chosen
 

@@ -7,8 +7,10 @@ result.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, SupportsIndex
 
 import numpy as np
@@ -39,6 +41,7 @@ class Search:
         seed: for whatever is random in a solver.
         allowed: groups that may be chosen.
         forced: groups that every subset holds.
+        limits: most groups of a kind that a chosen set may hold.
         best: best score and subset seen, per exact size.
         notes: what the solver wants the user to know.
     """
@@ -49,6 +52,7 @@ class Search:
     seed: int
     allowed: Bool[np.ndarray, " groups"]
     forced: Subset = ()
+    limits: Mapping[str, int] = field(default_factory=dict)
     show_progress: bool = False
     best: dict[int, tuple[float, Subset]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -74,6 +78,45 @@ class Search:
         free = self.allowed.copy()
         free[list(self.forced)] = False
         return np.flatnonzero(free)
+
+    def addable(self, members: Iterable[SupportsIndex]) -> Int[np.ndarray, " candidates"]:
+        """Groups that may be added to a set: allowed, not in it, and within their kind's limit."""
+        free = self.allowed.copy()
+        free[list(members)] = False
+        if self.limits:
+            counts = self.count_kinds(members)
+            full = [kind for kind, limit in self.limits.items() if counts.get(kind, 0) >= limit]
+            free &= ~np.isin(self.kinds, full)
+        return np.flatnonzero(free)
+
+    @cached_property
+    def kinds(self) -> np.ndarray:  # type: ignore[type-arg]
+        """Kind of every group."""
+        return np.array(self.tracer.groups.kinds)
+
+    def count_kinds(self, members: Iterable[SupportsIndex]) -> dict[str, int]:
+        """How many groups of each kind a set holds."""
+        return dict(Counter(self.kinds[list(members)].tolist()))
+
+    def feasible(self, members: Subset) -> bool:
+        """Whether a set may be chosen: allowed groups only, kinds within their limits."""
+        if members and not self.allowed[list(members)].all():
+            return False
+        counts = self.count_kinds(members) if self.limits else {}
+        return all(counts.get(kind, 0) <= limit for kind, limit in self.limits.items())
+
+    def top(self, value: Float[np.ndarray, " groups"], size: int, members: Subset = ()) -> Subset:
+        """A set of ``size`` groups: ``members``, then the highest values that may be added."""
+        chosen = list(members)
+        counts = Counter(self.kinds[chosen].tolist()) if self.limits else Counter[str]()
+        for i in np.argsort(-value, kind="stable"):
+            if len(chosen) >= size:
+                break
+            kind = self.kinds[i] if self.limits else ""
+            if self.allowed[i] and i not in members and counts[kind] < self.limits.get(kind, self.n):
+                chosen.append(int(i))
+                counts[kind] += 1
+        return subset(chosen)
 
     def generator(self, stream: int = 0) -> np.random.Generator:
         """A random generator of this search's seed; different streams are independent."""
@@ -111,7 +154,7 @@ class Search:
 
     def _remember(self, members: Subset, value: float) -> None:
         self._memo[members] = value
-        if members and not self.allowed[list(members)].all():
+        if not self.feasible(members):
             return
         size = len(members)
         # ties go to the set that was seen first, so that a run does not depend on rounding alone

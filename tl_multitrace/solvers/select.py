@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -32,7 +32,7 @@ class Solver(Protocol):
 
 def select(
     tracer: Tracer,
-    budgets: int | Iterable[int],
+    budgets: int | Iterable[int] | Mapping[str, int],
     solver: Solver | None = None,
     *,
     direction: Direction = "maximize",
@@ -46,7 +46,8 @@ def select(
 
     Args:
         tracer: model, prompts, groups and metric.
-        budgets: largest subset sizes, or one; each from 1 to the number of groups.
+        budgets: largest subset sizes, or one; each from 1 to the number of groups. A mapping such as
+            ``{"head": 5, "neuron": 50}`` allows so many of each kind (with one budget, cheap neurons crowd the heads out).
         solver: how to search; default see the README.
         direction: ``"maximize"`` or ``"minimize"`` the mean effect.
         seed: of whatever is random in the solver, the bootstrap and the random baseline.
@@ -62,7 +63,8 @@ def select(
     Raises:
         ValueError: a budget below 1 or above the number of groups, unknown direction, groups both forced and forbidden.
     """
-    sizes = check_budgets(budgets, len(tracer.groups))
+    limits = check_limits(budgets, tracer.groups) if isinstance(budgets, Mapping) else {}
+    sizes = check_budgets(sum(limits.values()) if isinstance(budgets, Mapping) else budgets, len(tracer.groups))
     sign = _sign(direction)
     keep, drop = _indices(tracer.groups, forced), _indices(tracer.groups, forbidden)
     if set(keep) & set(drop):
@@ -73,7 +75,7 @@ def select(
     allowed[list(drop)] = False
     solver = default_solver() if solver is None else solver
     show = tracer.progress if progress is None else progress
-    search = Search(tracer, sizes, sign, seed, allowed, keep, show)
+    search = Search(tracer, sizes, sign, seed, allowed, keep, limits, show_progress=show)
     before, began = tracer.cost.copy(), time.perf_counter()
     with tracer.session():
         search.score(())
@@ -128,6 +130,21 @@ def check_budgets(budgets: int | Iterable[int], n: int) -> tuple[int, ...]:
             f"budget {bad} is outside 1 to {n}, the number of hook groups. Ask for range(1, {min(n, 25) + 1}), say."
         )
     return tuple(sorted({int(b) for b in given}))
+
+
+def check_limits(limits: Mapping[str, int], groups: HookGroups) -> dict[str, int]:
+    """Largest number of groups per kind; kinds that are not named get none.
+
+    Raises:
+        ValueError: a kind that is not among the groups, or a limit below 0 or above their number.
+    """
+    counts = {kind: groups.kinds.count(kind) for kind in dict.fromkeys(groups.kinds)}
+    for kind, limit in limits.items():
+        if kind not in counts:
+            raise ValueError(f"budget for {kind!r}, but the hook groups are of {', '.join(counts)}.")
+        if not 0 <= limit <= counts[kind]:
+            raise ValueError(f"budget {limit} for {kind!r} is outside 0 to {counts[kind]}, the number of such groups.")
+    return {kind: int(limits.get(kind, 0)) for kind in counts}
 
 
 def _sign(direction: str) -> int:

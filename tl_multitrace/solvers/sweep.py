@@ -1,0 +1,119 @@
+"""The two-way sweep: a path of sets grown and pruned by screened, exactly verified steps.
+
+Every best set is expanded once: one gradient predicts all adds and drops, the most promising are verified exactly, best first,
+until the next prediction could not win even if it were off by as much as recent ones were. Whatever is verified may become the
+best set of its size, and is then expanded in turn; the sweep runs up and down until nothing new appears.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from tl_multitrace.solvers.screen import Screen
+from tl_multitrace.solvers.search import Search, Subset, subset
+
+
+@dataclass(frozen=True)
+class SweepSettings:
+    """How much is verified.
+
+    Attributes:
+        k_min: adds verified at least, per set.
+        k_max: adds verified at most.
+        first_min: the same at the empty set, where a wrong choice costs most.
+        first_max: the same.
+        drops: drops verified per set.
+        beta: width of the uncertainty band, in standard deviations of recent errors.
+        beyond: sizes past the largest budget that the sweep visits, to come back by dropping.
+        passes: times up and down at most.
+        tile: adds verified at a time.
+    """
+
+    k_min: int = 2
+    k_max: int = 24
+    first_min: int = 16
+    first_max: int = 48
+    drops: int = 2
+    beta: float = 1.0
+    beyond: int = 2
+    passes: int = 3
+    tile: int = 2
+
+
+class Sweep:
+    """Two-way sweep over the sizes up to the largest budget."""
+
+    def __init__(self, search: Search, settings: SweepSettings) -> None:
+        self.search, self.settings = search, settings
+        self.screen = Screen(search)
+        self.expanded: set[Subset] = set()
+
+    def run(self) -> None:
+        """Sweep until no best set is left unexpanded."""
+        top = min(self.search.largest + self.settings.beyond, self.search.n)
+        with self.search.progress(None, "sweep") as bar:
+            for _ in range(self.settings.passes):
+                before = len(self.expanded)
+                for size in [*range(top + 1), *range(top - 1, 0, -1)]:
+                    self._visit(size)
+                    bar.update()
+                if len(self.expanded) == before:
+                    return
+
+    def _visit(self, size: int) -> None:
+        if size in self.search.best and self.search.best[size][1] not in self.expanded:
+            self.expand(self.search.best[size][1])
+
+    def expand(self, members: Subset) -> None:
+        """Verify the adds and drops of one set that could make a new best set."""
+        self.expanded.add(members)
+        gains = self.screen.gains(members)
+        here = self.search.score(members)
+        outside = self.search.addable(members)
+        least, most = self._counts(members)
+        self._moves(members, outside, True, gains, here, least, most)
+        own = np.array([i for i in members if i not in self.search.forced], dtype=np.int64)
+        self._moves(members, own, False, gains, here, 0, self.settings.drops)
+
+    def _counts(self, members: Subset) -> tuple[int, int]:
+        s = self.settings
+        return (s.k_min, s.k_max) if members else (s.first_min, s.first_max)
+
+    def _moves(
+        self,
+        members: Subset,
+        which: Int[np.ndarray, " candidates"],
+        adding: bool,
+        gains: Float[np.ndarray, " groups"],
+        here: float,
+        least: int,
+        most: int,
+    ) -> None:
+        """Verify moves, best prediction first, while the next one could still beat the best set of its size."""
+        ranked = which[np.argsort(-gains[which], kind="stable")].tolist()
+        done = 0
+        while done < min(most, len(ranked)):
+            tried = len(members) + (1 if adding else -1)
+            rival = self.search.best[tried][0] - here if tried in self.search.best else -np.inf
+            hopeless = gains[ranked[done]] + self.settings.beta * self.screen.spread() <= rival
+            if hopeless and done >= least:
+                return
+            batch = ranked[done : done + self.settings.tile]
+            self._verify(members, [(i, adding) for i in batch], gains, here)
+            done += len(batch)
+
+    def _verify(
+        self,
+        members: Subset,
+        moves: list[tuple[int, bool]],
+        gains: Float[np.ndarray, " groups"],
+        here: float,
+    ) -> None:
+        """Exact gains of some adds (True) and drops (False)."""
+        sets = [(*members, i) if add else tuple(j for j in members if j != i) for i, add in moves]
+        exact = (self.search.scores([subset(s) for s in sets], reference=members) - here).tolist()
+        for (i, add), value in zip(moves, exact, strict=True):
+            self.screen.learn(i, add, value, float(gains[i]))
