@@ -1,0 +1,138 @@
+"""The report in a real browser: its views are drawn, nothing is fetched, and hostile prompts do nothing."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from render_cases import EVIL, EVIL_IMAGE, evil_run, measured, prompts, run
+from test_report import Page
+
+from tl_multitrace.render import show, write_report
+
+CHROMIUM = next((p for name in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(name))), None)
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-background-networking --disable-component-update --no-first-run"
+)
+CANARY = "canary.invalid"
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: install it to check pages in a browser (apt: chromium)"),
+]
+
+
+def browse(page: Path, *options: str) -> str:
+    """The page's document after its scripts have run."""
+    profile = page.parent / f"profile-{page.stem}"
+    command = [str(CHROMIUM), *FLAGS.split(), f"--user-data-dir={profile}", "--virtual-time-budget=8000", *options]
+    done = subprocess.run([*command, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@contextmanager
+def recording_proxy() -> Iterator[tuple[str, list[str]]]:
+    """A proxy that lets nothing through and remembers what was asked of it."""
+    asked: list[str] = []
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        while True:
+            try:
+                client, _ = server.accept()
+            except OSError:
+                return
+            with client:
+                client.settimeout(5)
+                try:
+                    asked.append(client.recv(4096).split(b"\r\n")[0].decode("latin-1"))
+                    client.sendall(b"HTTP/1.1 503 Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                except OSError:
+                    pass
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    try:
+        yield f"--proxy-server=http://127.0.0.1:{server.getsockname()[1]}", asked
+    finally:
+        server.close()
+        thread.join(timeout=5)
+
+
+def own_traffic(request: str) -> bool:
+    """Whether it is the browser's own (updates, sign-in), which a page cannot cause here."""
+    return any(host in request for host in ("google.com", "googleapis.com", "gvt1.com", "gstatic.com"))
+
+
+def test_the_views_are_drawn_and_nothing_is_fetched(tmp_path: Path) -> None:
+    page = write_report(measured(), tmp_path / "report.html")
+    with recording_proxy() as (proxy, asked):
+        seen = browse(page, proxy)
+    assert [r for r in asked if not own_traffic(r)] == []
+    views = measured().views
+    assert views is not None
+    page_seen = Page(seen)
+    assert len(page_seen.all("canvas")) >= 3 * (len(views.heads) + 1), "three runs: a canvas per head and one enlarged"
+    assert all(text in page_seen.text for text in ("Head Selector", "Positive Bound", "Samples per page"))
+    assert all(f">{head}</h4>" in seen for head in views.heads)
+    assert '<th scope="col"><button type="button">component</button>' in seen, "tables can be sorted"
+
+
+def test_the_proxy_would_have_seen_a_request(tmp_path: Path) -> None:
+    page = tmp_path / "control.html"
+    page.write_text(f'<!DOCTYPE html><title>x</title><img src="http://{CANARY}/a.png"><p>here')
+    with recording_proxy() as (proxy, asked):
+        browse(page, proxy)
+    assert any(CANARY in request for request in asked)
+
+
+def test_the_policy_stops_what_would_be_fetched(tmp_path: Path) -> None:
+    page = write_report(measured(), tmp_path / "report.html")
+    source = page.read_text(encoding="utf-8")
+    outside = f'<img src="http://{CANARY}/a.png"><script>document.title = "pwned"</script>'
+    page.write_text(source.replace("</main>", outside + "</main>"), encoding="utf-8")
+    with recording_proxy() as (proxy, asked):
+        seen = browse(page, proxy)
+    assert not any(CANARY in request for request in asked)
+    assert "<title>pwned" not in seen
+
+
+def test_hostile_prompts_do_nothing(tmp_path: Path) -> None:
+    page = write_report(evil_run(), tmp_path / "evil.html")
+    seen = browse(page)
+    parsed = Page(seen)
+    assert not parsed.all("img") and not any("onerror" in attributes for _, attributes in parsed.elements)
+    assert parsed.text.startswith("\n" + EVIL), "the title is the text it was given, not what the text would do"
+    assert parsed.all("canvas"), "the views are drawn all the same"
+    assert EVIL_IMAGE in parsed.text
+
+
+def test_the_notebook_frame_draws_its_views(tmp_path: Path) -> None:
+    known = run()
+    page = tmp_path / "notebook.html"
+    shown = show(known.circuit, known.tracer, prompts(), examples=1)
+    page.write_text(shown.html, encoding="utf-8")
+    assert browse(page).count("<canvas") > 0
+    framed = tmp_path / "framed.html"
+    framed.write_text("<!DOCTYPE html><title>n</title>" + shown._repr_html_(), encoding="utf-8")
+    picture = tmp_path / "framed.png"
+    profile = tmp_path / "profile-framed"
+    command = [str(CHROMIUM), *FLAGS.split(), f"--user-data-dir={profile}", "--virtual-time-budget=8000"]
+    command.append("--disable-features=IsolateSandboxedIframes")  # or the picture is taken before the frame is drawn
+    options = [f"--screenshot={picture}", "--window-size=1000,1200", framed.as_uri()]
+    subprocess.run([*command, *options], capture_output=True, timeout=120, check=True)
+    assert _blue_pixels(picture) > 500, "attention weights of 1 are drawn in blue"
+
+
+def _blue_pixels(picture: Path) -> int:
+    from matplotlib.image import imread
+
+    red, green, blue = imread(picture)[..., :3].transpose(2, 0, 1)
+    return int(((red < 0.2) & (green < 0.2) & (blue > 0.9)).sum())

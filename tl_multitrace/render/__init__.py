@@ -1,0 +1,21 @@
+"""Figures, circuitsvis views and the one-file HTML report."""
+
+from tl_multitrace.render.curves import plot_path, plot_subgroups
+from tl_multitrace.render.maps import plot_circuit
+from tl_multitrace.render.notebook import Shown, show
+from tl_multitrace.render.report import write_report
+from tl_multitrace.render.run import Run
+from tl_multitrace.render.views import Views, load_views, save_views
+
+__all__ = [
+    "Run",
+    "Shown",
+    "Views",
+    "load_views",
+    "plot_circuit",
+    "plot_path",
+    "plot_subgroups",
+    "save_views",
+    "show",
+    "write_report",
+]

@@ -1,0 +1,142 @@
+"""The report: one self-contained HTML file about one circuit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tl_multitrace._version import __version__
+from tl_multitrace.files import write_text
+from tl_multitrace.render import sections
+from tl_multitrace.render.curves import plot_path, plot_subgroups, solver_name, subgroup_scores, unit_of
+from tl_multitrace.render.embed import asset, bundle, page
+from tl_multitrace.render.html import Markup, join, number, table, tag
+from tl_multitrace.render.maps import plot_circuit
+from tl_multitrace.render.run import Run
+from tl_multitrace.render.sections import section
+from tl_multitrace.render.style import inked, to_svg
+
+MAX_PAGE = 6_000_000
+"""Bytes that a page stays below."""
+
+
+def write_report(run: Run, path: str | Path, overwrite: bool = False) -> Path:
+    """Write one self-contained HTML file: what was found, where, how sure that is, and what it does to the prompts.
+
+    The page fetches nothing, runs only its own scripts, follows the reader's light or dark theme, prints, and keeps its
+    tables and figures without scripts.
+
+    Args:
+        run: what to report; from a search in this session, or ``Run.from_folder(folder)``.
+        path: file to write.
+        overwrite: replace an existing file.
+
+    Returns:
+        The file written.
+
+    Raises:
+        FileExistsError: the file exists and ``overwrite`` is False.
+    """
+    place = Path(path)
+    if place.exists() and not overwrite:  # before anything is measured
+        raise FileExistsError(f"{place} exists. Choose another name, or pass overwrite=True to replace it.")
+    return write_text(place, report_html(run.measured()), overwrite=overwrite)
+
+
+def report_html(run: Run) -> str:
+    """The page of a measured run, as text."""
+    parts = [
+        sections.scores_section(run),
+        _map_section(run),
+        _path_section(run),
+        _subgroups_section(run),
+        sections.components_section(run.circuit),
+        sections.views_section(run.views) if run.views is not None and run.views.examples else None,
+        sections.prompts_section(run.effects, unit_of(run.circuit)) if run.effects is not None else None,
+        sections.provenance_section(run),
+    ]
+    scripts = (bundle(), asset("report.js")) if parts[5] is not None else (asset("report.js"),)
+    main = tag("main", tag("p", sections.sentence(run.circuit), class_="lead"), parts, id="content")
+    body = join([_header(run), main, _footer()])
+    made = page(run.name, body, scripts=scripts)
+    if len(made) > MAX_PAGE:
+        raise ValueError(f"the report would have {len(made)} bytes, above {MAX_PAGE}: show fewer prompts or heads.")
+    return made
+
+
+CONTENTS = {
+    "scores": "Scores",
+    "map": "Where",
+    "budget": "Budgets",
+    "subgroups": "Subgroups",
+    "components": "Components",
+    "views": "Inside the model",
+    "prompts": "Prompts",
+    "provenance": "Provenance",
+}
+
+
+def _header(run: Run) -> Markup:
+    absent = {
+        "subgroups": not run.subgroups(),
+        "views": run.views is None or not run.views.examples,
+        "prompts": run.effects is None,
+    }
+    links = [tag("a", name, href=f"#{key}") for key, name in CONTENTS.items() if not absent.get(key)]
+    skip = tag("a", "Skip to the content", href="#content", class_="skip")
+    return join([skip, tag("header", tag("h1", run.name), tag("nav", links, aria_label="Contents"))])
+
+
+def _footer() -> Markup:
+    return tag("footer", tag("p", f"Made with tl_multitrace {__version__}. Views by circuitsvis."))
+
+
+# ---------------------------------------------------------------------- figures
+
+
+def _figure(name: str, figure: Any, alt: str, caption: str) -> Markup:
+    return tag("figure", to_svg(figure, f"figure-{name}", alt), tag("figcaption", caption))
+
+
+def _map_section(run: Run) -> Markup:
+    with inked():
+        figure = plot_circuit(run.circuit)
+    alt = f"Map of layers and heads; chosen: {', '.join(run.circuit.labels[:60])}"
+    caption = (
+        "The chosen components in the model. Blue: the effect is lost without it; red: the effect grows without it. "
+        "×2 and more: that many components share a cell."
+    )
+    return section("map", "Where the circuit is", _figure("map", figure, alt, caption))
+
+
+def _path_section(run: Run) -> Markup:
+    path = run.path_with_chance()
+    with inked():
+        figure = plot_path(path, *run.others)
+    last = path.choices[-1]
+    alt = f"Effect against budget; {number(last.score.mean)} at budget {last.size}. The numbers follow in a table."
+    caption = (
+        f"Best set that {solver_name(path)} saw within each budget. Band and bars: 95% intervals over prompts, for "
+        "random sets over draws."
+    )
+    numbers = sections.budgets_table(path, run.chance or {})
+    return section("budget", "How many components it takes", _figure("budget", figure, alt, caption), numbers)
+
+
+def _subgroups_section(run: Run) -> Markup | None:
+    parts = run.subgroups()
+    if not parts:
+        return None
+    (effects, labels), held = parts["search"], parts.get("held out")
+    with inked():
+        figure = plot_subgroups(effects, labels, held_out=held, unit=unit_of(run.circuit))
+    rows = [
+        [group, split, s.mean, f"{number(s.low)} to {number(s.high)}", s.median, s.n]
+        for split, (values, names) in parts.items()
+        for group, s in subgroup_scores(values, names).items()
+    ]
+    columns = ["subgroup", "split", "effect", "95% interval", "median", "prompts"]
+    alt = "Mean effect per subgroup with its interval. The numbers follow in a table."
+    made = _figure("subgroups", figure, alt, "Mean effect per subgroup, with 95% intervals over prompts.")
+    numbers = table(columns, rows, caption="Effect per subgroup", sort=True, hidden=True)
+    return section("subgroups", "Subgroups", made, numbers)

@@ -1,0 +1,146 @@
+"""What the circuitsvis views show, as plain data: computed once with the model, saved, shown without it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, Field, FiniteFloat, model_validator
+
+from tl_multitrace.files import File, read_json, write_json
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+RunName = Literal["base", "source", "patched"]
+
+MAX_BYTES = 3_000_000
+"""Ceiling of the data of all views on one page; what does not fit is left out and named."""
+
+
+class RunView(BaseModel):
+    """One run of one prompt.
+
+    Attributes:
+        words: its tokens.
+        attention: weights of the shown heads, ``[heads][dest][src]``.
+        neurons: activations of the shown neurons, ``[tokens][neurons]``.
+        answers: probability that each answer (its first token) comes next, ``[tokens][answers]``.
+    """
+
+    words: list[str]
+    attention: list[list[list[Share]]] = Field(default_factory=list)
+    neurons: list[list[FiniteFloat]] = Field(default_factory=list)
+    answers: list[list[Share]] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _square(self) -> RunView:
+        n = len(self.words)
+        if any(len(p) != n or any(len(row) != n for row in p) for p in self.attention):
+            raise ValueError(f"an attention pattern is not {n} by {n}, the number of tokens")
+        if any(rows and len(rows) != n for rows in (self.neurons, self.answers)):
+            raise ValueError(f"activations or answers are not of {n} tokens")
+        return self
+
+
+class ExampleView(BaseModel):
+    """One prompt pair: its runs, and what the circuit does to it.
+
+    Attributes:
+        pair: its number in the prompt set.
+        label: its subgroup.
+        answers: the answers whose probability is shown, right ones first.
+        n_right: how many of them are right.
+        effect: the circuit's effect on it.
+        read: position whose next token is the answer.
+        runs: base, source (where there is a source prompt) and patched.
+    """
+
+    pair: int
+    label: str = ""
+    answers: list[str]
+    n_right: int
+    effect: FiniteFloat
+    read: int
+    runs: dict[RunName, RunView]
+
+    @model_validator(mode="after")
+    def _fits(self) -> ExampleView:
+        if "base" not in self.runs or "patched" not in self.runs:
+            raise ValueError("the base run or the patched run is missing")
+        if not 0 <= self.read < len(self.runs["base"].words):
+            raise ValueError(f"position {self.read} is outside the prompt")
+        return self
+
+
+class Views(File):
+    """Everything that the views of one circuit show.
+
+    Attributes:
+        heads: labels of the heads whose attention is shown.
+        neurons: labels of the neurons (or MLP dimensions) whose activations are shown.
+        examples: the prompts.
+        left_out: what was not shown, and why.
+    """
+
+    FORMAT: ClassVar[str] = "tl_multitrace.views"
+    format: Literal["tl_multitrace.views"] = "tl_multitrace.views"
+    version: int = 1
+    heads: list[str] = Field(default_factory=list)
+    neurons: list[str] = Field(default_factory=list)
+    examples: list[ExampleView] = Field(default_factory=list)
+    left_out: list[str] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _counts(self) -> Views:
+        for example in self.examples:
+            for run in example.runs.values():
+                if run.attention and len(run.attention) != len(self.heads):
+                    raise ValueError(f"pair {example.pair}: {len(run.attention)} patterns of {len(self.heads)} heads")
+                if any(len(row) != len(self.neurons) for row in run.neurons):
+                    raise ValueError(f"pair {example.pair}: activations are not of {len(self.neurons)} neurons")
+                if any(len(row) != len(example.answers) for row in run.answers):
+                    raise ValueError(f"pair {example.pair}: probabilities are not of {len(example.answers)} answers")
+        return self
+
+    def size(self) -> int:
+        """Bytes as JSON."""
+        return len(self.model_dump_json())
+
+
+def save_views(views: Views, path: str | Path, *, overwrite: bool = False) -> Path:
+    """Write views as JSON; raises FileExistsError unless ``overwrite``."""
+    return write_json(Path(path), views.model_dump(mode="json"), overwrite=overwrite)
+
+
+def load_views(path: str | Path) -> Views:
+    """Read views.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: cut off, of another format or a newer version, or with numbers or shapes that do not fit.
+    """
+    return read_json(Path(path), Views)
+
+
+def trim(views: Views, most: int = MAX_BYTES) -> Views:
+    """The views within a ceiling of bytes: examples go first, then heads, last all attention; ``left_out`` says so."""
+    while views.size() > most and len(views.examples) > 1:
+        pair = views.examples[-1].pair
+        views = _with(views, f"pair {pair}: the page would be too large", examples=views.examples[:-1])
+    while views.size() > most and len(views.heads) > 1:
+        gone = ", ".join(views.heads[len(views.heads) // 2 :])
+        views = _with_heads(views, len(views.heads) // 2, f"attention of {gone}: the page would be too large")
+    if views.size() > most and views.heads:
+        views = _with_heads(views, 0, f"attention of {views.heads[0]}: the prompt is too long to show it")
+    return views
+
+
+def _with(views: Views, note: str, **changes: Any) -> Views:
+    return views.model_copy(update={**changes, "left_out": [*views.left_out, note]})
+
+
+def _with_heads(views: Views, keep: int, note: str) -> Views:
+    def cut(example: ExampleView) -> ExampleView:
+        runs = {k: r.model_copy(update={"attention": r.attention[:keep]}) for k, r in example.runs.items()}
+        return example.model_copy(update={"runs": runs})
+
+    return _with(views, note, heads=views.heads[:keep], examples=[cut(e) for e in views.examples])
