@@ -61,7 +61,8 @@ class PGBCT:
 
     def search(self, search: Search) -> None:
         """One run per sweep factor; each run's set is evaluated exactly."""
-        z = torch.full((search.n,), self.start)
+        # float64: the first step at rate 0.5 lands within 1e-7 of a corner, and the size penalty asks on which side
+        z = torch.full((search.n,), self.start, dtype=torch.float64)
         epochs = self.epochs or max(PAPER_EPOCHS.get(kind, 30) for kind in search.tracer.groups.kinds)
         steps = len(self.sweep) * epochs * -(-search.tracer.n // self.batch_size)
         with search.progress(steps, "PGB-CT") as bar:
@@ -80,16 +81,18 @@ class PGBCT:
         rates = self._rates(search)
         optimiser = _Adam(len(z))
         generator = torch.Generator().manual_seed(search.seed)
+        z = _pinned(search, z)
         for epoch in range(epochs):
             for examples in self._batches(search, generator):
                 gradient = self.step_gradient(search, z, examples, epoch, factor)
-                z = (z - rates * optimiser.direction(gradient)).clamp(0.0, 1.0)
+                z = _pinned(search, (z - rates * optimiser.direction(gradient)).clamp(0.0, 1.0))
                 bar.update()
         return z
 
     def _rates(self, search: Search) -> Float[Tensor, " groups"]:
         kinds = search.tracer.groups.kinds
-        return torch.tensor([self.lr if self.lr is not None else PAPER_LR.get(kind, 0.5) for kind in kinds])
+        rates = [self.lr if self.lr is not None else PAPER_LR.get(kind, 0.5) for kind in kinds]
+        return torch.tensor(rates, dtype=torch.float64)
 
     def _batches(self, search: Search, generator: torch.Generator) -> list[Tensor]:
         n = search.tracer.n
@@ -107,6 +110,13 @@ class PGBCT:
         return data.to(z) + penalty
 
 
+def _pinned(search: Search, z: Float[Tensor, " groups"]) -> Float[Tensor, " groups"]:
+    """The mask with forced groups on and forbidden ones off, so that the others are chosen beside these."""
+    z = torch.where(torch.as_tensor(search.allowed), z, 0.0)
+    z[list(search.forced)] = 1.0
+    return z
+
+
 class _Adam:
     """Adam's update direction (Kingma and Ba 2015, arXiv:1412.6980) with the usual constants.
 
@@ -114,7 +124,7 @@ class _Adam:
     """
 
     def __init__(self, size: int, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> None:
-        self.first, self.second = torch.zeros(size), torch.zeros(size)
+        self.first, self.second = torch.zeros(2, size, dtype=torch.float64)
         self.betas, self.eps, self.t = betas, eps, 0
 
     def direction(self, gradient: Float[Tensor, " groups"]) -> Float[Tensor, " groups"]:
