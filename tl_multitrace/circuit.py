@@ -123,10 +123,21 @@ class Circuit:
         groups, indices = self.groups[own], [self.indices[i] for i in own]
         if other is not None and extra:
             groups, indices = groups + other.groups[extra], indices + [other.indices[i] for i in extra]
+        clash = len(set(indices)) < len(indices)
+        if clash or (other is not None and not self._same_places(other)):
+            raise ValueError(
+                "the circuits were chosen from different hook groups: one mask entry would stand for two components. "
+                "Search both over the same groups."
+            )
         kept = {
             k: v for k, v in self.provenance.items() if k in ("model", "metric", "intervention", "direction", "task")
         }
         return Circuit(groups, tuple(indices), self.n_groups, float("nan"), provenance={**kept, "derived": how})
+
+    def _same_places(self, other: Circuit) -> bool:
+        """Whether components that both circuits hold have the same mask index in both."""
+        mine = dict(zip(self.components, self.indices, strict=True))
+        return all(mine.get(c, i) == i for c, i in zip(other.components, other.indices, strict=True))
 
     def jaccard(self, other: Circuit) -> float:
         """Size of the intersection over size of the union, from 0 to 1; 1 for two empty circuits."""
@@ -178,7 +189,7 @@ class Circuit:
         Raises:
             FileExistsError: the file exists.
         """
-        return write_json(Path(path), _to_file(self).model_dump(mode="json"), overwrite=overwrite)
+        return write_json(Path(path), _to_file(self).model_dump(), overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | Path) -> Circuit:

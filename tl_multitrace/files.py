@@ -140,7 +140,11 @@ def write_json(path: Path, content: Any, *, overwrite: bool = False) -> Path:
         FileExistsError: ``path`` exists and ``overwrite`` is False.
         ValueError: the content holds NaN or infinity.
     """
-    return write_text(path, json.dumps(content, indent=1, allow_nan=False, default=_plain) + "\n", overwrite=overwrite)
+    try:
+        text = json.dumps(content, indent=1, allow_nan=False, default=_plain)
+    except ValueError as error:
+        raise ValueError(f"{path} was not written: it would hold a number that is not finite ({error}).") from None
+    return write_text(path, text + "\n", overwrite=overwrite)
 
 
 def write_text(path: Path, text: str, *, overwrite: bool = False) -> Path:
@@ -163,11 +167,7 @@ def write_text(path: Path, text: str, *, overwrite: bool = False) -> Path:
 
 
 def _plain(value: Any) -> Any:
-    if hasattr(value, "item"):
-        return value.item()
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    return str(value)
+    return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 def read_json(path: Path, kind: type[F]) -> F:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -198,7 +199,7 @@ class SubsetPath:
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write versioned JSON; raises FileExistsError unless ``overwrite``."""
-        return write_json(Path(path), self._file().model_dump(mode="json"), overwrite=overwrite)
+        return write_json(Path(path), self._file().model_dump(), overwrite=overwrite)
 
     def _file(self) -> PathFile:
         choices = [
@@ -206,7 +207,7 @@ class SubsetPath:
                 size=c.size,
                 members=list(c.members),
                 score=ScoreRecord(**c.score.to_dict()),
-                loss=c.loss,
+                loss=c.loss if c.loss is not None and math.isfinite(c.loss) else None,
                 held_out=ScoreRecord.of(c.held_out),
                 chance=ScoreRecord.of(c.chance),
                 certificate=c.certificate,
