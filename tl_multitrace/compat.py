@@ -18,7 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 HookFn = Callable[..., Any]
@@ -117,6 +117,15 @@ class ModelView:
     def dtype(self) -> torch.dtype:
         """Dtype of the model's first floating-point parameter."""
         return next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
+
+    @property
+    def attends_locally(self) -> bool:
+        """Whether some layer attends to a window of recent tokens only."""
+        config = getattr(getattr(self.model, "original_model", None), "config", None)
+        types = (*(getattr(config, "layer_types", None) or ()), *(getattr(config, "attention_layers", None) or ()))
+        window = getattr(config, "sliding_window", None) if not types else None
+        local = any(kind not in ("full_attention", "global") for kind in types)
+        return bool(local or window or getattr(self.model.cfg, "use_local_attn", False))
 
     @property
     def tokenizer(self) -> Any:
@@ -268,8 +277,9 @@ class ModelView:
     def run(
         self,
         tokens: Int[Tensor, "batch pos"],
-        attention_mask: Int[Tensor, "batch pos"],
+        attention_mask: Int[Tensor, "batch pos"] | Bool[Tensor, "batch 1 pos pos"],
         *,
+        position_ids: Int[Tensor, "batch pos"] | None = None,
         start_layer: int = 0,
         residual: Float[Tensor, "batch pos d_model"] | None = None,
     ) -> Float[Tensor, "..."]:
@@ -278,19 +288,27 @@ class ModelView:
         Args:
             tokens: right-padded token ids.
             attention_mask: 1 at real tokens. Always passed: a bridge does not infer it, ``HookedTransformer`` guesses
-                it.
+                it. On a bridge also what each token may attend to, ``[batch, 1, dest, src]``.
+            position_ids: positions other than 0, 1, 2 ...; bridges only.
             start_layer: first block that runs, at least 1 where ``residual`` is given.
             residual: input of block ``start_layer``.
 
         Returns:
             Whatever the unembedding gives: ``[batch, pos, d_vocab]``, or fewer positions under a hook that gathers.
         """
+        options: dict[str, Any] = {"attention_mask": attention_mask}
+        if attention_mask.ndim == 4:  # Hugging Face adds such a mask to the attention scores as it is
+            options["attention_mask"] = torch.zeros_like(attention_mask, dtype=self.dtype).masked_fill_(
+                ~attention_mask, torch.finfo(self.dtype).min
+            )
+        if position_ids is not None:
+            options["position_ids"] = position_ids
         if residual is None:
-            return self._full_run(tokens, attention_mask)
+            return self._full_run(tokens, options)
         if self.is_bridge:
             with self._blocks_skipped(start_layer, residual):
-                return self._call(tokens, attention_mask=attention_mask)
-        return self._call(residual, start_at_layer=start_layer, attention_mask=attention_mask)
+                return self._call(tokens, **options)
+        return self._call(residual, start_at_layer=start_layer, **options)
 
     @contextmanager
     def _blocks_skipped(self, start_layer: int, residual: Tensor) -> Iterator[None]:
@@ -313,17 +331,17 @@ class ModelView:
             for block in blocks[:start_layer]:
                 block.__dict__.pop("forward", None)
 
-    def _full_run(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
+    def _full_run(self, tokens: Tensor, options: dict[str, Any]) -> Tensor:
         """A whole forward; on a bridge it also notes whether decoder layers return ``(hidden,)`` or ``hidden``."""
         if not self.is_bridge or "_returns_tuple" in self.__dict__:
-            return self._call(tokens, attention_mask=attention_mask)
+            return self._call(tokens, **options)
 
         def note(module: Any, args: Any, output: Any) -> None:
             object.__setattr__(self, "_returns_tuple", isinstance(output, tuple))
 
         handle = self.model.blocks[0].register_forward_hook(note)
         try:
-            return self._call(tokens, attention_mask=attention_mask)
+            return self._call(tokens, **options)
         finally:
             handle.remove()
 

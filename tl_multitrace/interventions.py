@@ -240,13 +240,14 @@ class NoiseCorruption(Intervention):
         return torch.full((view.d_model,), float(self.value))
 
     def _draws(self, rows: Rows, d_model: int) -> Float[Tensor, "n pos d_model"]:
-        # drawn example by example in the caller's order, so that a prompt's noise does not depend on how batches are
-        # sorted
-        width, generator = rows.base.shape[1], torch.Generator().manual_seed(self.seed)
-        draws = torch.empty(rows.n_examples, width, d_model)
-        first = self._draw(width, d_model, generator)
+        # drawn example by example in the caller's order and for the prompt alone, so that a prompt's noise depends
+        # neither on how batches are sorted nor on how answers share rows
+        width, generator = int(rows.pairs.lengths.max()), torch.Generator().manual_seed(self.seed)
+        draws = torch.zeros(rows.n_examples, rows.base.shape[1], d_model)
+        draw: Tensor | None = None
         for e in torch.argsort(rows.order).tolist():
-            draws[e] = first if self.shared else self._draw(width, d_model, generator)
+            draw = draw if self.shared and draw is not None else self._draw(width, d_model, generator)
+            draws[e, :width] = draw
         return draws
 
     def _draw(self, width: int, d_model: int, generator: torch.Generator) -> Float[Tensor, "pos d_model"]:

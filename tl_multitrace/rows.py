@@ -1,8 +1,9 @@
 """The rows that run: each prompt with as much of an answer as its scoring needs, and where to read logits.
 
 A candidate answer of T tokens is scored from T positions: the prompt's last one and one per answer token but the last.
-So a one-token answer needs the prompt alone, and candidates whose needed parts are prefixes of one another share one
-row. Logits are read at those positions and nowhere else.
+So a one-token answer needs the prompt alone, candidates whose needed parts are prefixes of one another share them, and
+where the model allows it all candidates of a prompt share one row (see ``packing``). Logits are read at those positions
+and nowhere else.
 
 Examples are kept in order of length, so that a batch is a contiguous slice with little padding.
 """
@@ -16,6 +17,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from tl_multitrace.mixing import Places
+from tl_multitrace.packing import Packing, answer_prefixes
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.tokens import NO_TOKEN, pad_rows
 
@@ -35,7 +37,9 @@ class Rows:
         starts: first row of each example, and the number of rows at the end.
         reads: logits read per row (answer prefix length + 1).
         candidate_row: row that scores each candidate, counted from the example's first.
+        candidate_start: tokens between the prompt and the candidate's own in that row.
         present: which entries of ``pairs.candidates`` are tokens.
+        packing: how answer prefixes share a row; None where each has its own.
     """
 
     pairs: PromptPairs
@@ -48,11 +52,17 @@ class Rows:
     starts: Int[Tensor, " n_plus_1"]
     reads: Int[Tensor, " rows"]
     candidate_row: Int[Tensor, "n k"]
+    candidate_start: Int[Tensor, "n k"]
     present: Bool[Tensor, "n k t"]
+    packing: Packing | None = None
 
     @classmethod
-    def of(cls, pairs: PromptPairs) -> Rows:
+    def of(cls, pairs: PromptPairs, packed: bool = False) -> Rows:
         """Lay out the rows of a prompt set.
+
+        Args:
+            pairs: the prompts.
+            packed: one row per prompt, with all its answer prefixes, instead of one per answer prefix.
 
         Raises:
             ValueError: a multi-token answer is to be read at a position that is not the prompt's last.
@@ -64,13 +74,19 @@ class Rows:
         source: list[list[int]] = []
         example: list[int] = []
         reads: list[int] = []
+        packs: list[list[list[int]]] = []
         starts, candidate_row = [0], torch.zeros(pairs.candidates.shape[:2], dtype=torch.long)
+        candidate_start = torch.zeros_like(candidate_row)
         for e in range(len(pairs)):
-            prefixes, which = _answer_prefixes(pairs.candidates[e])
+            prefixes, which = answer_prefixes(pairs.candidates[e])
             if len(prefixes[0]) and int(pairs.answer_positions[e]) != int(pairs.lengths[e]) - 1:
                 raise ValueError(
                     f"pair {int(order[e])}: a multi-token answer must be read at the prompt's last position."
                 )
+            if packed:
+                candidate_start[e] = torch.tensor([sum(map(len, prefixes[:i])) for i in which])
+                packs.append(prefixes)
+                prefixes, which = [[t for prefix in prefixes for t in prefix]], [0] * len(which)
             for prefix in prefixes:
                 base.append(pairs.base_tokens[e, : pairs.lengths[e]].tolist() + prefix)
                 source.append(pairs.source_tokens[e, : pairs.source_lengths[e]].tolist() + prefix)
@@ -89,7 +105,9 @@ class Rows:
             starts=torch.tensor(starts),
             reads=torch.tensor(reads),
             candidate_row=candidate_row,
+            candidate_start=candidate_start,
             present=pairs.candidates != NO_TOKEN,
+            packing=Packing.of(packs) if packed else None,
         )
 
     def __len__(self) -> int:
@@ -109,6 +127,15 @@ class Rows:
         real = torch.arange(self.base.shape[1]) < self.lengths[:, None]
         return None if bool(found[real].all()) else found
 
+    def attention(
+        self, rows: slice | Int[Tensor, " b"], lengths: Int[Tensor, " b"], width: int, device: torch.device
+    ) -> Attention:
+        """What some rows' tokens attend to, for base or source tokens of these lengths."""
+        if self.packing is None:
+            return Attention((torch.arange(width) < lengths[:, None]).long().to(device))
+        mask, position = self.packing.attention(rows, lengths, width)
+        return Attention(mask.to(device), position.to(device))
+
     def batch(self, examples: Int[Tensor, " e"], device: torch.device) -> Batch:
         """What one forward over some (sorted) examples needs."""
         ranges = [torch.arange(int(self.starts[e]), int(self.starts[e + 1])) for e in examples]
@@ -123,6 +150,8 @@ class Rows:
         first_row = torch.cumsum(counts, 0) - counts
         scored = offsets[first_row[:, None] + self.candidate_row[examples]][..., None]
         steps = torch.arange(self.present.shape[-1])
+        # the prompt's last position predicts the first token of every candidate
+        steps = torch.where(steps > 0, self.candidate_start[examples][..., None] + steps, 0)
         partner = self.partner
         contiguous = torch.equal(rows, torch.arange(int(rows[0]), int(rows[0]) + len(rows)))
         return Batch(
@@ -130,7 +159,7 @@ class Rows:
             rows=slice(int(rows[0]), int(rows[0]) + len(rows)) if contiguous else rows.to(device),
             example=torch.repeat_interleave(torch.arange(len(examples)), counts).to(device),
             tokens=self.base[rows, :width].to(device),
-            attention_mask=(torch.arange(width) < lengths[:, None]).long().to(device),
+            attention=self.attention(rows, lengths, width, device),
             places=Places(
                 width,
                 prompt.to(device),
@@ -149,6 +178,26 @@ class Rows:
 
 
 @dataclass(frozen=True)
+class Attention:
+    """What the tokens of a forward attend to.
+
+    Attributes:
+        mask: 1 at real tokens, or what each token sees.
+        position_ids: positions, where they are not 0, 1, 2 ...
+    """
+
+    mask: Int[Tensor, "b pos"] | Bool[Tensor, "b 1 pos pos"]
+    position_ids: Int[Tensor, "b pos"] | None = None
+
+    def repeated(self, k: int) -> Attention:
+        """The same for ``k`` copies of the rows."""
+        if k == 1:
+            return self
+        ids = None if self.position_ids is None else self.position_ids.repeat(k, 1)
+        return Attention(self.mask.repeat(k, *[1] * (self.mask.ndim - 1)), ids)
+
+
+@dataclass(frozen=True)
 class Batch:
     """One forward: ``b`` rows of ``e`` examples, with ``q`` places to read logits at.
 
@@ -157,7 +206,7 @@ class Batch:
         rows: which rows, as a slice where they are neighbours.
         example: example of each row, counted within the batch.
         tokens: base token ids.
-        attention_mask: 1 at real tokens.
+        attention: what the tokens attend to.
         places: prompt, answer and span positions.
         read_row: row of each read.
         read_position: column of each read.
@@ -172,7 +221,7 @@ class Batch:
     rows: slice | Int[Tensor, " b"]
     example: Int[Tensor, " b"]
     tokens: Int[Tensor, "b pos"]
-    attention_mask: Int[Tensor, "b pos"]
+    attention: Attention
     places: Places
     read_row: Int[Tensor, " q"]
     read_position: Int[Tensor, " q"]
@@ -186,14 +235,3 @@ class Batch:
     def n_rows(self) -> int:
         """Rows in the batch."""
         return len(self.tokens)
-
-
-def _answer_prefixes(candidates: Int[Tensor, "k t"]) -> tuple[list[list[int]], list[int]]:
-    """The distinct token prefixes to append, longest first, and which of them scores each candidate."""
-    needed = [[int(t) for t in row if int(t) != NO_TOKEN][:-1] for row in candidates]
-    prefixes: list[list[int]] = []
-    for prefix in sorted(needed, key=len, reverse=True):
-        if not any(kept[: len(prefix)] == prefix for kept in prefixes):
-            prefixes.append(prefix)
-    which = [next(i for i, kept in enumerate(prefixes) if kept[: len(p)] == p) for p in needed]
-    return prefixes, which
