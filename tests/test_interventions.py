@@ -183,16 +183,16 @@ def embedding_of(tokens: Sequence[int]) -> torch.Tensor:
 def noise_of(examples: list[Example], *, noise: float, at: str, seed: int, std: float | None, shared: bool) -> Any:
     """The draws, written out: one ``[width, d_model]`` block per example in the given order, scaled, at the places."""
     generator = oracles.generator(seed)
-    width = max(len(e.base + c[:-1]) for e in examples for c in e.candidates)
+    width = max(len(e.base) for e in examples)
     places = [range(*e.span) if at == "subject" else range(len(e.base)) for e in examples]
     if std is None:
         embedded = [embedding_of(e.base)[list(p)] for e, p in zip(examples, places, strict=True)]
         std = float(torch.cat(embedded).std())
     first = torch.randn(width, 32, generator=generator)
     found = []
-    for p in places:
-        draw = first if shared else torch.randn(width, 32, generator=generator)
-        kept = torch.zeros(width, 32)
+    for i, p in enumerate(places):
+        draw = first if shared or i == 0 else torch.randn(width, 32, generator=generator)
+        kept = torch.zeros(width + 9, 32)  # answers are never noised
         kept[list(p)] = draw[list(p)] * (noise * std)
         found.append(kept)
     return found

@@ -52,6 +52,7 @@ ROOMS = [
     "job",
     "run_folder",
     "show",
+    "cli_trace",
     "cli",
     "__init__",
     "__main__",

@@ -2,6 +2,7 @@
 
 from tl_multitrace._version import __version__
 from tl_multitrace.answers import Answers
+from tl_multitrace.causal_trace import TraceGrid, average_causal_trace, causal_tokens, causal_trace
 from tl_multitrace.circuit import Circuit
 from tl_multitrace.compat import ModelView
 from tl_multitrace.engine import Cost, HookError, NonFiniteError
@@ -75,10 +76,14 @@ __all__ = [
     "SubsetPath",
     "TopK",
     "Task",
+    "TraceGrid",
     "Tracer",
     "WeightedSum",
     "ZeroAblation",
     "attn_layers",
+    "average_causal_trace",
+    "causal_tokens",
+    "causal_trace",
     "groups_from_text",
     "heads",
     "load_model",

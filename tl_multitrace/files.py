@@ -149,13 +149,18 @@ def write_json(path: Path, content: Any, *, overwrite: bool = False) -> Path:
 
 def write_text(path: Path, text: str, *, overwrite: bool = False) -> Path:
     """Write a text file whole or not at all; raises FileExistsError unless ``overwrite``."""
+    return write_bytes(path, text.encode("utf-8"), overwrite=overwrite)
+
+
+def write_bytes(path: Path, content: bytes, *, overwrite: bool = False) -> Path:
+    """Write a file whole or not at all; raises FileExistsError unless ``overwrite``."""
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists. Choose another name, or pass overwrite=True to replace it.")
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as out:
-            out.write(text)
+        with os.fdopen(handle, "wb") as out:
+            out.write(content)
             out.flush()
             os.fsync(out.fileno())
         os.chmod(temporary, 0o644)

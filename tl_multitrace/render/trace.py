@@ -28,9 +28,7 @@ NAMES = {"resid": "state", "mlp": "MLP output", "attn": "attention output", "hea
 BARS = 30
 
 
-def plot_trace(
-    grid: TraceGrid, *, lines: bool = False, position: int | None = None, ax: Axes | None = None
-) -> Figure:
+def plot_trace(grid: TraceGrid, *, lines: bool = False, position: int | None = None, ax: Axes | None = None) -> Figure:
     """The mean indirect effect of every cell.
 
     A heat map of tokens (top to bottom, subject tokens starred) by layers. Where an effect is clearly negative, red is
@@ -116,7 +114,9 @@ def _finish(figure: Figure, ax: Axes, image: Any, grid: TraceGrid, which: str) -
     figure.colorbar(image, ax=ax, label=f"{which}indirect effect on {answer}", aspect=max(14, 6 * inches), pad=0.02)
     severed = f", {' and '.join(grid.severed)} severed" if grid.severed else ""
     what = " and ".join(NAMES[k] for k in grid.cells.kinds)
-    who = f"{len(grid.corrupted)} facts" if grid.averaged else f"p {_p(grid.clean)} clean, {_p(grid.corrupted)} corrupted"
+    who = (
+        f"{len(grid.corrupted)} facts" if grid.averaged else f"p {_p(grid.clean)} clean, {_p(grid.corrupted)} corrupted"
+    )
     ax.set_title(f"Restoring one {what}{severed}\n{who}", loc="left", fontsize=10)
 
 
@@ -157,6 +157,8 @@ def _layer_label(grid: TraceGrid) -> str:
 def _lines(grid: TraceGrid, ax: Axes | None) -> Figure:
     if grid.cells.units:
         raise ValueError("curves are drawn for whole layers; heads and neurons have maps.")
+    from matplotlib.ticker import MaxNLocator
+
     low, high = grid.interval()
     effect = grid.effect
     with styled():
@@ -168,7 +170,7 @@ def _lines(grid: TraceGrid, ax: Axes | None) -> Figure:
             ax.fill_between(grid.cells.layers, low[i], high[i], color=colour, alpha=0.18, linewidth=0)
             ax.plot(grid.cells.layers, effect[i], style, color=colour, label=_token(grid, position))
         ax.axhline(0, color=GREY, linewidth=0.8)
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.set_xlabel(_layer_label(grid))
         ax.set_ylabel("indirect effect on p(answer)")
         ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))

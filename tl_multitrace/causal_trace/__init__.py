@@ -1,0 +1,24 @@
+"""Causal tracing: which activations, restored in a corrupted run, bring the answer back.
+
+Architectures that were run: GPT-2, Llama and Qwen (grouped queries), GPT-NeoX (parallel attention), Gemma-2 and
+TransformerLens' own as decoders; BERT as masked language model, through ``TransformerBridge``.
+"""
+
+from tl_multitrace.causal_trace.average import average_causal_trace
+from tl_multitrace.causal_trace.corruption import TokenReplacement, subject_std
+from tl_multitrace.causal_trace.facts import Fact, load_facts
+from tl_multitrace.causal_trace.grid import TraceGrid
+from tl_multitrace.causal_trace.sweep import causal_trace
+from tl_multitrace.causal_trace.tokens import CausalTokens, causal_tokens
+
+__all__ = [
+    "CausalTokens",
+    "Fact",
+    "TokenReplacement",
+    "TraceGrid",
+    "average_causal_trace",
+    "causal_tokens",
+    "causal_trace",
+    "load_facts",
+    "subject_std",
+]

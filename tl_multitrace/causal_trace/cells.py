@@ -1,0 +1,208 @@
+"""The cells of a trace: which activations each of them restores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_multitrace.compat import ModelView
+from tl_multitrace.groups import Component, HookGroups, Position
+
+SITE = {"resid": "post", "mlp": "out", "attn": "out", "head": "z", "neuron": "post"}
+"""What is restored of each kind; a residual state is the output of its block, as in Meng et al. 2022."""
+
+WINDOWED = ("mlp", "attn")
+INDEXED = ("head", "neuron")
+
+
+@dataclass(frozen=True)
+class Cells:
+    """A grid of cells: position x layer (x unit), or a list of a user's own hook groups.
+
+    Attributes:
+        kinds: what a cell restores; several kinds are restored together.
+        positions: token positions, the grid's rows.
+        layers: block numbers, the grid's columns; for windows their centres.
+        units: head or neuron numbers; empty where a cell is a whole layer.
+        window: layers restored around the centre, for MLP and attention outputs.
+        n_layers: blocks of the model.
+        size: heads or neurons per layer of the model; 1 for whole layers.
+        own: the user's own hook groups, one cell each; the grid then has no positions and layers.
+    """
+
+    kinds: tuple[str, ...]
+    positions: tuple[int, ...]
+    layers: tuple[int, ...]
+    units: tuple[int, ...] = ()
+    window: int = 1
+    n_layers: int = 0
+    size: int = 1
+    own: HookGroups | None = None
+
+    @property
+    def dims(self) -> tuple[str, ...]:
+        """Names of the grid's axes, samples left out."""
+        return ("group",) if self.own is not None else ("position", "layer", *(("unit",) if self.units else ()))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Length of each axis."""
+        if self.own is not None:
+            return (len(self.own),)
+        return (len(self.positions), len(self.layers), *((len(self.units),) if self.units else ()))
+
+    def __len__(self) -> int:
+        total = 1
+        for n in self.shape:
+            total *= n
+        return total
+
+    def reach(self, layer: int, kind: str) -> range:
+        """Layers that the cell of a centre restores: ``[l - window // 2, l + ceil(window / 2))``, cut at the ends."""
+        if kind not in WINDOWED:
+            return range(layer, layer + 1)
+        return range(max(0, layer - self.window // 2), min(self.n_layers, layer - (-self.window // 2)))
+
+    def groups(self) -> HookGroups:
+        """One hook group per cell, in the order of the grid (positions slowest)."""
+        if self.own is not None:
+            return self.own
+        cells = list(product(self.positions, self.layers, self.units or (None,)))
+        named = tuple(Component(self.kinds[0], layer, unit, p, SITE[self.kinds[0]]) for p, layer, unit in cells)
+        sites = tuple(
+            tuple(Component(k, i, unit, p, SITE[k]) for k in self.kinds for i in self.reach(layer, k))
+            for p, layer, unit in cells
+        )
+        return HookGroups(named, sites, {(k, SITE[k]): self.size for k in self.kinds})
+
+
+def make_cells(
+    model: Any,
+    n_tokens: int,
+    subject: tuple[int, int],
+    restore: str | Sequence[str] | HookGroups,
+    window: int,
+    *,
+    positions: Any = None,
+    layers: Iterable[int] | None = None,
+    units: Iterable[int] | None = None,
+) -> Cells:
+    """The cells of a trace, checked against the model.
+
+    Raises:
+        ValueError: unknown kind, kinds that cannot be restored together, or something outside prompt or model.
+    """
+    view = ModelView(model)
+    if isinstance(restore, HookGroups):
+        if not len(restore):
+            raise ValueError("restore= has no hook groups: there is nothing to restore.")
+        return Cells((), (), (), n_layers=view.n_layers, own=restore)
+    kinds = _kinds(restore)
+    size = _units_of(view, kinds[0])
+    chosen = () if size == 1 and kinds[0] not in INDEXED else _inside(units, size, kinds[0])
+    cells = Cells(
+        kinds,
+        _positions(positions, n_tokens, subject),
+        _inside(layers, view.n_layers, "layer"),
+        chosen,
+        _window(window) if set(kinds) & set(WINDOWED) else 1,
+        view.n_layers,
+        size,
+    )
+    HookGroups.of(model, {s: None for sites in cells.groups().sites[: len(chosen or (0,))] for s in sites})
+    return cells
+
+
+def _kinds(restore: str | Sequence[str]) -> tuple[str, ...]:
+    kinds = (restore,) if isinstance(restore, str) else tuple(restore)
+    unknown = [k for k in kinds if k not in SITE]
+    if unknown or not kinds:
+        raise ValueError(f"cannot restore {restore!r}: use one of {', '.join(SITE)}, several of them, or HookGroups.")
+    if len(kinds) > 1 and set(kinds) & set(INDEXED):
+        raise ValueError(f"{' and '.join(kinds)} cannot share a grid: heads and neurons have an axis of their own.")
+    return kinds
+
+
+def _units_of(view: ModelView, kind: str) -> int:
+    if kind == "neuron" and not view.d_mlp:
+        raise ValueError(f"{view.name} has no neurons.")
+    return {"head": view.n_heads, "neuron": view.d_mlp}.get(kind, 1)
+
+
+def _window(window: int) -> int:
+    if window != int(window) or window < 1:
+        raise ValueError(f"window must be a whole number of layers from 1, got {window!r}.")
+    return int(window)
+
+
+def _inside(given: Iterable[int] | int | None, n: int, what: str) -> tuple[int, ...]:
+    chosen = tuple(range(n)) if given is None else (given,) if isinstance(given, int) else tuple(given)
+    outside = [i for i in chosen if not 0 <= i < n]
+    if outside or not chosen:
+        raise ValueError(f"{what} {outside[:1] or 'list (empty)'} is outside the model, which has {n} (0 to {n - 1}).")
+    return tuple(int(i) for i in chosen)
+
+
+def _positions(given: Any, n: int, subject: tuple[int, int]) -> tuple[int, ...]:
+    if given is None or (isinstance(given, str) and given == "all"):
+        return tuple(range(n))
+    if isinstance(given, str):
+        named = {"subject": range(*subject), "last": range(n - 1, n)}
+        if given not in named:
+            raise ValueError(
+                f"unknown positions {given!r}: use 'all', 'subject', 'last', a slice or a list of numbers."
+            )
+        return tuple(named[given])
+    chosen = [given] if isinstance(given, int) else list(range(n))[given] if isinstance(given, slice) else list(given)
+    outside = [p for p in chosen if not -n <= p < n]
+    if outside or not chosen:
+        raise ValueError(f"position {outside[:1] or 'list (empty)'} is outside the prompt, which has {n} tokens.")
+    return tuple(int(p) % n for p in chosen)
+
+
+# ---------------------------------------------------------------------- severed paths
+
+
+def held_sites(
+    model: Any, groups: HookGroups, severed: Sequence[str]
+) -> tuple[HookGroups, Float[Tensor, "cells held"]]:
+    """Groups to freeze, and which of them each cell freezes: all layers' outputs at the tokens that it restores.
+
+    Layers before the restored state hold their corrupted values anyway, so freezing all is freezing the later ones.
+
+    Args:
+        model: a TransformerLens model.
+        groups: the cells.
+        severed: ``"mlp"``, ``"attn"`` or both.
+    """
+    view = ModelView(model)
+    places: list[Position] = list(dict.fromkeys(s.position for sites in groups.sites for s in sites))
+    table = torch.zeros(len(groups), len(places))
+    for cell, sites in enumerate(groups.sites):
+        for site in sites:
+            table[cell, places.index(site.position)] = 1.0
+    names = tuple(Component(severed[0], 0, None, p, SITE[severed[0]]) for p in places)
+    sites_of = tuple(
+        tuple(Component(k, layer, None, p, SITE[k]) for k in severed for layer in range(view.n_layers)) for p in places
+    )
+    HookGroups.of(model, sites_of[0])
+    return HookGroups(names, sites_of, {(k, SITE[k]): 1 for k in severed}), table
+
+
+def check_severed(severed: str | Sequence[str] | None) -> tuple[str, ...]:
+    """``severed`` as a tuple of kinds.
+
+    Raises:
+        ValueError: not ``"mlp"`` or ``"attn"``.
+    """
+    kinds = () if severed is None else (severed,) if isinstance(severed, str) else tuple(severed)
+    unknown = [k for k in kinds if k not in WINDOWED]
+    if unknown:
+        raise ValueError(f"severed={severed!r}: paths can be severed at {' and '.join(map(repr, WINDOWED))}.")
+    return tuple(dict.fromkeys(kinds))

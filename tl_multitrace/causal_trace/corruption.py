@@ -1,0 +1,210 @@
+"""How the subject is corrupted: one object that makes the baseline and the sweep from the same draw.
+
+==============  =====================================================================================================
+``gaussian``    noise on the subject's token embeddings (Meng et al. 2022)
+``uniform``     the same, uniform in ``[-noise, noise]`` units
+``fixed``       every embedding of the subject becomes one fixed vector
+``replace``     the subject's tokens become other tokens (symmetric replacement, Zhang and Nanda 2023,
+                arXiv:2309.16042), which keeps the model on inputs that it knows
+==============  =====================================================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from tl_multitrace.causal_trace.question import Question
+from tl_multitrace.compat import ModelView
+from tl_multitrace.interventions import Interchange, Intervention, NoiseCorruption
+from tl_multitrace.prompts import PromptPairs
+from tl_multitrace.tokens import Encoder
+
+KINDS = ("gaussian", "uniform", "fixed", "replace")
+
+
+@dataclass(frozen=True)
+class TokenReplacement:
+    """Symmetric token replacement: the corrupted prompt has other tokens in the subject's place.
+
+    Args:
+        prompts: corrupted prompts as text or token ids, of the clean prompt's length; one sample each.
+        among: texts to draw the replacement from, such as other facts' subjects; those of the subject's token count
+            are used. Without ``prompts`` and ``among`` tokens are drawn from the vocabulary.
+        seed: of the draw.
+    """
+
+    prompts: Sequence[Any] | str | None = None
+    among: Sequence[str] = ()
+    seed: int = 0
+    name: ClassVar[str] = "replace"
+
+    def tokens(self, view: ModelView, question: Question, samples: int) -> Int[Tensor, "n pos"]:
+        """The corrupted prompts.
+
+        Raises:
+            ValueError: a given prompt of another length, or nothing of the subject's length to draw from.
+        """
+        if self.prompts is not None:
+            return self._given(view, question)
+        width, generator = question.subject[1] - question.subject[0], torch.Generator().manual_seed(self.seed)
+        pool = self._pool(view, question, width)
+        rows = []
+        for _ in range(samples):
+            drawn = pool[torch.randint(len(pool), (width if pool.shape[1] == 1 else 1,), generator=generator)].flatten()
+            row = torch.tensor(question.ids)
+            row[question.subject[0] : question.subject[1]] = drawn
+            rows.append(row)
+        return torch.stack(rows)
+
+    def _given(self, view: ModelView, question: Question) -> Int[Tensor, "n pos"]:
+        single = isinstance(self.prompts, str) or (
+            len(self.prompts or []) and isinstance((self.prompts or [0])[0], int)
+        )
+        rows = [_ids(view, p, question) for p in ([self.prompts] if single else self.prompts or [])]
+        wrong = next((r for r in rows if len(r) != len(question.ids)), None)
+        if not rows or wrong is not None:
+            raise ValueError(
+                f"a replacement prompt has {len(wrong or [])} tokens, the prompt {question.text!r} has "
+                f"{len(question.ids)}: positions would not line up. Choose a replacement of the same number of tokens."
+            )
+        return torch.tensor(rows)
+
+    def _pool(self, view: ModelView, question: Question, width: int) -> Int[Tensor, "options width"]:
+        own = question.ids[question.subject[0] : question.subject[1]]
+        if self.among:
+            encoder = Encoder.of(view, prepend_bos=False)
+            # as the subject stands in its prompt: with a space in front where it has one there
+            space = " " if question.words[question.subject[0]][:1] == " " else ""
+            options = {tuple(encoder.prompt(space + t.strip())) for t in self.among}
+            fitting = sorted(o for o in options if len(o) == width and o != own)
+            if not fitting:
+                raise ValueError(
+                    f"none of the {len(self.among)} texts to draw from has the subject's {width} tokens. Pass others "
+                    "as TokenReplacement(among=...), or corrupt with noise."
+                )
+            return torch.tensor(fitting)
+        special = set(getattr(view.tokenizer, "all_special_ids", []) or [])
+        words = [i for i in range(view.d_vocab) if i not in special and i not in own]
+        return torch.tensor(words)[:, None]
+
+
+def _ids(view: ModelView, prompt: Any, question: Question) -> list[int]:
+    if not isinstance(prompt, str):
+        return [int(i) for i in prompt]
+    encoder = Encoder.of(view, prepend_bos=False)
+    bare = encoder.prompt(prompt)
+    extra = len(question.ids) - len(bare)
+    if extra in (1, 2):  # BOS, or the two separators of a masked language model
+        return [question.ids[0], *bare, *question.ids[len(question.ids) - extra + 1 :]]
+    return bare
+
+
+Corruption = NoiseCorruption | TokenReplacement
+
+
+@dataclass(frozen=True)
+class Corrupted:
+    """A question under a corruption, ready for a tracer.
+
+    Attributes:
+        pairs: one pair per sample.
+        intervention: base run corrupted, source run clean.
+        record: what was done, for the result: kind, size, unit and what the unit was measured over.
+    """
+
+    pairs: PromptPairs
+    intervention: Intervention
+    record: dict[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        view: ModelView,
+        question: Question,
+        corruption: Corruption,
+        samples: int,
+        subjects: Sequence[str] | None = None,
+        *,
+        restore: bool = True,
+    ) -> Corrupted:
+        """Put the corruption on the subject of ``samples`` copies of the prompt.
+
+        Args:
+            view: the model.
+            question: the prompt.
+            corruption: what is done to the subject.
+            samples: draws; a corruption that draws nothing has one sample.
+            subjects: texts whose token embeddings give the unit of the noise.
+            restore: the corrupted run is the base and clean activations are restored; False the other way round.
+        """
+        clean = torch.tensor([question.ids])
+        if isinstance(corruption, TokenReplacement):
+            tokens = corruption.tokens(view, question, samples)
+            same = clean.expand(len(tokens), -1)
+            pairs = question.pairs(same, tokens) if restore else question.pairs(tokens, same)
+            return cls(pairs, Interchange(), _replaced(corruption, len(tokens)))
+        n = 1 if corruption.kind == "fixed" else samples
+        unit, over = noise_unit(view, corruption, question, subjects)
+        placed = replace(corruption, at="subject", restore=restore, std=unit)
+        tokens = clean.expand(n, -1)
+        return cls(question.pairs(tokens, tokens), placed, {**placed.describe(), "unit_of": over, "samples": n})
+
+
+def _replaced(corruption: TokenReplacement, n: int) -> dict[str, Any]:
+    origin = "given prompts" if corruption.prompts is not None else "given texts" if corruption.among else "vocabulary"
+    return {"name": "replace", "from": origin, "seed": corruption.seed, "samples": n}
+
+
+def named_corruption(
+    corruption: str | Corruption, noise: float, seed: int, subjects: Sequence[str] | None = None
+) -> Corruption:
+    """A corruption from its name, or itself.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if not isinstance(corruption, str):
+        return corruption
+    if corruption == "replace":
+        return TokenReplacement(among=tuple(subjects or ()), seed=seed)
+    if corruption not in KINDS:
+        raise ValueError(f"unknown corruption {corruption!r}: use one of {', '.join(KINDS)}.")
+    return NoiseCorruption(noise=noise, seed=seed, kind=corruption, std="embedding")  # type: ignore[arg-type]
+
+
+def noise_unit(
+    view: ModelView, corruption: NoiseCorruption, question: Question, subjects: Sequence[str] | None
+) -> tuple[float, str]:
+    """The standard deviation that the noise is measured in, and what it is of."""
+    if isinstance(corruption.std, int | float):
+        return float(corruption.std), "a given number"
+    if subjects:
+        return subject_std(view.model, subjects), f"the tokens of {len(subjects)} subjects"
+    if corruption.std == "prompts":
+        ids = torch.tensor(question.ids[question.subject[0] : question.subject[1]])
+        return float(view.embed(ids).float().std()), "this prompt's subject tokens"
+    return view.embedding_moments()[1], "the whole embedding matrix"
+
+
+def subject_std(model: Any, subjects: Sequence[str]) -> float:
+    """Standard deviation of the embeddings of all tokens of some texts (the unit of noise in Meng et al. 2022).
+
+    Args:
+        model: a TransformerLens model with a tokenizer.
+        subjects: texts; each is tokenised as it stands, without BOS.
+
+    Raises:
+        ValueError: no subjects.
+    """
+    if not subjects:
+        raise ValueError("subject_std needs at least one subject.")
+    view = ModelView(model)
+    encoder = Encoder.of(view, prepend_bos=False)
+    ids = torch.tensor([i for text in subjects for i in encoder.prompt(text)])
+    return float(view.embed(ids).float().std())

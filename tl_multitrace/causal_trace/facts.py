@@ -1,0 +1,103 @@
+"""Sets of facts: prompt, subject and answer, from the files that others publish."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One fact to trace.
+
+    Attributes:
+        prompt: text up to the answer.
+        subject: the part of it that is corrupted.
+        answer: text with its leading space, or None for the model's own prediction.
+        id: names the fact in files.
+    """
+
+    prompt: str
+    subject: str
+    answer: str | None = None
+    id: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.prompt or not self.subject:
+            raise ValueError(f"a fact needs a prompt and a subject, got {self.prompt!r} and {self.subject!r}.")
+
+
+def as_facts(facts: Sequence[Any] | str | Path) -> list[Fact]:
+    """Facts from a file, mappings (layouts of :func:`load_facts`), ``(prompt, subject[, answer])`` tuples or facts.
+
+    Raises:
+        ValueError: an empty set, a record of no known layout, two facts of one id.
+    """
+    if isinstance(facts, str | Path):
+        return load_facts(facts)
+    made = [_fact(record, i) for i, record in enumerate(facts)]
+    if not made:
+        raise ValueError("there are no facts.")
+    twice = next((i for i, count in Counter(f.id for f in made).items() if count > 1), None)
+    if twice is not None:
+        raise ValueError(f"two facts have the id {twice!r}, so one would overwrite the other's result.")
+    return made
+
+
+def load_facts(path: str | Path) -> list[Fact]:
+    """Read facts from JSON (a list) or JSON lines.
+
+    Layouts: ``known_1000`` (prompt, subject, attribute), CounterFact as published (requested_rewrite), its
+    single-prompt derivatives (base_prompt, subject, target_true), and plain (prompt, subject, answer).
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not JSON, or a record of no known layout; the message names the record.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {str(path)!r}.")
+    text = path.read_text(encoding="utf-8")
+    try:
+        records = json.loads(text) if text.lstrip().startswith("[") else [json.loads(x) for x in text.splitlines() if x]
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is neither a JSON list nor JSON lines ({error}).") from None
+    try:
+        return as_facts(records)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _fact(record: Any, i: int) -> Fact:
+    if isinstance(record, Fact):
+        return record if record.id else Fact(record.prompt, record.subject, record.answer, str(i))
+    if isinstance(record, Mapping):
+        return _from_mapping(record, i)
+    if isinstance(record, list | tuple) and len(record) in (2, 3) and all(isinstance(x, str) for x in record):
+        return Fact(record[0], record[1], record[2] if len(record) == 3 else None, str(i))
+    raise ValueError(f"fact {i} is {record!r}: give mappings or (prompt, subject, answer) tuples.")
+
+
+def _from_mapping(record: Mapping[str, Any], i: int) -> Fact:
+    name = str(record.get("known_id", record.get("case_id", record.get("id", i))))
+    rewrite = record.get("requested_rewrite")
+    if isinstance(rewrite, Mapping):
+        prompt, subject = str(rewrite["prompt"]).format(rewrite["subject"]), str(rewrite["subject"])
+        return Fact(prompt, subject, _answer(rewrite["target_true"]["str"], prompt), name)
+    text, part = record.get("base_prompt", record.get("prompt")), record.get("subject")
+    if not isinstance(text, str) or not isinstance(part, str):
+        raise ValueError(
+            f"fact {i} has the keys {sorted(record)}: it needs prompt and subject, or the layout of known_1000 or "
+            "CounterFact."
+        )
+    answer = record.get("answer", record.get("attribute", record.get("target_true")))
+    return Fact(text, part, None if answer is None else _answer(str(answer), text), name)
+
+
+def _answer(answer: str, prompt: str) -> str:
+    """The answer with the space that separates it from the prompt."""
+    return answer.strip() if prompt[-1:].isspace() else " " + answer.strip()

@@ -1,0 +1,304 @@
+"""The result of a trace: the answer's probability with each cell restored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_multitrace.causal_trace.cells import Cells
+from tl_multitrace.circuit import Circuit
+from tl_multitrace.scores import Score
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from tl_multitrace.tracer import Tracer
+
+
+@dataclass(frozen=True)
+class TraceGrid:
+    """Probability of the answer in the clean run, the corrupted run, and with each cell restored.
+
+    Its axes are :attr:`dims`: sample (one draw of the corruption each; one fact each in an average), then position and
+    layer (and unit, for heads and neurons), or group where the user gave hook groups.
+
+        total_effect = clean - corrupted        indirect_effect = restored - corrupted
+
+    Both are positive where corruption hurts and restoration helps. Unit: probability.
+
+    Attributes:
+        restored: p(answer) with one cell restored; NaN where an average has no such token.
+        corrupted: p(answer) of each corrupted run.
+        clean: p(answer) of each clean run.
+        cells: what each cell restores.
+        tokens: the prompt's tokens, or the names of token classes.
+        subject: ``[start, stop)`` of the corrupted tokens.
+        answer: the answer as text.
+        severed: kinds of output that were frozen at their corrupted values.
+        notes: what a reader must know before trusting the numbers.
+        provenance: model, prompt, corruption, seed, cost, memory, versions.
+    """
+
+    restored: Float[Tensor, "sample ..."]
+    corrupted: Float[Tensor, " sample"]
+    clean: Float[Tensor, " sample"]
+    cells: Cells
+    tokens: tuple[str, ...]
+    subject: tuple[int, int]
+    answer: str
+    severed: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    tracer: Tracer | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        n = len(self.corrupted)
+        if tuple(self.restored.shape) != (n, *self.cells.shape) or tuple(self.clean.shape) != (n,) or not n:
+            raise ValueError(
+                f"a trace of {n} samples over {self.cells.dims} {self.cells.shape} cannot hold arrays of shape "
+                f"{tuple(self.restored.shape)} and {tuple(self.clean.shape)}."
+            )
+
+    # ------------------------------------------------------------------ numbers
+
+    @property
+    def dims(self) -> tuple[str, ...]:
+        """Names of the axes of :attr:`restored` and :attr:`indirect_effect`."""
+        return ("fact" if self.averaged else "sample", *self.cells.dims)
+
+    @property
+    def averaged(self) -> bool:
+        """Whether this is an average over facts: samples are facts, positions are token classes."""
+        return "facts" in self.provenance
+
+    @property
+    def kind(self) -> str:
+        """What was restored: ``"resid"``, ``"mlp"``, ``"attn+mlp"``, ..., or ``"groups"``."""
+        return "+".join(self.cells.kinds) or "groups"
+
+    @property
+    def total_effect(self) -> Float[Tensor, " sample"]:
+        """Clean minus corrupted probability, per sample."""
+        return self.clean - self.corrupted
+
+    @property
+    def indirect_effect(self) -> Float[Tensor, "sample ..."]:
+        """Restored minus corrupted probability, per sample and cell."""
+        return self.restored - self.corrupted.reshape(-1, *[1] * len(self.cells.shape))
+
+    @property
+    def effect(self) -> Float[Tensor, "..."]:
+        """Mean indirect effect over samples (over the facts that have such a token), per cell."""
+        return self.indirect_effect.nanmean(0)
+
+    @property
+    def total(self) -> Score:
+        """Mean total effect with its 95 % interval over samples."""
+        return Score.of(self.total_effect.double().numpy())
+
+    def interval(
+        self, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
+    ) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
+        """Percentile bootstrap interval of :attr:`effect` over samples: lower and upper ends, per cell.
+
+        One set of resamples serves all cells. For a single prompt it is the spread over draws of the corruption, not
+        over prompts.
+        """
+        values = self.indirect_effect.double().flatten(1).numpy()
+        n = len(values)
+        draws = np.random.default_rng(seed).integers(0, n, (resamples, n))
+        weights = np.stack([np.bincount(row, minlength=n) for row in draws]).astype(float)
+        there = np.isfinite(values)
+        low, high = np.empty(values.shape[1]), np.empty(values.shape[1])
+        for part in np.array_split(np.arange(values.shape[1]), max(1, values.shape[1] // 512)):
+            counts = weights @ there[:, part]
+            sums = weights @ np.where(there[:, part], values[:, part], 0.0)
+            means = np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
+            low[part], high[part] = _quantiles(means, [(1 - level) / 2, (1 + level) / 2])
+        return torch.from_numpy(low).reshape(self.cells.shape), torch.from_numpy(high).reshape(self.cells.shape)
+
+    # ------------------------------------------------------------------ tables
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per cell: position, token, layer, unit or group, mean effect, interval, share of the total effect."""
+        import pandas as pd
+
+        low, high = self.interval()
+        effect, total = self.effect.flatten(), float(self.total_effect.mean())
+        frame = pd.DataFrame([self._place(c) for c in range(len(self.cells))])
+        frame["effect"] = effect.tolist()
+        frame["low"], frame["high"] = low.flatten().tolist(), high.flatten().tolist()
+        frame["restored"] = self.restored.nanmean(0).flatten().tolist()
+        frame["share"] = (effect / total).tolist() if total else float("nan")
+        return frame
+
+    def _place(self, cell: int) -> dict[str, Any]:
+        if self.cells.own is not None:
+            return {"group": self.cells.own.labels[cell]}
+        index = np.unravel_index(cell, self.cells.shape)
+        position = self.cells.positions[int(index[0])]
+        place: dict[str, Any] = {
+            "position": position,
+            "token": self.tokens[position],
+            "subject": not self.averaged and self.subject[0] <= position < self.subject[1],
+            "layer": self.cells.layers[int(index[1])],
+        }
+        return place | ({"unit": self.cells.units[int(index[2])]} if self.cells.units else {})
+
+    def best(self, k: int = 10) -> pd.DataFrame:
+        """The ``k`` cells with the largest mean indirect effect, best first; see :meth:`to_dataframe`.
+
+        Raises:
+            ValueError: k below 1.
+        """
+        if k < 1:
+            raise ValueError(f"best(k) needs k from 1, got {k}.")
+        return self.to_dataframe().dropna(subset="effect").nlargest(k, "effect").reset_index(drop=True)
+
+    # ------------------------------------------------------------------ as a circuit
+
+    def as_circuit(self, k: int | None = None, threshold: float | None = None) -> Circuit:
+        """The best cells as a :class:`~tl_multitrace.circuit.Circuit` over the cells' hook groups.
+
+        On a grid that was just traced the chosen cells are restored together: effect, full effect and what the effect
+        loses without each of them are measured. A loaded grid has no model, and the circuit's effect is NaN.
+
+        Args:
+            k: how many cells.
+            threshold: or every cell whose mean indirect effect is at least this, in probability.
+
+        Raises:
+            ValueError: not exactly one of ``k`` and ``threshold``; no cell reaches it; an average over facts.
+        """
+        chosen = self._chosen(k, threshold)
+        groups = self.cells.groups()
+        facts = {
+            "metric": "answer_prob",
+            "metric_unit": "probability",
+            "direction": "maximize",
+            "trace": {"kind": self.kind, "window": self.cells.window, "severed": list(self.severed)},
+            **{k: v for k, v in self.provenance.items() if k in ("tl_multitrace", "model", "intervention", "prompts")},
+        }
+        circuit = Circuit(groups[chosen], tuple(chosen), len(groups), float("nan"), provenance=facts)
+        return circuit if self.tracer is None or self.severed else _measured(circuit, self.tracer)
+
+    def _chosen(self, k: int | None, threshold: float | None) -> list[int]:
+        if self.averaged:
+            raise ValueError("an average over facts has token classes, not positions: take the circuit of one fact.")
+        if (k is None) == (threshold is None):
+            raise ValueError("as_circuit takes either k= (how many cells) or threshold= (smallest effect).")
+        effect = self.effect.flatten()
+        order = effect.argsort(descending=True, stable=True)
+        if k is not None:
+            if not 1 <= k <= len(order):
+                raise ValueError(f"k must be from 1 to {len(order)}, the number of cells, got {k}.")
+            return [int(i) for i in order[:k]]
+        chosen = [int(i) for i in order if float(effect[i]) >= float(threshold or 0.0)]
+        if not chosen:
+            raise ValueError(f"no cell has an effect of {threshold:.3g} or more; the largest is {effect.max():.3g}.")
+        return chosen
+
+    # ------------------------------------------------------------------ files and showing
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write ``PATH`` (JSON) and the arrays beside it (safetensors); see :mod:`tl_multitrace.causal_trace.store`."""
+        from tl_multitrace.causal_trace.store import save_grid
+
+        return save_grid(self, Path(path), overwrite=overwrite)
+
+    @classmethod
+    def load(cls, path: str | Path) -> TraceGrid:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: no such file, or its arrays are missing.
+            ValueError: cut off, of another program or a newer version, or arrays that do not fit the description.
+        """
+        from tl_multitrace.causal_trace.store import load_grid
+
+        return load_grid(Path(path))
+
+    def plot(self, **options: Any) -> Any:
+        """Heat map of tokens and layers, subject tokens starred; see :func:`tl_multitrace.render.trace.plot_trace`."""
+        from tl_multitrace.render.trace import plot_trace
+
+        return plot_trace(self, **options)
+
+    def show(self, **options: Any) -> Any:
+        """Circuitsvis token view; see :func:`tl_multitrace.render.trace.show_trace`."""
+        from tl_multitrace.render.trace import show_trace
+
+        return show_trace(self, **options)
+
+    def summary(self) -> list[tuple[str, str]]:
+        """What is known about the trace, line by line: name and value."""
+        who = f"{len(self.corrupted)} {'facts' if self.averaged else 'samples'}"
+        model = dict(self.provenance.get("model") or {}).get("name", "unknown")
+        lines = [("model", str(model)), ("answer", repr(self.answer)), ("restored", self._what())]
+        lines.append(("corrupted", str(self.provenance.get("corruption_text", "unknown"))))
+        lines.append(("p", f"{float(self.clean.mean()):.3g} clean, {float(self.corrupted.mean()):.3g} corrupted"))
+        lines.append(("total", f"{self.total} ({who})"))
+        return lines + [("note", note) for note in self.notes]
+
+    def _what(self) -> str:
+        window = f", windows of {self.cells.window} layers" if self.cells.window > 1 else ""
+        severed = f", {' and '.join(self.severed)} severed" if self.severed else ""
+        shape = " x ".join(f"{n} {d}s" for n, d in zip(self.cells.shape, self.cells.dims, strict=True))
+        return f"{self.kind}{window}{severed}: {shape}"
+
+    def __repr__(self) -> str:
+        head = f"TraceGrid of {''.join(self.tokens)!r}" if not self.averaged else "TraceGrid, average over facts"
+        lines = [f"  {name:9s} {value}" for name, value in self.summary()]
+        return "\n".join([head, *lines, *self._best_lines()])
+
+    def _best_lines(self) -> list[str]:
+        order = self.effect.flatten().nan_to_num(-np.inf).argsort(descending=True, stable=True)[:5]
+        low, high = (x.flatten() for x in self.interval(resamples=500))
+        rows = []
+        for cell in order.tolist():
+            place = self._place(cell)
+            name = place.get("group") or f"{place['token']!r}@{place['position']} layer {place['layer']}"
+            unit = f" {self.kind} {place['unit']}" if "unit" in place else ""
+            rows.append(
+                f"  {float(self.effect.flatten()[cell]):8.3f} [{low[cell]:.3f}, {high[cell]:.3f}]  {name}{unit}"
+            )
+        return ["  largest indirect effects", *rows]
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        facts = "".join(
+            f"<tr><th style='text-align:left'>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in self.summary()
+        )
+        table = self.best(8).to_html(index=False, float_format=lambda x: f"{x:.3g}")
+        return f"<b>TraceGrid</b><table>{facts}</table>{table}"
+
+
+def _quantiles(means: Float[np.ndarray, "resample cell"], at: Sequence[float]) -> Float[np.ndarray, "two cell"]:
+    empty = ~np.isfinite(means).any(0)
+    found: Float[np.ndarray, "two cell"] = np.nanquantile(np.where(empty, 0.0, means), at, axis=0)
+    found[:, empty] = np.nan
+    return found
+
+
+def _measured(circuit: Circuit, tracer: Tracer) -> Circuit:
+    """The circuit with the effect of restoring all its cells together, and what is lost without each."""
+    masks = [circuit.mask]
+    for i in circuit.indices:
+        masks.append(circuit.mask.clone())
+        masks[-1][i] = 0.0
+    effects = tracer.effects(torch.stack([*masks, torch.ones(circuit.n_groups)])).double()
+    means = effects.mean(1)
+    return circuit.with_scores(
+        effect=float(means[0]),
+        score=Score.of(effects[0].cpu().numpy()),
+        full_effect=float(means[-1]),
+        marginals=tuple((means[0] - means[1:-1]).tolist()),
+    )

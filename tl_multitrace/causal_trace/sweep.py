@@ -1,0 +1,243 @@
+"""Causal tracing: corrupt the subject, restore one activation at a time, read the answer's probability.
+
+    total effect = p(answer | clean) - p(answer | corrupted)
+    indirect effect of a cell = p(answer | corrupted, cell restored) - p(answer | corrupted)
+
+(Meng et al. 2022, arXiv:2202.05262.) One tracer does both the baseline and the sweep: its base run is the corrupted
+run, its source run the clean one, and a cell is a one-hot mask. So one draw of the noise serves the baseline and every
+cell, runs restart at the first layer and token that a cell changes, cells share a batch, and logits are computed at the
+answer only.
+Memory: the clean activations at the restored sites and the corrupted block inputs of all samples, within
+``memory_limit``; reported in ``grid.provenance["memory"]``.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from tl_multitrace._version import __version__
+from tl_multitrace.causal_trace.cells import Cells, check_severed, held_sites, make_cells
+from tl_multitrace.causal_trace.corruption import Corrupted, Corruption, named_corruption
+from tl_multitrace.causal_trace.grid import TraceGrid
+from tl_multitrace.causal_trace.question import Answer, Prompt, Question, Subject
+from tl_multitrace.compat import ModelView
+from tl_multitrace.groups import HookGroups
+from tl_multitrace.metrics import AnswerProb
+from tl_multitrace.tracer import Tracer
+
+MASK_ENTRIES = 1 << 22
+"""Numbers in the one-hot masks made at a time: neurons are so many that all of them would not fit."""
+
+
+def causal_trace(
+    model: Any,
+    prompt: Prompt,
+    *,
+    subject: Subject,
+    answer: Answer = None,
+    restore: str | Sequence[str] | HookGroups = "resid",
+    window: int = 10,
+    samples: int = 10,
+    noise: float = 3.0,
+    seed: int = 0,
+    corruption: str | Corruption = "gaussian",
+    subjects: Sequence[str] | None = None,
+    severed: str | Sequence[str] | None = None,
+    positions: Any = None,
+    layers: Iterable[int] | None = None,
+    units: Iterable[int] | None = None,
+    answer_position: int | None = None,
+    prepend_bos: bool | None = None,
+    memory_limit: int | None = None,
+    progress: bool | None = None,
+) -> TraceGrid:
+    """Where does the model recover the answer when one activation of a corrupted run is restored?
+
+    Example:
+        >>> prompt = "The Space Needle is in the city of"
+        >>> grid = causal_trace(model, prompt, subject="The Space Needle", answer=" Seattle")   # doctest: +SKIP
+        >>> grid.plot()                                                                         # doctest: +SKIP
+
+    Args:
+        model: a ``HookedTransformer`` or ``TransformerBridge``; for masked language models the prompt holds the mask.
+        prompt: text or token ids.
+        subject: what is corrupted: a part of the prompt, a ``(start, stop)`` span of positions, or ``"all"`` (every
+            token but BOS).
+        answer: text with its leading space, or token ids, one or more; default: the model's top prediction. A warning
+            gives its rank where the model predicts something else.
+        restore: ``"resid"`` (output of a block), ``"mlp"``, ``"attn"`` (outputs, in windows of layers), ``"head"``,
+            ``"neuron"``, several of the first three together, or hook groups of your own, one cell each.
+        window: layers restored around each centre, for ``"mlp"`` and ``"attn"``.
+        samples: draws of the corruption; one where nothing is drawn.
+        noise: size of the noise, in standard deviations of token embeddings.
+        seed: of the draws.
+        corruption: ``"gaussian"``, ``"uniform"``, ``"fixed"``, ``"replace"``, or an object:
+            :class:`~tl_multitrace.interventions.NoiseCorruption` or
+            :class:`~tl_multitrace.causal_trace.TokenReplacement`, which then bring their own noise and seed.
+        subjects: texts over whose token embeddings the standard deviation is taken (the paper: all facts' subjects), or
+            that a replacement is drawn from. Without them: the whole embedding matrix; the result says which.
+        severed: ``"mlp"``, ``"attn"`` or both: freeze these outputs at the restored token at their corrupted values.
+        positions: ``"all"``, ``"subject"``, ``"last"``, a slice or a list.
+        layers: centres; default all.
+        units: heads or neurons; default all. All neurons of all layers and positions are many: choose.
+        answer_position: for masked language models; default: the mask.
+        prepend_bos: for text; default: what TransformerLens does for this model.
+        memory_limit: bytes of stored activations; see :class:`~tl_multitrace.tracer.Tracer`.
+        progress: show a progress bar.
+
+    Returns:
+        A :class:`TraceGrid`; effects in probability of the whole answer.
+
+    Raises:
+        ValueError: no samples; a subject that is not in the prompt or splits a token; anything outside the model.
+    """
+    question = Question.ask(model, prompt, subject, answer, answer_position=answer_position, prepend_bos=prepend_bos)
+    cells = make_cells(
+        model, len(question.ids), question.subject, restore, window, positions=positions, layers=layers, units=units
+    )
+    chosen = named_corruption(corruption, noise, seed, subjects)
+    return trace_question(
+        model,
+        question,
+        cells,
+        chosen,
+        samples,
+        subjects=subjects,
+        severed=check_severed(severed),
+        memory_limit=memory_limit,
+        progress=progress,
+    )
+
+
+def trace_question(
+    model: Any,
+    question: Question,
+    cells: Cells,
+    corruption: Corruption,
+    samples: int,
+    *,
+    subjects: Sequence[str] | None = None,
+    severed: tuple[str, ...] = (),
+    memory_limit: int | None = None,
+    progress: bool | None = None,
+    model_record: dict[str, Any] | None = None,
+    unit_of: str | None = None,
+) -> TraceGrid:
+    """Trace one question over given cells; :func:`causal_trace` without its conveniences.
+
+    ``model_record`` is ``ModelView.describe()`` where the caller has it: it reads all weights. ``unit_of`` says what
+    the standard deviation that the corruption brings along was taken over.
+    """
+    if samples != int(samples) or samples < 1:
+        raise ValueError(f"samples must be a whole number from 1, got {samples!r}: an effect needs at least one draw.")
+    view = ModelView(model)
+    notes = [question.warn_unpredicted(), _warn_window(cells)]
+    corrupted = Corrupted.of(view, question, corruption, int(samples), subjects)
+    record = corrupted.record | ({"unit_of": unit_of} if unit_of else {})
+    groups = cells.groups()
+    frozen, table = held_sites(model, groups, severed) if severed else (None, None)
+    tracer = Tracer(
+        model,
+        corrupted.pairs,
+        groups,
+        AnswerProb(reduce="sum"),
+        corrupted.intervention,
+        memory_limit=memory_limit,
+        held=frozen,
+    )
+    effects = one_by_one(tracer, table, progress)
+    base = tracer.base_metric.cpu()
+    grid = TraceGrid(
+        restored=(effects + base[:, None]).reshape(len(base), *cells.shape),
+        corrupted=base,
+        clean=torch.full_like(base, question.probability),
+        cells=cells,
+        tokens=question.words,
+        subject=question.subject,
+        answer=question.answer_text,
+        severed=severed,
+        provenance=_provenance(tracer, question, record) | {"model": model_record or view.describe()},
+        tracer=tracer,
+    )
+    return _with_notes(grid, [n for n in (*notes, _warn_unchanged(grid)) if n])
+
+
+def one_by_one(
+    tracer: Tracer, held: Float[Tensor, "cells held"] | None = None, progress: bool | None = None
+) -> Float[Tensor, "sample cells"]:
+    """Effect of every group alone, for every prompt of a tracer."""
+    n = len(tracer.groups)
+    out = torch.empty(tracer.n, n, dtype=tracer.dtype)
+    parts = torch.arange(n).split(max(1, min(n, MASK_ENTRIES // n)))
+    with tracer.session():
+        for part in tqdm(parts, desc="cells", disable=not progress, leave=False):
+            masks = torch.zeros(len(part), n, dtype=tracer.dtype)
+            masks[torch.arange(len(part)), part] = 1.0
+            out[:, part] = tracer.effects(masks, held=None if held is None else held[part]).T.cpu()
+    return out
+
+
+def _with_notes(grid: TraceGrid, notes: list[str]) -> TraceGrid:
+    return replace(grid, notes=tuple(notes)) if notes else grid
+
+
+def _warn_window(cells: Cells) -> str | None:
+    if cells.window <= max(1, cells.n_layers):
+        return None
+    note = (
+        f"window {cells.window} is larger than the model's {cells.n_layers} layers, so cells of different layers "
+        f"restore nearly the same and layers cannot be told apart. Pass a smaller one, such as "
+        f"window={max(1, cells.n_layers // 4)}."
+    )
+    warnings.warn(note, stacklevel=4)
+    return note
+
+
+def _warn_unchanged(grid: TraceGrid) -> str | None:
+    total = grid.total
+    if total.low > 1e-6:
+        return None
+    how = "raises" if total.high < -1e-6 else "does not clearly lower"
+    note = (
+        f"the corruption {how} the answer's probability (total effect {total}): there is nothing to restore, and "
+        "indirect effects mean little. Use more noise, more samples, or another subject."
+    )
+    warnings.warn(note, stacklevel=4)
+    return note
+
+
+def _provenance(tracer: Tracer, question: Question, corruption: dict[str, Any]) -> dict[str, Any]:
+    cost = tracer.cost
+    return {
+        "tl_multitrace": __version__,
+        "prompts": {"n": tracer.n, "digest": tracer.pairs.digest()},
+        "prompt": question.text,
+        "ids": list(question.ids),
+        "answer_ids": list(question.answer),
+        "answer_rank": question.rank,
+        "answer_position": question.answer_position,
+        "intervention": corruption,
+        "corruption_text": describe_corruption(corruption),
+        "cost": {"forwards": cost.forwards, "equivalents": cost.equivalents, "seconds": cost.seconds},
+        "memory": tracer.memory,
+    }
+
+
+def describe_corruption(record: dict[str, Any]) -> str:
+    """A corruption in words."""
+    if record["name"] == "replace":
+        return f"tokens replaced, from {record['from']}, {record['samples']} samples, seed {record['seed']}"
+    if record["kind"] == "fixed":
+        return f"embeddings set to {record['value']}"
+    return (
+        f"{record['kind']} noise of {record['noise']:g} x {record['std']:.4g} (standard deviation of "
+        f"{record['unit_of']}), {record['samples']} samples, seed {record['seed']}"
+    )

@@ -1,0 +1,256 @@
+"""Which input tokens carry the prediction: each alone, and sets of them jointly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_multitrace._version import __version__
+from tl_multitrace.causal_trace.corruption import Corrupted, Corruption, named_corruption
+from tl_multitrace.causal_trace.question import Answer, Prompt, Question, Subject
+from tl_multitrace.causal_trace.sweep import describe_corruption, one_by_one
+from tl_multitrace.compat import ModelView
+from tl_multitrace.files import File, read_json, write_json
+from tl_multitrace.groups import residual
+from tl_multitrace.metrics import AnswerProb
+from tl_multitrace.scores import Score
+from tl_multitrace.solvers import SubsetPath, select
+from tl_multitrace.tracer import Tracer
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Sets = Literal["corrupt", "restore"]
+
+
+class TokensFile(File):
+    """A :class:`CausalTokens` on disk; its subset path has a file of its own."""
+
+    FORMAT: ClassVar[str] = "tl_multitrace.causal_tokens"
+    format: Literal["tl_multitrace.causal_tokens"]
+    tokens: list[str]
+    positions: list[int]
+    clean: float
+    corrupted: list[float]
+    corrupt: list[list[float]]
+    restore: list[list[float]]
+    answer: str
+    provenance: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class CausalTokens:
+    """Effect of every input token on the answer's probability.
+
+    Attributes:
+        tokens: the prompt's tokens.
+        positions: those that were tested.
+        clean: p(answer) of the clean run.
+        corrupted: p(answer) with all tested tokens corrupted, per sample.
+        corrupt: change of p(answer) when one token of the clean prompt is corrupted; negative: the token is needed.
+        restore: change of p(answer) when one token of the corrupted prompt is restored; positive: the token is enough
+            for that much.
+        answer: the answer as text.
+        path: the tokens that matter jointly, for every budget, where budgets were given.
+        provenance: model, prompt, corruption, cost, versions.
+    """
+
+    tokens: tuple[str, ...]
+    positions: tuple[int, ...]
+    clean: float
+    corrupted: Float[Tensor, " sample"]
+    corrupt: Float[Tensor, "sample position"]
+    restore: Float[Tensor, "sample position"]
+    answer: str
+    path: SubsetPath | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        shape = (len(self.corrupted), len(self.positions))
+        if tuple(self.corrupt.shape) != shape or tuple(self.restore.shape) != shape:
+            raise ValueError(f"effects of shape {tuple(self.corrupt.shape)} for (samples, positions) {shape}.")
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per tested token: position, token, both effects with their 95 % intervals over samples."""
+        import pandas as pd
+
+        rows = []
+        for i, p in enumerate(self.positions):
+            row: dict[str, Any] = {"position": p, "token": self.tokens[p]}
+            for name, values in (("corrupt", self.corrupt), ("restore", self.restore)):
+                score = Score.of(values[:, i].double().numpy())
+                row |= {name: score.mean, f"{name}_low": score.low, f"{name}_high": score.high}
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+    def __repr__(self) -> str:
+        head = f"CausalTokens of {''.join(self.tokens)!r} -> {self.answer!r}"
+        total = f"  p {self.clean:.3g} clean, {float(self.corrupted.mean()):.3g} with all tested tokens corrupted"
+        frame = self.to_dataframe()[["position", "token", "corrupt", "restore"]]
+        table = frame.to_string(index=False, float_format=lambda x: f"{x:.3f}")
+        sets = (
+            [f"  {len(self.path[s])} tokens: {', '.join(self._named(s))}" for s in self.path.sizes] if self.path else []
+        )
+        return "\n".join([head, total, table, *sets])
+
+    def _named(self, size: int) -> list[str]:
+        assert self.path is not None
+        return [f"{self.tokens[self.positions[i]]!r}" for i in self.path[size].indices]
+
+    def _repr_html_(self) -> str:
+        return str(self.to_dataframe().to_html(index=False, float_format=lambda x: f"{x:.3g}"))
+
+    def plot(self, **options: Any) -> Any:
+        """Bars per token; see :func:`tl_multitrace.render.trace.plot_tokens`."""
+        from tl_multitrace.render.trace import plot_tokens
+
+        return plot_tokens(self, **options)
+
+    def show(self, **options: Any) -> Any:
+        """Circuitsvis token view; see :func:`tl_multitrace.render.trace.show_tokens`."""
+        from tl_multitrace.render.trace import show_tokens
+
+        return show_tokens(self, **options)
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write versioned JSON; the subset path is saved by ``tokens.path.save``."""
+        record = TokensFile(
+            format="tl_multitrace.causal_tokens",
+            version=TokensFile.VERSION,
+            tokens=list(self.tokens),
+            positions=list(self.positions),
+            clean=self.clean,
+            corrupted=self.corrupted.tolist(),
+            corrupt=self.corrupt.tolist(),
+            restore=self.restore.tolist(),
+            answer=self.answer,
+            provenance=dict(self.provenance),
+        )
+        return write_json(Path(path), record.model_dump(mode="json"), overwrite=overwrite)
+
+    @classmethod
+    def load(cls, path: str | Path) -> CausalTokens:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: cut off, of another program or a newer version, or numbers that do not fit together.
+        """
+        file = read_json(Path(path), TokensFile)
+        if any(not 0 <= p < len(file.tokens) for p in file.positions):
+            raise ValueError(f"{path}: positions {file.positions[:4]} lie outside {len(file.tokens)} tokens.")
+        arrays = {n: torch.tensor(getattr(file, n)) for n in ("corrupted", "corrupt", "restore")}
+        try:
+            return cls(
+                tokens=tuple(file.tokens),
+                positions=tuple(file.positions),
+                clean=file.clean,
+                answer=file.answer,
+                provenance=file.provenance,
+                corrupted=arrays["corrupted"],
+                corrupt=arrays["corrupt"],
+                restore=arrays["restore"],
+            )
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+
+def causal_tokens(
+    model: Any,
+    prompt: Prompt,
+    *,
+    answer: Answer = None,
+    tokens: Subject = "all",
+    samples: int = 10,
+    noise: float = 3.0,
+    seed: int = 0,
+    corruption: str | Corruption = "gaussian",
+    subjects: Sequence[str] | None = None,
+    budgets: int | Iterable[int] | None = None,
+    sets: Sets = "corrupt",
+    solver: Any = None,
+    answer_position: int | None = None,
+    prepend_bos: bool | None = None,
+    progress: bool | None = None,
+) -> CausalTokens:
+    """Which input tokens carry the prediction?
+
+    A token is corrupted or restored at the input of the first block, with its position embedding.
+
+    Args:
+        model: a TransformerLens model; for masked language models the prompt holds the mask.
+        prompt: text or token ids.
+        answer: as :func:`causal_trace`.
+        tokens: the tokens to test: ``"all"`` (but BOS), a part of the prompt, or a ``(start, stop)`` span.
+        samples: draws of the corruption.
+        noise: in standard deviations.
+        seed: of the draws and the solver.
+        corruption: as :func:`causal_trace`; ``"replace"`` puts other tokens in their place.
+        subjects: as :func:`causal_trace`.
+        budgets: also find the sets of at most so many tokens that matter jointly.
+        sets: ``"corrupt"``: sets whose corruption lowers p(answer) most; ``"restore"``: whose restoration raises it
+            most.
+        solver: for the sets; see :func:`~tl_multitrace.solvers.select`.
+        answer_position: for masked language models; default: the mask.
+        prepend_bos: for text.
+        progress: show progress bars.
+
+    Raises:
+        ValueError: as :func:`causal_trace`.
+    """
+    if samples != int(samples) or samples < 1:
+        raise ValueError(f"samples must be a whole number from 1, got {samples!r}: an effect needs at least one draw.")
+    if sets not in ("corrupt", "restore"):
+        raise ValueError(f"sets must be 'corrupt' or 'restore', got {sets!r}.")
+    question = Question.ask(model, prompt, tokens, answer, answer_position=answer_position, prepend_bos=prepend_bos)
+    question.warn_unpredicted()
+    view, chosen = ModelView(model), named_corruption(corruption, noise, seed, subjects)
+    positions = _tested(question)
+    groups = residual(model, layers=[0], site="pre", positions=positions)
+    tracers, record = {}, {}
+    for how in ("corrupt", "restore"):
+        made = Corrupted.of(view, question, chosen, int(samples), subjects, restore=how == "restore")
+        tracers[how] = Tracer(model, made.pairs, groups, AnswerProb(reduce="sum"), made.intervention)
+        record = made.record
+    effects = {how: one_by_one(tracer, progress=progress) for how, tracer in tracers.items()}
+    path = _jointly(tracers[sets], sets, budgets, solver, seed, progress)
+    return CausalTokens(
+        tokens=question.words,
+        positions=tuple(positions),
+        clean=question.probability,
+        corrupted=tracers["restore"].base_metric.cpu(),
+        corrupt=effects["corrupt"],
+        restore=effects["restore"],
+        answer=question.answer_text,
+        path=path,
+        provenance={
+            "tl_multitrace": __version__,
+            "model": view.describe(),
+            "prompt": question.text,
+            "intervention": record,
+            "corruption_text": describe_corruption(record),
+            "cost": {"equivalents": sum(t.cost.equivalents for t in tracers.values())},
+        },
+    )
+
+
+def _tested(question: Question) -> list[int]:
+    # at the mask itself there is nothing to corrupt: it is where the answer is read
+    inside = range(*question.subject)
+    masked = question.answer_position != len(question.ids) - 1
+    return [p for p in inside if not (masked and p == question.answer_position)]
+
+
+def _jointly(
+    tracer: Tracer, sets: Sets, budgets: int | Iterable[int] | None, solver: Any, seed: int, progress: bool | None
+) -> SubsetPath | None:
+    if budgets is None:
+        return None
+    direction: Literal["minimize", "maximize"] = "minimize" if sets == "corrupt" else "maximize"
+    return select(tracer, budgets, solver, direction=direction, seed=seed, progress=progress)

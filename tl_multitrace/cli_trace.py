@@ -1,0 +1,145 @@
+"""``tl-multitrace trace``: causal tracing of one prompt, or of a file of facts."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tl_multitrace.causal_trace import TraceGrid, average_causal_trace, causal_trace, load_facts
+from tl_multitrace.files import write_text
+from tl_multitrace.loading import load_model
+
+Reported = Callable[[bool, bool], AbstractContextManager[None]]
+Say = Callable[[str], None]
+
+
+class Noise(str, Enum):
+    """How the subject is corrupted."""
+
+    gaussian = "gaussian"
+    uniform = "uniform"
+    fixed = "fixed"
+    tokens = "replace"
+
+
+class Severed(str, Enum):
+    """What is frozen at its corrupted values."""
+
+    none = "none"
+    mlp = "mlp"
+    attn = "attn"
+    both = "both"
+
+
+SEVERED = {"none": None, "mlp": "mlp", "attn": "attn", "both": ("mlp", "attn")}
+Restore = Annotated[
+    str,
+    typer.Option(help="resid, mlp, attn, head, neuron; comma separated for one trace each; mlp+attn for both at once."),
+]
+
+
+def register(app: typer.Typer, reported: Reported, say: Say) -> None:
+    """Add the command to an app.
+
+    Args:
+        app: the command line.
+        reported: turns errors into one line and an exit code, given ``debug`` and ``quiet``.
+        say: prints a line on standard output.
+    """
+
+    @app.command()
+    def trace(
+        out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write; with --facts also to resume.")],
+        model: Annotated[str, typer.Option(help="Hugging Face name, local folder, or demo.")] = "demo",
+        prompt: Annotated[str | None, typer.Option(help="Text up to the answer.")] = None,
+        subject: Annotated[str | None, typer.Option(help="Part of the prompt to corrupt, or all.")] = None,
+        answer: Annotated[str | None, typer.Option(help="With its leading space; default: the prediction.")] = None,
+        facts: Annotated[Path | None, typer.Option(help="Instead: JSON of facts (known_1000, CounterFact).")] = None,
+        n: Annotated[int | None, typer.Option("--n", "-n", min=1, help="Facts to trace, at most.")] = None,
+        restore: Restore = "resid",
+        window: Annotated[int, typer.Option(min=1, help="Layers per window, for mlp and attn.")] = 10,
+        samples: Annotated[int, typer.Option(min=1, help="Draws of the corruption.")] = 10,
+        noise: Annotated[float, typer.Option(min=0.0, help="In standard deviations of embeddings.")] = 3.0,
+        corruption: Annotated[Noise, typer.Option(help="What happens to the subject.")] = Noise.gaussian,
+        severed: Annotated[Severed, typer.Option(help="Outputs frozen at their corrupted values.")] = Severed.none,
+        all_facts: Annotated[bool, typer.Option("--all-facts", help="Also facts the model does not predict.")] = False,
+        seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
+        device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: a GPU where there is one.")] = None,
+        dtype: Annotated[str, typer.Option(help="Of the weights.")] = "float32",
+        overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace earlier results of a prompt.")] = False,
+        quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error.")] = False,
+        debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    ) -> None:
+        """Corrupt the subject, restore one activation at a time: where does the answer come back?"""
+        if (facts is None) == (prompt is None) or (prompt is not None and subject is None):
+            raise typer.BadParameter("give --prompt with --subject, or --facts.")
+        shared: dict[str, Any] = {
+            "window": window,
+            "samples": samples,
+            "noise": noise,
+            "corruption": corruption.value,
+            "severed": SEVERED[severed.value],
+            "seed": seed,
+            "progress": not quiet,
+        }
+        with reported(debug, quiet):
+            kinds = [part.strip() for part in restore.split(",")]
+            if facts is not None:
+                chosen = load_facts(facts)[:n]
+                loaded = load_model(model, device, dtype)
+                _trace_facts(loaded, chosen, kinds, out, say, known_only=not all_facts, **shared)
+            else:
+                _free(out, kinds, overwrite)
+                loaded = load_model(model, device, dtype)
+                _trace_prompt(loaded, str(prompt), kinds, out, say, subject=str(subject), answer=answer, **shared)
+
+
+def _kinds(kind: str) -> str | Sequence[str]:
+    return kind.split("+") if "+" in kind else kind
+
+
+def _free(out: Path, kinds: list[str], overwrite: bool) -> None:
+    """Refuse to replace results before any work is done."""
+    there = [p for k in kinds if (p := out / f"{k}.json").exists()]
+    if there and not overwrite:
+        raise FileExistsError(f"{there[0]} exists. Choose another --out, or add --overwrite.")
+
+
+def _trace_prompt(model: Any, prompt: str, kinds: list[str], out: Path, say: Say, **options: Any) -> None:
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", UserWarning)
+        grids = {kind: causal_trace(model, prompt, restore=_kinds(kind), **options) for kind in kinds}
+    for kind, grid in grids.items():
+        _write(grid, kind, out)
+        say(repr(grid))
+    for text in dict.fromkeys(str(w.message) for w in said if issubclass(w.category, UserWarning)):
+        say(f"Warning: {text}")
+    say(f"Wrote {out}")
+
+
+def _trace_facts(model: Any, facts: list[Any], kinds: list[str], out: Path, say: Say, **options: Any) -> None:
+    for kind in kinds:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # what they say is in the trace's notes
+            grid = average_causal_trace(model, facts, restore=_kinds(kind), folder=out / kind, **options)
+        _write(grid, kind, out, lines=not grid.cells.units)
+        say(repr(grid))
+    say(f"Wrote {out}; every fact's own trace is in {out / kinds[0] / 'facts'}")
+
+
+def _write(grid: TraceGrid, kind: str, out: Path, *, lines: bool = False) -> None:
+    """The trace, its table and its picture."""
+    import matplotlib.pyplot as plt
+
+    grid.save(out / f"{kind}.json", overwrite=True)
+    write_text(out / f"{kind}.csv", grid.to_dataframe().to_csv(index=False), overwrite=True)
+    for name, options in ((kind, {}), *(((f"{kind}-lines", {"lines": True}),) if lines else ())):
+        figure = grid.plot(**options)
+        figure.savefig(out / f"{name}.png", dpi=160)
+        plt.close(figure)
