@@ -1,4 +1,4 @@
-"""The command line: ``tl-multitrace demo | run | show | report | tasks``.
+"""The command line: ``tl-multitrace demo | run | trace | show | report | tasks``.
 
 Results go to standard output, progress to standard error. Exit codes: 0 done, 1 an error, 2 wrong usage, 130 Ctrl-C.
 """
@@ -18,6 +18,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from tl_multitrace import cli_trace
 from tl_multitrace._version import __version__
 from tl_multitrace.interventions import intervention_by_name
 from tl_multitrace.job import Job, Log, run_job
@@ -238,10 +239,11 @@ def tasks(debug: Debug = False) -> None:
             Console().print(item)
 
 
-def _version(value: bool) -> None:
+def _version(value: bool) -> bool:
     if value:
         _say(__version__)
         raise typer.Exit
+    return value
 
 
 @app.callback()
@@ -311,3 +313,6 @@ def _tell_nobody(line: str) -> None:
 
 def _complain(line: str) -> None:
     Console(stderr=True, soft_wrap=True, highlight=False).print(escape(line), style="red")
+
+
+cli_trace.register(app, _reported, _say)

@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from tl_multitrace.interventions import intervention_by_name
 from tl_multitrace.loading import load_model
 from tl_multitrace.metrics import metric_by_name
@@ -109,6 +111,11 @@ def run_job(job: Job, log: Log, *, progress: bool = False) -> Run:
     Raises:
         ValueError: a name or number that the model or the prompts don't support; the message says what to type.
     """
+    with _threads(1 if job.model == "demo" else None):
+        return _run_job(job, log, progress)
+
+
+def _run_job(job: Job, log: Log, progress: bool) -> Run:
     with log.step("model", f"Loading {job.model}"), contextlib.redirect_stdout(sys.stderr):
         model = load_model(job.model, job.device, job.dtype)
     with log.step("prompts", f"Making prompts: {job.task or job.prompts}"):
@@ -129,6 +136,17 @@ def run_job(job: Job, log: Log, *, progress: bool = False) -> Run:
         log.cost |= path.cost
         title = str(log.facts["title"])
         return Run(path, circuit, tracer=tracer, held_out=held, title=title, facts=log.facts).measured()
+
+
+@contextlib.contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Torch's threads for the duration: the demo model is so small that a second one only waits, and waits actively."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def make_task(job: Job, model: Any) -> Task:

@@ -31,7 +31,8 @@ def load_model(
     if name_or_path == "demo":
         from tl_multitrace.demo import load_demo_model
 
-        return load_demo_model(device=device, dtype=dtype)
+        with torch.random.fork_rng(devices=[]):
+            return load_demo_model(device=device, dtype=dtype)
     folder = Path(name_or_path).expanduser()
     if not folder.is_dir() and name_or_path.startswith((".", "/", "~")):
         raise FileNotFoundError(
@@ -39,7 +40,8 @@ def load_model(
             "('gpt2'), or 'demo'."
         )
     name = str(folder) if folder.is_dir() else name_or_path
-    with warnings.catch_warnings():
+    # Making a model draws weights, which the loaded ones replace: the caller's generator must not notice.
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore", DeprecationWarning)
         return _boot(name, device, dtype).eval()
 

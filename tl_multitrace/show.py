@@ -30,9 +30,10 @@ def closing_lines(run: Run, log: Log, out: Path) -> Iterator[str]:
     yield ""
     yield str(facts.get("question", ""))
     yield f"  {_found(circuit)}"
-    yield f"  Effect      {_score(circuit.score)} {unit}{_share(circuit)}"
+    yield f"  Effect      {_score(circuit.score)}{_share(circuit)}; {unit}"
+    yield f"  By budget   {_by_budget(run.path)}"
     yield f"  Held out    {_score(circuit.held_out)}"
-    yield f"  Chance      {_score(circuit.chance)} for random sets of the same size and kinds: {_verdict(circuit)}"
+    yield f"  Chance      {_score(circuit.chance, 'random sets of that size')}: {_verdict(circuit)}"
     yield f"  Strongest   {_strongest(circuit)}"
     yield f"  Cost        {run.path.cost.get('equivalents', 0):.0f} forwards over the prompt set, {_seconds(log)}"
     yield f"Report: {out / REPORT}"
@@ -45,14 +46,20 @@ def _found(circuit: Circuit) -> str:
     return f"Patching {len(circuit)} of {circuit.n_groups} components {verb} {metric}: {names}"
 
 
-def _score(score: Score | None) -> str:
+def _score(score: Score | None, of: str = "prompts") -> str:
     if score is None:
         return "not measured"
-    return f"{score.mean:.3g}, 95 % interval {score.low:.3g} to {score.high:.3g} (n = {score.n})"
+    return f"{score.mean:.3g}, 95 % interval {score.low:.3g} to {score.high:.3g} over {score.n} {of}"
 
 
 def _share(circuit: Circuit) -> str:
     return "" if circuit.share is None else f"; {circuit.share:.0%} of patching all {circuit.n_groups}"
+
+
+def _by_budget(path: SubsetPath, most: int = 6) -> str:
+    """The effect at a few budgets: whether components add up or work only together."""
+    ranks = sorted({round(i * (len(path) - 1) / (most - 1)) for i in range(most)})
+    return ", ".join(f"{c.size}: {c.score.mean:.3g}" for c in (path.choices[i] for i in ranks))
 
 
 def _verdict(circuit: Circuit) -> str:

@@ -8,9 +8,11 @@ from typing import Any
 from tl_multitrace.solvers.exact import Exhaustive, Greedy, RandomSubset
 from tl_multitrace.solvers.pgbct import PGBCT
 from tl_multitrace.solvers.ranking import AttributionPatching, IntegratedGradients, TopK
+from tl_multitrace.solvers.screened import ScreenedSearch
 from tl_multitrace.solvers.select import Solver
 
 SOLVERS: dict[str, type[Any]] = {
+    "screened": ScreenedSearch,
     "pgbct": PGBCT,
     "greedy": Greedy,
     "top-k": TopK,
