@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_multitrace.answers import Answers
-from tl_multitrace.compat import BLOCK_INPUT, HookFn, ModelView, tracing
+from tl_multitrace.compat import BLOCK_INPUT, HookFn, ModelView, Reads, tracing
 from tl_multitrace.groups import HookGroups
 from tl_multitrace.held import Held
 from tl_multitrace.interventions import NOISE_HOOK, Intervention, Run
@@ -220,7 +220,7 @@ class Engine:
         resid = None if prefix is None or not start else prefix.residuals[start][batch.rows, : batch.tokens.shape[1]]
         if resid is not None and k > 1:
             resid = resid.repeat(k, 1, 1)
-        logits = self._forward(batch.tokens.repeat(k, 1), batch.attention.repeated(k), start, resid)
+        logits = self._forward(batch.tokens.repeat(k, 1), batch.attention.repeated(k), start, resid, self._reads)
         self._check_fired(expected)
         if record is not None:
             self._keep_inputs(batch, record)
@@ -253,12 +253,19 @@ class Engine:
         replaced = None if run.replaced is None else run.replaced[rows, :width].to(device).repeat(k, 1)
         return run.noise[rows, :width].to(device).repeat(k, 1, 1), replaced
 
-    def _forward(self, tokens: Tensor, attention: Attention, start: int, resid: Tensor | None) -> Tensor:
+    def _forward(
+        self, tokens: Tensor, attention: Attention, start: int, resid: Tensor | None, reads: Reads | None = None
+    ) -> Tensor:
         self._fired.clear()
         began = time.perf_counter()
         try:
             return self.view.run(
-                tokens, attention.mask, position_ids=attention.position_ids, start_layer=start, residual=resid
+                tokens,
+                attention.mask,
+                position_ids=attention.position_ids,
+                start_layer=start,
+                residual=resid,
+                reads=reads,
             )
         finally:
             self.cost.seconds += time.perf_counter() - began
@@ -306,6 +313,7 @@ class Engine:
         tokens = run.tokens[rows, :width].to(self.view.device)
         attention = self.rows.attention(rows, run.lengths[rows], width, self.view.device)
         kept = (self._shares, self._source, self._reads, self._embedding)
+        outer = (self._capture, self._capture_names)  # a source run may be needed in the middle of a captured one
         self._shares, self._source = {}, {}
         # unembed one position only: the logits of a source run are never read
         self._reads = (torch.zeros(1, dtype=torch.long, device=tokens.device),) * 2
@@ -317,7 +325,7 @@ class Engine:
             self._check_fired(sorted(names))
             return self._capture
         finally:
-            self._capture = None
+            self._capture, self._capture_names = outer
             self._shares, self._source, self._reads, self._embedding = kept
 
     # ------------------------------------------------------------------ checks
@@ -356,9 +364,8 @@ class Engine:
         try:
             with torch.no_grad():
                 self.answers(batch, mask)
-            for name in self.plans:
-                value = self._capture.get(name)
-                if value is not None and not bool(value.isfinite().all()):
+            for name, value in self._capture.items():  # in the order in which the hooks fired
+                if not bool(value.isfinite().all()):
                     row = int((~value.isfinite()).flatten(1).any(1).nonzero()[0])
                     example = int(self.rows.order[batch.examples[batch.example[row % batch.n_rows]].cpu()])
                     return f"first at {name}, example {example}"

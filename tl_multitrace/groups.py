@@ -157,7 +157,7 @@ class HookGroups:
             KeyError: the model has no such hook point.
         """
         view, made = ModelView(model), tuple(components)
-        sizes = {key: _axis_length(view, key) for key in {(c.kind, c.site) for c in made}}
+        sizes = {key: axis_length(view, key) for key in {(c.kind, c.site) for c in made}}
         for name in {c.hook_name: None for c in made if c.layer < view.n_layers}:
             view.point(name)
         for c in made:
@@ -292,7 +292,8 @@ class HookGroups:
         return values
 
 
-def _axis_length(view: ModelView, key: tuple[str, str]) -> int:
+def axis_length(view: ModelView, key: tuple[str, str]) -> int:
+    """How many components a (kind, site) has per layer; 1 where a site is a whole vector."""
     return {"head": view.n_heads, "neuron": view.d_mlp, "mlp_dim": view.d_model}.get(key[0], 1)
 
 

@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 DEFAULT_LIMIT = {"cpu": 2 << 30, "cuda": 8 << 30}
 """Bytes of stored activations by device type."""
 
-TILE_TOKENS = {"cpu": 512, "cuda": 16384}
+TILE_TOKENS = {"cpu": 1024, "cuda": 16384}
 """Tokens per forward up to which several masks share a batch."""
 
 
@@ -93,7 +93,7 @@ class Tracer:
         check_inputs(self.view, pairs, groups, self.metric)
         kind = self.view.device.type
         self.memory_limit = memory_limit if memory_limit is not None else DEFAULT_LIMIT.get(kind, 2 << 30)
-        self._tile = TILE_TOKENS.get(kind, 512)
+        self._tile = TILE_TOKENS.get(kind, 1024)
         by_row = self.intervention.averages in (None, "zero")  # means are taken over prompts that are not ours to pack
         self.rows = Rows.of(pairs, packed=by_row and can_pack(self.view, pairs))
         self.batch_size = batch_size or self._default_batch_size()
@@ -377,8 +377,8 @@ class Tracer:
                 out = metric(answers, base) - metric(base, base)
                 share = len(out) / sum(len(b.examples) for b, _ in parts)
                 total = total + self._backward(loss(out) * share, leaf, batch, start)
+                self._check(total, batch, leaf.detach()[None, None], "the gradient")
                 effects.append(out.detach())
-            self._check(total, parts[0][0], leaf.detach()[None, None], "the gradient")
         together = torch.cat(effects)
         if chosen is None:
             return together[self._inverse()], total
@@ -397,6 +397,12 @@ class Tracer:
         return first if first in self._origin.residuals else 0
 
     def _backward(self, scalar: Tensor, leaf: Tensor, batch: Batch, start: int) -> Tensor:
+        if not scalar.requires_grad:
+            name = getattr(self.metric, "label", self.metric.name)
+            raise ValueError(
+                f"the metric {name!r} has no gradient with respect to the mask (it rounds or detaches what it reads). Use "
+                "a solver that needs none, such as Greedy()."
+            )
         began = time.perf_counter()
         (grad,) = torch.autograd.grad(scalar, leaf)
         self.cost.seconds += time.perf_counter() - began

@@ -7,7 +7,7 @@ import warnings
 import torch
 
 from tl_multitrace.compat import ModelView
-from tl_multitrace.groups import HookGroups
+from tl_multitrace.groups import HookGroups, axis_length
 from tl_multitrace.metrics import Metric
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.tokens import NO_TOKEN
@@ -17,18 +17,18 @@ def check_inputs(view: ModelView, pairs: PromptPairs, groups: HookGroups, metric
     """Refuse what cannot be traced.
 
     Raises:
-        ValueError: no groups; token ids or lengths outside the model; padding without lengths; a metric that needs
-            wrong answers.
+        ValueError: no groups, or groups of another model; token ids or lengths outside the model; padding without
+            lengths; a metric that needs wrong answers.
     """
     if not len(groups):
         raise ValueError("there are no hook groups: pass heads(model), neurons(model), ...")
     if view.model.training:
         warnings.warn(
             "the model is in train mode; it is traced in eval mode (no dropout) and put back afterwards. Call "
-            "model.eval() to "
-            "silence this.",
-            stacklevel=4,
+            "model.eval() to silence this.",
+            stacklevel=3,
         )
+    _check_groups(view, groups)
     _check_tokens(view, pairs)
     if not pairs.padding_known:
         _check_padding(view, pairs)
@@ -41,20 +41,36 @@ def check_inputs(view: ModelView, pairs: PromptPairs, groups: HookGroups, metric
 
 
 def _check_tokens(view: ModelView, pairs: PromptPairs) -> None:
-    needed = int((pairs.lengths + (pairs.candidates != NO_TOKEN).sum(-1).amax(-1) - 1).max())
-    needed = max(needed, int(pairs.source_lengths.max()))
+    longer = torch.maximum(pairs.lengths, pairs.source_lengths)
+    needed = int((longer + (pairs.candidates != NO_TOKEN).sum(-1).amax(-1) - 1).max())
     if view.n_ctx and needed > view.n_ctx:
         raise ValueError(
             f"a prompt with its answer has {needed} tokens, but {view.name} takes {view.n_ctx}. Shorten or drop it."
         )
     for name in ("base_tokens", "source_tokens", "candidates"):
         ids = getattr(pairs, name)
-        if int(ids.max()) >= view.d_vocab or int(ids.min()) < (NO_TOKEN if name == "candidates" else 0):
+        outside = ids[(ids >= view.d_vocab) | (ids < (NO_TOKEN if name == "candidates" else 0))]
+        if len(outside):
             raise ValueError(
-                f"{name} holds the id {int(ids.max())}, but {view.name} has {view.d_vocab} tokens. Were the prompts "
-                "tokenised for "
-                "another model?"
+                f"{name} holds the id {int(outside[0])}, but {view.name} has {view.d_vocab} tokens. Were the prompts "
+                "tokenised for another model?"
             )
+
+
+def _check_groups(view: ModelView, groups: HookGroups) -> None:
+    for (kind, site), size in groups.sizes.items():
+        has = axis_length(view, (kind, site))
+        if size != has:
+            raise ValueError(
+                f"the hook groups are of a model with {size} {kind}s per layer, but {view.name} has {has}. Make them for "
+                "this model."
+            )
+    last = max(site.layer for sites in groups.sites for site in sites)
+    if last >= view.n_layers:
+        raise ValueError(
+            f"the hook groups reach layer {last}, but {view.name} has layers 0 to {view.n_layers - 1}. Make them for this "
+            "model."
+        )
 
 
 def _check_padding(view: ModelView, pairs: PromptPairs) -> None:
