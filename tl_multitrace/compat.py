@@ -21,6 +21,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tl_multitrace.last_mlp import LastMLP, Reads
+
 HookFn = Callable[..., Any]
 """A TransformerLens forward hook: ``fn(activation, hook) -> activation | None``."""
 
@@ -282,6 +284,7 @@ class ModelView:
         position_ids: Int[Tensor, "batch pos"] | None = None,
         start_layer: int = 0,
         residual: Float[Tensor, "batch pos d_model"] | None = None,
+        reads: Reads | None = None,
     ) -> Float[Tensor, "..."]:
         """Logits of one forward, or of its blocks from ``start_layer`` on when ``residual`` (their input) is given.
 
@@ -292,6 +295,7 @@ class ModelView:
             position_ids: positions other than 0, 1, 2 ...; bridges only.
             start_layer: first block that runs, at least 1 where ``residual`` is given.
             residual: input of block ``start_layer``.
+            reads: rows and columns whose logits will be read; the others may come out wrong.
 
         Returns:
             Whatever the unembedding gives: ``[batch, pos, d_vocab]``, or fewer positions under a hook that gathers.
@@ -303,12 +307,21 @@ class ModelView:
             )
         if position_ids is not None:
             options["position_ids"] = position_ids
-        if residual is None:
-            return self._full_run(tokens, options)
-        if self.is_bridge:
-            with self._blocks_skipped(start_layer, residual):
-                return self._call(tokens, **options)
-        return self._call(residual, start_at_layer=start_layer, **options)
+        with self.last_mlp.only_at(reads):
+            if residual is None:
+                return self._full_run(tokens, options)
+            if self.is_bridge:
+                with self._blocks_skipped(start_layer, residual):
+                    return self._call(tokens, **options)
+            return self._call(residual, start_at_layer=start_layer, **options)
+
+    @property
+    def last_mlp(self) -> LastMLP:
+        """The MLP of the last block."""
+        if "_last_mlp" not in self.__dict__:
+            object.__setattr__(self, "_last_mlp", LastMLP(getattr(self.model.blocks[-1], "mlp", None)))
+        found: LastMLP = self.__dict__["_last_mlp"]
+        return found
 
     @contextmanager
     def _blocks_skipped(self, start_layer: int, residual: Tensor) -> Iterator[None]:

@@ -261,7 +261,8 @@ class NoiseCorruption(Intervention):
             return float(self.std)
         if self.std == "embedding":
             return view.embedding_moments()[1]
-        return float(view.embed(rows.base[where]).float().std())
+        prompts = rows.starts[:-1]  # one row per prompt, however many answers it has
+        return float(view.embed(rows.base[prompts][where[prompts]]).float().std())
 
 
 NOISE_HOOK = EMBEDDING
