@@ -1,0 +1,125 @@
+"""The README: its code runs in order, prints what it says, and its commands are ones that exist."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from tl_multitrace import cli
+from tl_multitrace.solvers import SOLVERS
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+NUMBER = re.compile(r"(?<![\w.-])-?\d+(?:\.\d+)?(?:e[-+]?\d+)?(?![\w])")
+TIMES = re.compile(r"\d+(\.\d+)? s\b")
+RELATIVE, ABSOLUTE = 0.05, 0.05
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block and what stands right above it."""
+
+    language: str
+    text: str
+    marker: str
+
+
+def blocks() -> list[Block]:
+    pattern = re.compile(r"(?:<!-- (?P<marker>[\w-]+) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)```", re.DOTALL)
+    return [Block(m["language"], m["text"], m["marker"] or "") for m in pattern.finditer(README)]
+
+
+def of_language(language: str) -> list[Block]:
+    return [b for b in blocks() if b.language == language]
+
+
+def disagreement(printed: str, shown: str) -> str | None:
+    """What differs between two outputs: a word, or a number by more than rounding and library versions explain."""
+    lines = [[" ".join(line.split()) for line in TIMES.sub("0 s", t).strip().splitlines()] for t in (printed, shown)]
+    if len(lines[0]) != len(lines[1]):
+        return f"{len(lines[0])} lines printed, {len(lines[1])} shown"
+    for got, want in zip(*lines, strict=True):
+        if NUMBER.sub("#", got) != NUMBER.sub("#", want):
+            return f"{got!r} is not {want!r}"
+        for a, b in zip(NUMBER.findall(got), NUMBER.findall(want), strict=True):
+            if abs(float(a) - float(b)) > ABSOLUTE + RELATIVE * abs(float(b)):
+                return f"{a} is not {b} in {want!r}"
+    return None
+
+
+@pytest.mark.parametrize(
+    ("printed", "shown", "same"),
+    [
+        ("  L0H1   293  98%", "L0H1 295 98%", True),
+        ("L0H1 293", "L0H2 293", False),
+        ("L0H1 293", "L0H1 193", False),
+        ("cost 25 forwards, 1.5 s", "cost 25 forwards, 99.1 s", True),
+        ("[-0.05, 6.77]", "[-0.051, 6.8]", True),
+        ("budget 1-8 of 20", "budget 1-9 of 20", False),
+        ("a\nb", "a", False),
+    ],
+)
+def test_the_comparison_itself(printed: str, shown: str, same: bool) -> None:
+    assert (disagreement(printed, shown) is None) == same
+
+
+@pytest.mark.slow
+@pytest.mark.moves_rng
+def test_the_code_runs_and_prints_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {}
+    printed, compared = "", 0
+    for block in blocks():
+        if block.language == "python":
+            with contextlib.redirect_stdout(io.StringIO()) as out:
+                exec(compile(block.text, "README.md", "exec"), namespace)
+            printed = out.getvalue()
+        elif block.language == "text":
+            assert (problem := disagreement(printed, block.text)) is None, problem
+            compared += 1
+    assert compared == len(of_language("text")) >= 2
+    assert (tmp_path / "professions.circuit.json").is_file()
+
+
+def commands() -> list[str]:
+    lines = [line for b in of_language("bash") if not b.marker for line in b.text.splitlines()]
+    return [line for line in lines if line.startswith("tl-multitrace ")]
+
+
+@pytest.mark.parametrize("command", commands())
+def test_the_commands_exist(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(cli, "_do", lambda *_: done.append("run"))
+    monkeypatch.setattr("tl_multitrace.show.shown", lambda path: done.append("show") or [])
+    result = CliRunner().invoke(cli.app, shlex.split(command)[1:])
+    assert result.exit_code == 0, result.output
+    assert done == [shlex.split(command)[1]]
+
+
+def test_two_commands_do_the_set_up() -> None:
+    marked = {b.marker: b.text.strip() for b in blocks() if b.marker}
+    assert set(marked) == {"demo-command", "test-command"}
+    assert all("\n" not in text and text.startswith("python3 -m venv .venv && ") for text in marked.values())
+    assert marked["demo-command"].endswith("tl-multitrace demo --out demo-run")
+    assert "pytest" in marked["test-command"]
+    versions = {re.findall(r"torch==[\d.]+", text)[0] for text in marked.values()}
+    assert len(versions) == 1
+
+
+def test_every_solver_is_in_the_table() -> None:
+    rows = re.findall(r"^\| `(\w+)` \(`([\w-]+)`\)", README, re.MULTILINE)
+    assert {name: key for key, name in rows} == {name: kind.__name__ for name, kind in SOLVERS.items()}
+
+
+def test_local_links_lead_somewhere() -> None:
+    targets = [t for t in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in t]
+    assert targets
+    assert not [t for t in targets if not (ROOT / t).is_file()]
