@@ -5,6 +5,7 @@ from tl_multitrace.solvers.names import SOLVERS, solver_by_name
 from tl_multitrace.solvers.path import Choice, SubsetPath
 from tl_multitrace.solvers.pgbct import PGBCT
 from tl_multitrace.solvers.ranking import AttributionPatching, IntegratedGradients, TopK
+from tl_multitrace.solvers.screened import ScreenedSearch
 from tl_multitrace.solvers.search import Search
 from tl_multitrace.solvers.select import Solver, select
 
@@ -17,6 +18,7 @@ __all__ = [
     "Greedy",
     "IntegratedGradients",
     "RandomSubset",
+    "ScreenedSearch",
     "Search",
     "Solver",
     "SubsetPath",

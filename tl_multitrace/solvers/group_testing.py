@@ -1,12 +1,13 @@
 """Group testing from the full set: what gradients and single effects cannot see.
 
-Components that only work jointly (AND), that stand in for each other (OR), or both, have no effect alone and no gradient
-at the empty set. But with everything patched the effect is there, and it stays while components that do not matter are
-taken away. *Delta debugging* (Zeller and Hildebrandt 2002) takes them away in chunks: halves first, then ever smaller
-chunks, until no single member can go: about k log N evaluations for a set of k, whatever its members do alone.
+Components that only work jointly (AND), that stand in for each other (OR), or both, have no effect alone and no
+gradient at the empty set. But with everything patched the effect is there, and it stays while components that do not
+matter are taken away. *Delta debugging* (Zeller and Hildebrandt 2002) takes them away in chunks: halves first, then
+ever smaller chunks, until no single member can go: about k log N evaluations for a set of k, whatever its members do
+alone.
 
-One minimal set rarely is all. Where the effect survives without a whole minimal set (or without one of its members) there
-is another mechanism, and it is searched in what is left.
+One minimal set rarely is all. Where the effect survives without a whole minimal set (or without one of its members)
+there is another mechanism, and it is searched in what is left.
 """
 
 from __future__ import annotations
@@ -109,9 +110,14 @@ class GroupTest:
         return self.search.score(members)
 
     def _earn(self, top: float) -> None:
-        """Go on to the ceiling where the whole mask shows more than the path has reached."""
-        empty, best = self.search.score(()), self.search.best_within(self.search.largest)[0]
-        if top - best > 0.1 * abs(top - empty):
+        """Go on to the ceiling where the whole mask shows more than the path has reached, and the path has stalled.
+
+        A path that still grows is on its way there: effects are spread over many components, not hidden.
+        """
+        largest = self.search.largest
+        best, halfway = self.search.best_within(largest)[0], self.search.best_within(largest // 2)[0]
+        gap = top - best
+        if gap > 0.1 * abs(top - self.search.score(())) and best - halfway < 0.25 * gap:
             self.evaluations = self.ceiling
 
     def _reward(self) -> None:
@@ -127,10 +133,10 @@ class GroupTest:
     def _prune(self, members: list[int]) -> list[int]:
         """The full set without the members whose loss is predicted, and found, to be a gain."""
         kept, best = list(members), self._score(members)
-        for _ in range(3):
+        for _ in range(2):
             gains = self.screen.gains(subset((*kept, *self.search.forced)))
             harmful = sorted((i for i in kept if gains[i] > 0), key=lambda i: -gains[i])
-            sizes = dict.fromkeys(k for k in (len(harmful), len(harmful) // 2, len(harmful) // 4, 2, 1) if k)
+            sizes = dict.fromkeys(k for k in (len(harmful), len(harmful) // 2, len(harmful) // 5) if k)
             tried = [[i for i in kept if i not in set(harmful[:k])] for k in sizes if k < len(kept)]
             if not tried:
                 return kept

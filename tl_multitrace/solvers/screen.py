@@ -1,7 +1,7 @@
 """First-order predictions of what adding or dropping a component does, through the exact metric.
 
-One forward and one backward at a set give, per example, the metric's inner quantity ``d`` (log-odds, say) and its derivative
-``g_i`` to every mask entry. Pushed through the metric's own non-linearity ``phi`` example by example,
+One forward and one backward at a set give, per example, the metric's inner quantity ``d`` (log-odds, say) and its
+derivative ``g_i`` to every mask entry. Pushed through the metric's own non-linearity ``phi`` example by example,
 
     gain_i = mean phi(d + s_i g_i) - mean phi(d)          s_i = +1 to add i, -1 to drop it
 

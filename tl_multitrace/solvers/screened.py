@@ -2,9 +2,11 @@
 
 Three parts, each of which remembers what it evaluated:
 
-1. a two-way sweep with screened, exactly verified steps (``sweep.py``), for up to some hundreds of components; multi-exchange on
+1. a two-way sweep with screened, exactly verified steps (``sweep.py``), for up to some hundreds of components;
+multi-exchange on
    a grid of sizes (``exchange.py``) for thousands;
-2. group testing from the full set (``group_testing.py``) for what neither gradients nor single effects can see, as far as it can
+2. group testing from the full set (``group_testing.py``) for what neither gradients nor single effects can see, as far
+as it can
    pay: fully where evaluations are few, and where the path stays below what the whole mask shows to be there;
 3. the sweep again over whatever group testing improved, and swaps where they are few.
 """
@@ -37,8 +39,8 @@ class ScreenedSearch:
     """Screened path, group testing and exchange steps; the default.
 
     Args:
-        effort: how much is verified: ``"low"`` about half, ``"high"`` about three times as much, with every best set checked
-            for local optimality.
+        effort: how much is verified: ``"low"`` about half, ``"high"`` about three times as much, with every best set
+            checked for local optimality.
     """
 
     effort: Effort = "normal"
@@ -85,11 +87,13 @@ class ScreenedSearch:
             first_min=round(base.first_min * self.scale),
             first_max=round(base.first_max * self.scale),
             drops=max(1, round(base.drops * self.scale)),
+            floor=base.floor * self.scale,
+            per_step=base.per_step * self.scale,
         )
 
     def _allowance(self, search: Search) -> float:
         """Evaluations that group testing may spend before it has found anything: joint action hides in small sets."""
-        return self.scale * 200 / math.sqrt(search.largest)
+        return self.scale * 120 / math.sqrt(search.largest)
 
     def _order(self, search: Search) -> Int[np.ndarray, " candidates"]:
         """Components by the largest derivative, of either sign, at interior points of the mask and at the whole mask."""

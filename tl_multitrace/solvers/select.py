@@ -15,6 +15,7 @@ from tl_multitrace.groups import Component, HookGroups
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.scores import Score
 from tl_multitrace.solvers.path import Choice, SubsetPath
+from tl_multitrace.solvers.screened import ScreenedSearch
 from tl_multitrace.solvers.search import Direction, Search, Subset, subset
 from tl_multitrace.tracer import Tracer
 
@@ -47,8 +48,9 @@ def select(
     Args:
         tracer: model, prompts, groups and metric.
         budgets: largest subset sizes, or one; each from 1 to the number of groups. A mapping such as
-            ``{"head": 5, "neuron": 50}`` allows so many of each kind (with one budget, cheap neurons crowd the heads out).
-        solver: how to search; default see the README.
+            ``{"head": 5, "neuron": 50}`` allows so many of each kind (with one budget, cheap neurons crowd the heads
+            out).
+        solver: how to search; default :class:`~tl_multitrace.solvers.screened.ScreenedSearch`.
         direction: ``"maximize"`` or ``"minimize"`` the mean effect.
         seed: of whatever is random in the solver, the bootstrap and the random baseline.
         held_out: prompts to score every choice on afterwards; never used to choose.
@@ -109,10 +111,8 @@ def select(
 
 
 def default_solver() -> Solver:
-    """The solver used where none is named."""
-    from tl_multitrace.solvers.ranking import IntegratedGradients
-
-    return IntegratedGradients()
+    """The solver used where none is named: :class:`~tl_multitrace.solvers.screened.ScreenedSearch`."""
+    return ScreenedSearch()
 
 
 def check_budgets(budgets: int | Iterable[int], n: int) -> tuple[int, ...]:

@@ -1,8 +1,8 @@
 """The two-way sweep: a path of sets grown and pruned by screened, exactly verified steps.
 
-Every best set is expanded once: one gradient predicts all adds and drops, the most promising are verified exactly, best first,
-until the next prediction could not win even if it were off by as much as recent ones were. Whatever is verified may become the
-best set of its size, and is then expanded in turn; the sweep runs up and down until nothing new appears.
+Every best set is expanded once: one gradient predicts all adds and drops, the most promising are verified exactly, best
+first, until the next prediction could not win even if it were off by as much as recent ones were. Whatever is verified
+may become the best set of its size, and is then expanded in turn; the sweep runs up and down until nothing new appears.
 """
 
 from __future__ import annotations
@@ -30,17 +30,26 @@ class SweepSettings:
         beyond: sizes past the largest budget that the sweep visits, to come back by dropping.
         passes: times up and down at most.
         tile: adds verified at a time.
+        floor: forward equivalents below which the sweep always goes on.
+        per_step: forward equivalents it may cost beyond, per component and unit of the largest budget (exact greedy
+            with restarts costs about 0.5).
     """
 
     k_min: int = 2
-    k_max: int = 24
+    k_max: int = 6
     first_min: int = 16
-    first_max: int = 48
-    drops: int = 2
-    beta: float = 1.0
+    first_max: int = 24
+    drops: int = 1
+    beta: float = 0.3
     beyond: int = 2
     passes: int = 3
     tile: int = 2
+    floor: float = 120.0
+    per_step: float = 0.035
+
+    def cap(self, search: Search) -> float:
+        """Forward equivalents after which nothing but the first way up is done."""
+        return max(self.floor, self.per_step * search.largest * len(search.candidates))
 
 
 class Sweep:
@@ -54,10 +63,13 @@ class Sweep:
     def run(self) -> None:
         """Sweep until no best set is left unexpanded."""
         top = min(self.search.largest + self.settings.beyond, self.search.n)
+        end = self.search.tracer.cost.equivalents + self.settings.cap(self.search)
         with self.search.progress(None, "sweep") as bar:
-            for _ in range(self.settings.passes):
+            for turn in range(self.settings.passes):
                 before = len(self.expanded)
-                for size in [*range(top + 1), *range(top - 1, 0, -1)]:
+                for step, size in enumerate([*range(top + 1), *range(top - 1, 0, -1)]):
+                    if (turn or step > top) and self.search.tracer.cost.equivalents > end:
+                        return
                     self._visit(size)
                     bar.update()
                 if len(self.expanded) == before:
