@@ -1,10 +1,10 @@
 """Multi-exchange search on a grid of sizes, for thousands of components.
 
-Neurons have small effects of both signs: single steps are too many, and the best large set is far from the whole mask.
-Per size one gradient gives every component a *keep-value* (predicted gain of adding an outsider, predicted loss of
-dropping a member); then as many of the weakest members are exchanged for the best outsiders as predictions say is worth
-it, or a half, a quarter, a tenth of that, whichever exact evaluation likes best. The grid is climbed from the empty set
-and descended from the whole mask.
+Neurons have small effects of both signs: single steps are too many, and the best large set is far from the whole
+mask. Per size one gradient gives every component a *keep-value* (predicted gain of adding an outsider, predicted loss
+of dropping a member); then as many of the weakest members are exchanged for the best outsiders as predictions say is
+worth it, or a half, a quarter, a tenth of that, whichever exact evaluation likes best. The grid is climbed from the
+empty set and descended from the whole mask.
 """
 
 from __future__ import annotations

@@ -124,7 +124,8 @@ class _Adam:
     """
 
     def __init__(self, size: int, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> None:
-        self.first, self.second = torch.zeros(2, size, dtype=torch.float64)
+        self.first: Tensor = torch.zeros(size, dtype=torch.float64)
+        self.second: Tensor = torch.zeros(size, dtype=torch.float64)
         self.betas, self.eps, self.t = betas, eps, 0
 
     def direction(self, gradient: Float[Tensor, " groups"]) -> Float[Tensor, " groups"]:
@@ -132,4 +133,5 @@ class _Adam:
         b1, b2 = self.betas
         self.first = b1 * self.first + (1 - b1) * gradient
         self.second = b2 * self.second + (1 - b2) * gradient**2
-        return (self.first / (1 - b1**self.t)) / ((self.second / (1 - b2**self.t)).sqrt() + self.eps)
+        step: Tensor = (self.first / (1 - b1**self.t)) / ((self.second / (1 - b2**self.t)).sqrt() + self.eps)
+        return step

@@ -3,11 +3,10 @@
 Three parts, each of which remembers what it evaluated:
 
 1. a two-way sweep with screened, exactly verified steps (``sweep.py``), for up to some hundreds of components;
-multi-exchange on
-   a grid of sizes (``exchange.py``) for thousands;
-2. group testing from the full set (``group_testing.py``) for what neither gradients nor single effects can see, as far
-as it can
-   pay: fully where evaluations are few, and where the path stays below what the whole mask shows to be there;
+   multi-exchange on a grid of sizes (``exchange.py``) for thousands;
+2. group testing from the full set (``group_testing.py``) for what neither gradients nor single effects can see, as
+   far as it can pay: fully where evaluations are few, and where the path stays below what the whole mask shows to be
+   there;
 3. the sweep again over whatever group testing improved, and swaps where they are few.
 """
 
@@ -96,7 +95,7 @@ class ScreenedSearch:
         return self.scale * 120 / math.sqrt(search.largest)
 
     def _order(self, search: Search) -> Int[np.ndarray, " candidates"]:
-        """Components by the largest derivative, of either sign, at interior points of the mask and at the whole mask."""
+        """Components by their largest derivative, of either sign, inside the mask's range and at its end."""
         value = np.zeros(search.n)
         for at in (0.3, 0.7, 1.0):
             value = np.maximum(value, np.abs(search.gradient(torch.full((search.n,), at))))

@@ -82,7 +82,7 @@ class Search:
     def addable(self, members: Iterable[SupportsIndex]) -> Int[np.ndarray, " candidates"]:
         """Groups that may be added to a set: allowed, not in it, and within their kind's limit."""
         free = self.allowed.copy()
-        free[list(members)] = False
+        free[[int(i) for i in members]] = False
         if self.limits:
             counts = self.count_kinds(members)
             full = [kind for kind, limit in self.limits.items() if counts.get(kind, 0) >= limit]
@@ -90,13 +90,13 @@ class Search:
         return np.flatnonzero(free)
 
     @cached_property
-    def kinds(self) -> np.ndarray:  # type: ignore[type-arg]
+    def kinds(self) -> np.ndarray:
         """Kind of every group."""
         return np.array(self.tracer.groups.kinds)
 
     def count_kinds(self, members: Iterable[SupportsIndex]) -> dict[str, int]:
         """How many groups of each kind a set holds."""
-        return dict(Counter(self.kinds[list(members)].tolist()))
+        return dict(Counter(self.kinds[[int(i) for i in members]].tolist()))
 
     def feasible(self, members: Subset) -> bool:
         """Whether a set may be chosen: allowed groups only, kinds within their limits."""

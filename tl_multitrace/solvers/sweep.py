@@ -1,8 +1,9 @@
 """The two-way sweep: a path of sets grown and pruned by screened, exactly verified steps.
 
-Every best set is expanded once: one gradient predicts all adds and drops, the most promising are verified exactly, best
-first, until the next prediction could not win even if it were off by as much as recent ones were. Whatever is verified
-may become the best set of its size, and is then expanded in turn; the sweep runs up and down until nothing new appears.
+Every best set is expanded once: one gradient predicts all adds and drops, the most promising are verified exactly,
+best first, until the next prediction could not win even if it were off by as much as recent ones were. Whatever is
+verified may become the best set of its size, and is then expanded in turn; the sweep runs up and down until nothing
+new appears.
 """
 
 from __future__ import annotations
