@@ -43,6 +43,7 @@ class Circuit:
         marginals: per component, the effect lost without it: ``effect(S) - effect(S minus c)``; empty if not measured.
         certificate: what is proved about the choice.
         provenance: model, prompts, metric, intervention, direction, seed, cost, versions.
+        tracer: the tracer it was found with, for :meth:`show`; not saved.
     """
 
     groups: HookGroups
@@ -56,6 +57,7 @@ class Circuit:
     marginals: tuple[float, ...] = ()
     certificate: str = "not certified"
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    tracer: Any = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if len(self.indices) != len(self.groups):

@@ -147,6 +147,7 @@ class SubsetPath:
             marginals=marginals,
             certificate=choice.certificate,
             provenance={**self.provenance, "budget": choice.size},
+            tracer=self.tracer,
         )
 
     def to_dataframe(self) -> pd.DataFrame:

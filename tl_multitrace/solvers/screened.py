@@ -20,17 +20,19 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
+from tl_multitrace.solvers.certify import neighbours
 from tl_multitrace.solvers.exact import Exhaustive
 from tl_multitrace.solvers.exchange import Exchange
 from tl_multitrace.solvers.group_testing import GroupTest
-from tl_multitrace.solvers.search import Search, Subset, subset
+from tl_multitrace.solvers.search import Search, Subset
 from tl_multitrace.solvers.sweep import Sweep, SweepSettings
 
 Effort = Literal["low", "normal", "high"]
 _SCALE = {"low": 0.5, "normal": 1.0, "high": 3.0}
 EXHAUSTIVE_SUBSETS = 256
 SWEEP_GROUPS = 512
-SWAPS = 60
+SWAPS = {"low": 0, "normal": 60, "high": 4000}
+"""Most neighbours of a best set that are all verified, by effort."""
 
 
 @dataclass(frozen=True)
@@ -109,14 +111,8 @@ class ScreenedSearch:
     def _swaps(self, search: Search) -> None:
         """All exact swaps of the best sets where they are few, until none helps."""
         for size in sorted(search.best):
-            while 0 < size <= search.largest and size * len(search.candidates) <= SWAPS * self.scale:
+            while 0 < size <= search.largest and size * len(search.candidates) <= SWAPS[self.effort]:
                 members = search.best[size][1]
-                search.scores(_swapped(search, members), reference=members)
+                search.scores([s for _, s in neighbours(search, members, size)], reference=members)
                 if search.best[size][1] == members:
                     break
-
-
-def _swapped(search: Search, members: Subset) -> list[Subset]:
-    own = [i for i in members if i not in search.forced]
-    outside = [int(i) for i in search.candidates if i not in members]
-    return [subset({*members, new} - {old}) for new in outside for old in own]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,9 +11,11 @@ import numpy as np
 import torch
 
 from tl_multitrace._version import __version__
+from tl_multitrace.engine import Cost
 from tl_multitrace.groups import Component, HookGroups
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.scores import Score
+from tl_multitrace.solvers.certify import certificate
 from tl_multitrace.solvers.path import Choice, SubsetPath
 from tl_multitrace.solvers.screened import ScreenedSearch
 from tl_multitrace.solvers.search import Direction, Search, Subset, subset
@@ -65,9 +67,35 @@ def select(
     Raises:
         ValueError: a budget below 1 or above the number of groups, unknown direction, groups both forced and forbidden.
     """
+    solver = default_solver() if solver is None else solver
+    show = tracer.progress if progress is None else progress
+    search = make_search(tracer, budgets, direction, seed, forced=forced, forbidden=forbidden, progress=show)
+    before, began = tracer.cost.copy(), time.perf_counter()
+    with tracer.session():
+        search.score(())
+        solver.search(search)
+        cost, seconds = tracer.cost - before, time.perf_counter() - began
+        chosen = {size: search.best_within(size)[1] for size in search.budgets}
+        choices = _score(tracer, _on(tracer, held_out), chosen, search, seed)
+        full = float(tracer.effect(torch.ones(len(tracer.groups))).double().mean())
+    notes = [*search.notes, *overfit_notes(choices, search.sign)]
+    facts = {"direction": direction, "seed": seed, "solver": _describe(solver), "cost": _record(cost, seconds)}
+    return SubsetPath(tracer.groups, choices, full, tuple(notes), provenance(tracer) | facts, tracer)
+
+
+def make_search(
+    tracer: Tracer,
+    budgets: int | Iterable[int] | Mapping[str, int],
+    direction: str = "maximize",
+    seed: int = 0,
+    *,
+    forced: Iterable[int | str | Component] = (),
+    forbidden: Iterable[int | str | Component] = (),
+    progress: bool = False,
+) -> Search:
+    """The search that a solver works on, with its arguments checked as :func:`select` says."""
     limits = check_limits(budgets, tracer.groups) if isinstance(budgets, Mapping) else {}
     sizes = check_budgets(sum(limits.values()) if isinstance(budgets, Mapping) else budgets, len(tracer.groups))
-    sign = _sign(direction)
     keep, drop = _indices(tracer.groups, forced), _indices(tracer.groups, forbidden)
     if set(keep) & set(drop):
         raise ValueError(f"{tracer.groups.labels[min(set(keep) & set(drop))]} is both forced and forbidden.")
@@ -75,39 +103,46 @@ def select(
         raise ValueError(f"{len(keep)} forced groups do not fit the smallest budget {sizes[0]}.")
     allowed = np.ones(len(tracer.groups), dtype=bool)
     allowed[list(drop)] = False
-    solver = default_solver() if solver is None else solver
-    show = tracer.progress if progress is None else progress
-    search = Search(tracer, sizes, sign, seed, allowed, keep, limits, show_progress=show)
-    before, began = tracer.cost.copy(), time.perf_counter()
-    with tracer.session():
-        search.score(())
-        solver.search(search)
-        cost = tracer.cost - before
-        seconds = time.perf_counter() - began
-        chosen = {size: search.best_within(size)[1] for size in sizes}
-        held = (
-            None
-            if held_out is None
-            else Tracer(
-                tracer.model,
-                held_out,
-                tracer.groups,
-                tracer.metric,
-                tracer.intervention,
-                batch_size=None,
-                dtype=tracer.dtype,
-            )
-        )
-        choices = _score(tracer, held, chosen, search, seed)
-        full = float(tracer.effect(torch.ones(len(tracer.groups))).double().mean())
-    record = {
+    return Search(tracer, sizes, _sign(direction), seed, allowed, keep, limits, show_progress=progress)
+
+
+def _on(tracer: Tracer, pairs: PromptPairs | None) -> Tracer | None:
+    """The same trace on other prompts."""
+    if pairs is None:
+        return None
+    return Tracer(tracer.model, pairs, tracer.groups, tracer.metric, tracer.intervention, dtype=tracer.dtype)
+
+
+def _record(cost: Cost, seconds: float) -> dict[str, float]:
+    return {
         "forwards": cost.forwards,
         "backwards": cost.backwards,
         "equivalents": cost.equivalents,
         "seconds": seconds,
     }
-    facts = provenance(tracer) | {"direction": direction, "seed": seed, "solver": _describe(solver), "cost": record}
-    return SubsetPath(tracer.groups, choices, full, tuple(search.notes), facts, tracer)
+
+
+def overfit_notes(choices: Sequence[Choice], sign: int) -> list[str]:
+    """A warning where the search's prompts show more effect than held-out ones, beyond what intervals explain."""
+    inflated = []
+    for choice in choices:
+        own, held = choice.score, choice.held_out
+        if held is None:
+            continue
+        own_worst, held_best = (own.low, held.high) if sign > 0 else (own.high, held.low)
+        if sign * own_worst > sign * held.mean and sign * own.mean > sign * held_best:
+            inflated.append((choice.size, own.mean, held.mean))
+    if not inflated:
+        return []
+    size, own_mean, held_mean = inflated[-1]
+    budgets = ", ".join(str(b) for b, _, _ in inflated)
+    return [
+        "the effect on the search's own prompts is larger than on held-out ones by more than their intervals explain, "
+        "at "
+        f"budgets {budgets} (budget {size}: {own_mean:.3g} against {held_mean:.3g}): quote the held-out effect, or "
+        "search on "
+        "more prompts"
+    ]
 
 
 def default_solver() -> Solver:
@@ -169,7 +204,7 @@ def _score(
             members,
             *scores[members],
             held_out=held_scores.get(members),
-            certificate=search.certificates.get(size, "not certified"),
+            certificate=certificate(search, members, size),
         )
         for size, members in chosen.items()
     )

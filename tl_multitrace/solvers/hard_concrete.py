@@ -1,0 +1,87 @@
+"""Hard concrete: stochastic gates under an expected-L0 penalty.
+
+Sources: Louizos, Welling and Kingma 2018, arXiv:1712.01312; as a search for subnetworks: Cao, Sanh and Rush 2021,
+arXiv:2104.03514. Every component has a gate with a learned location a. A gate is drawn anew in every step,
+
+    s = sigmoid((log u - log(1 - u) + a) / BETA)        z = clamp(s (ZETA - GAMMA) + GAMMA, 0, 1)        u uniform
+
+so that it is exactly 0 or 1 with some probability and has a gradient in between, and
+
+    loss = mean bounded loss(effect(z)) + weight * sum_i P(z_i > 0)        P(z_i > 0) = sigmoid(a_i - BETA log(-GAMMA / ZETA))
+
+A gate is more than half open with probability ``sigmoid(a)``: that is the component's score, and a run's set holds the
+components with at least one half. One weight gives one size; several, each started from the one before, give a path.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_multitrace.solvers.search import Search, subset
+from tl_multitrace.solvers.soft import Run, bracket, fill, minibatches, pinned, tell
+
+BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1
+"""Temperature and stretch, as published."""
+
+
+@dataclass(frozen=True)
+class HardConcrete:
+    """L0 relaxation with hard-concrete gates, swept over the penalty's weight.
+
+    Every run's set is evaluated exactly, and so are the top-S sets of its gate probabilities at the budgets next to it;
+    the path's notes say which were best where.
+
+    Args:
+        weights: penalty per expected open gate, one run each, lightest first with warm starts. Default: chosen so that
+            the sets bracket the budgets, from (drop of the bounded loss over the whole mask) / (largest budget) on.
+        runs: runs at most where the weights are chosen.
+        steps: gradient steps of a run; each is a forward and a backward over ``batch_size`` pairs.
+        lr: Adam step on the gates' locations.
+        batch_size: pairs per step.
+        start: gate probability at the start.
+    """
+
+    weights: tuple[float, ...] | None = None
+    runs: int = 6
+    steps: int = 60
+    lr: float = 0.2
+    batch_size: int = 32
+    start: float = 0.5
+    name = "hard concrete"
+    objective = "mean bounded loss + expected size"
+
+    def __post_init__(self) -> None:
+        if min(self.runs, self.steps, self.batch_size) < 1 or self.lr <= 0:
+            raise ValueError(f"HardConcrete needs runs, steps and batch_size of at least 1 and lr above 0, got {self}.")
+        if not 0 < self.start < 1:
+            raise ValueError(f"start is a gate probability between 0 and 1, got {self.start}: pass 0.5, say.")
+        if self.weights is not None and (not self.weights or min(self.weights) <= 0):
+            raise ValueError(f"weights must be positive penalties such as (0.001, 0.01), got {self.weights}.")
+
+    def search(self, search: Search) -> None:
+        """Sweep the weights, then evaluate sets."""
+        generator = torch.Generator().manual_seed(search.seed)
+        total = (len(self.weights) if self.weights else self.runs) * self.steps
+        with search.progress(total, self.name) as bar:
+
+            def run(weight: float, earlier: Run | None) -> Run:
+                bar.update(self.steps)
+                return self._run(search, weight, earlier, generator)
+
+            runs = self._sweep(search, run) if self.weights else bracket(search, run, self._first(search), self.runs)
+        tell(search, fill(search, runs), "gate probabilities")
+
+    def _sweep(self, search: Search, run: object) -> list[Run]:
+        raise NotImplementedError
+
+    def _first(self, search: Search) -> float:
+        """The bounded loss's drop over the whole mask, per component of the largest budget."""
+        metric = search.tracer.metric.surrogate
+        ends = [search.tracer.effect(torch.full((search.n,), at)) for at in (0.0, 1.0)]
+        none, full = (float(metric.loss(e, search.sign).double().mean()) for e in ends)
+        return max(abs(none - full), 0.01) / search.largest
