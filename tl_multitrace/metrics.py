@@ -52,7 +52,7 @@ class Metric:
         """The quantity that changes most nearly linearly with a mask, in its own unit."""
         raise NotImplementedError
 
-    def outer(self, inner: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    def outer(self, inner: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """The metric from :meth:`inner`; the identity by default."""
         return inner
 
@@ -127,7 +127,7 @@ class OddsRatio(Metric):
         base_right, base_wrong = base.grouped(self.reduce)
         return (right - wrong) - (base_right - base_wrong)
 
-    def outer(self, inner: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    def outer(self, inner: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """``exp(change of log-odds) - 1``."""
         return torch.expm1(inner)
 
@@ -165,7 +165,7 @@ class AnswerProb(AnswerLogProb):
     name: ClassVar[str] = "answer_prob"
     unit: ClassVar[str] = "probability"
 
-    def outer(self, inner: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    def outer(self, inner: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """``exp(log p)``."""
         return inner.exp()
 
