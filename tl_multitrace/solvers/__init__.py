@@ -1,6 +1,7 @@
 """Choose subsets: ``select`` and the solvers it takes."""
 
 from tl_multitrace.solvers.exact import Exhaustive, Greedy, RandomSubset
+from tl_multitrace.solvers.hard_concrete import HardConcrete
 from tl_multitrace.solvers.names import SOLVERS, solver_by_name
 from tl_multitrace.solvers.path import Choice, SubsetPath
 from tl_multitrace.solvers.pgbct import PGBCT
@@ -16,6 +17,7 @@ __all__ = [
     "Choice",
     "Exhaustive",
     "Greedy",
+    "HardConcrete",
     "IntegratedGradients",
     "RandomSubset",
     "ScreenedSearch",

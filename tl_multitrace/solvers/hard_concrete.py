@@ -7,7 +7,8 @@ arXiv:2104.03514. Every component has a gate with a learned location a. A gate i
 
 so that it is exactly 0 or 1 with some probability and has a gradient in between, and
 
-    loss = mean bounded loss(effect(z)) + weight * sum_i P(z_i > 0)        P(z_i > 0) = sigmoid(a_i - BETA log(-GAMMA / ZETA))
+    loss = mean bounded loss(effect(z)) + weight * sum_i P(z_i > 0)
+    P(z_i > 0) = sigmoid(a_i - BETA log(-GAMMA / ZETA))
 
 A gate is more than half open with probability ``sigmoid(a)``: that is the component's score, and a run's set holds the
 components with at least one half. One weight gives one size; several, each started from the one before, give a path.
@@ -23,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_multitrace.solvers.search import Search, subset
-from tl_multitrace.solvers.soft import Run, bracket, fill, minibatches, pinned, tell
+from tl_multitrace.solvers.soft import Run, bracket, fill, minibatches, pinned, sweep, tell
 
 BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1
 """Temperature and stretch, as published."""
@@ -73,11 +74,9 @@ class HardConcrete:
                 bar.update(self.steps)
                 return self._run(search, weight, earlier, generator)
 
-            runs = self._sweep(search, run) if self.weights else bracket(search, run, self._first(search), self.runs)
+            chosen = self.weights
+            runs = sweep(search, run, chosen) if chosen else bracket(search, run, self._first(search), self.runs)
         tell(search, fill(search, runs), "gate probabilities")
-
-    def _sweep(self, search: Search, run: object) -> list[Run]:
-        raise NotImplementedError
 
     def _first(self, search: Search) -> float:
         """The bounded loss's drop over the whole mask, per component of the largest budget."""
@@ -85,3 +84,49 @@ class HardConcrete:
         ends = [search.tracer.effect(torch.full((search.n,), at)) for at in (0.0, 1.0)]
         none, full = (float(metric.loss(e, search.sign).double().mean()) for e in ends)
         return max(abs(none - full), 0.01) / search.largest
+
+    def _run(self, search: Search, weight: float, earlier: Run | None, generator: torch.Generator) -> Run:
+        location = torch.full((search.n,), math.log(self.start / (1 - self.start)), dtype=torch.float64)
+        location = (location if earlier is None else earlier.end.clone()).requires_grad_()
+        optimiser = torch.optim.Adam([location], lr=self.lr)
+        batches: list[Tensor] = []
+        for _ in range(self.steps):
+            batches = batches or minibatches(search.tracer.n, self.batch_size, generator)
+            location.grad = self._gradient(search, location, batches.pop(), weight, generator)
+            optimiser.step()
+        return _result(search, weight, location.detach())
+
+    def _gradient(
+        self,
+        search: Search,
+        location: Float[Tensor, " groups"],
+        examples: Tensor,
+        weight: float,
+        generator: torch.Generator,
+    ) -> Float[Tensor, " groups"]:
+        """Gradient of the penalised loss under one draw of the gates."""
+        metric = search.tracer.metric.surrogate
+        gates = pinned(search, draw(location, generator))
+        _, slope = search.tracer.loss_gradient(
+            gates.detach(), lambda effect: metric.loss(effect, search.sign).mean(), examples
+        )
+        total = (slope.to(gates) * gates).sum() + weight * open_probability(location).sum()
+        (gradient,) = torch.autograd.grad(total, location)
+        return gradient
+
+
+def draw(location: Float[Tensor, " groups"], generator: torch.Generator) -> Float[Tensor, " groups"]:
+    """Gates drawn at random; differentiable in their locations."""
+    u = torch.rand(location.shape, dtype=location.dtype, generator=generator).clamp(1e-6, 1 - 1e-6)
+    s = torch.sigmoid((torch.logit(u) + location) / BETA)
+    return (s * (ZETA - GAMMA) + GAMMA).clamp(0.0, 1.0)
+
+
+def open_probability(location: Float[Tensor, " groups"]) -> Float[Tensor, " groups"]:
+    """Probability that a gate is not exactly 0, whose sum is the expected size."""
+    return torch.sigmoid(location - BETA * math.log(-GAMMA / ZETA))
+
+
+def _result(search: Search, weight: float, location: Float[Tensor, " groups"]) -> Run:
+    probability = pinned(search, torch.sigmoid(location)).cpu().numpy()
+    return Run(weight, location, probability, subset((probability >= 0.5).nonzero()[0]))

@@ -6,6 +6,7 @@ import difflib
 from typing import Any
 
 from tl_multitrace.solvers.exact import Exhaustive, Greedy, RandomSubset
+from tl_multitrace.solvers.hard_concrete import HardConcrete
 from tl_multitrace.solvers.pgbct import PGBCT
 from tl_multitrace.solvers.ranking import AttributionPatching, IntegratedGradients, TopK
 from tl_multitrace.solvers.screened import ScreenedSearch
@@ -14,6 +15,7 @@ from tl_multitrace.solvers.select import Solver
 SOLVERS: dict[str, type[Any]] = {
     "screened": ScreenedSearch,
     "pgbct": PGBCT,
+    "hard-concrete": HardConcrete,
     "greedy": Greedy,
     "top-k": TopK,
     "attribution": AttributionPatching,

@@ -18,7 +18,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_multitrace.solvers.search import Search
+from tl_multitrace.solvers.search import Search, subset
+from tl_multitrace.solvers.soft import Run, bracket, fill, minibatches, pinned, sweep, tell
 
 PAPER_LR = {"head": 0.1, "attn": 0.1}
 PAPER_EPOCHS = {"head": 15, "attn": 15}
@@ -37,6 +38,10 @@ class PGBCT:
         shuffle: new order of the pairs in each epoch (from the search's seed) instead of the given one.
         sweep: factors on ``l1``; each is a run of its own, started from the one before, and adds the sizes it finds.
             One run gives one size, which cannot be asked for.
+        path: choose the factors instead, so that the sets bracket the budgets (at most ``runs`` runs, see ``soft.py``),
+            and fill the sizes between: the top-S of the mask's average over a run's steps. The mask itself ends at 0
+            or 1 and ranks nothing; its average says how long a component stayed in.
+        runs: runs at most with ``path``.
         start: initial value of every mask entry.
     """
 
@@ -48,11 +53,15 @@ class PGBCT:
     shuffle: bool = False
     sweep: tuple[float, ...] = (1.0,)
     start: float = 0.5
+    path: bool = False
+    runs: int = 8
     name = "PGB-CT"
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or (self.epochs is not None and self.epochs < 1) or not self.sweep:
             raise ValueError(f"PGBCT needs batch_size and epochs of at least 1 and a non-empty sweep, got {self}.")
+        if self.runs < 1:
+            raise ValueError(f"PGBCT(path=True) needs runs of at least 1, got {self.runs}.")
 
     @property
     def objective(self) -> str:
@@ -61,31 +70,45 @@ class PGBCT:
 
     def search(self, search: Search) -> None:
         """One run per sweep factor; each run's set is evaluated exactly."""
-        # float64: the first step at rate 0.5 lands within 1e-7 of a corner, and the size penalty asks on which side
-        z = torch.full((search.n,), self.start, dtype=torch.float64)
         epochs = self.epochs or max(PAPER_EPOCHS.get(kind, 30) for kind in search.tracer.groups.kinds)
-        steps = len(self.sweep) * epochs * -(-search.tracer.n // self.batch_size)
-        with search.progress(steps, "PGB-CT") as bar:
-            for factor in sorted(self.sweep):
-                z = self._optimise(search, z, factor, epochs, bar)
-                chosen = [int(i) for i in (z >= 0.5).nonzero().flatten() if search.allowed[int(i)]]
-                search.score(chosen)
-                if len(chosen) > search.largest:
-                    search.notes.append(
-                        f"PGB-CT with l1 x {factor:g} chose {len(chosen)} components, over the largest budget"
-                    )
-                if not 0 < len(chosen) < search.n:
-                    z = torch.full_like(z, self.start)  # a mask stuck at a corner has no way back
+        runs = self.runs if self.path else len(self.sweep)
+        with search.progress(runs * epochs * -(-search.tracer.n // self.batch_size), "PGB-CT") as bar:
 
-    def _optimise(self, search: Search, z: Tensor, factor: float, epochs: int, bar: Any) -> Tensor:
+            def run(factor: float, earlier: Run | None) -> Run:
+                return self._run(search, factor, earlier, epochs, bar)
+
+            found = bracket(search, run, 1.0, self.runs) if self.path else sweep(search, run, self.sweep)
+        if self.path:
+            tell(search, fill(search, found), "the mask's average over a run's steps")
+            return
+        for one in found:
+            search.score(one.members)
+            if len(one.members) > search.largest:
+                search.notes.append(
+                    f"PGB-CT with l1 x {one.weight:g} chose {len(one.members)} components, over the largest budget"
+                )
+
+    def _run(self, search: Search, factor: float, earlier: Run | None, epochs: int, bar: Any) -> Run:
+        # float64: the first step at rate 0.5 lands within 1e-7 of a corner, and the size penalty asks on which side
+        z = torch.full((search.n,), self.start, dtype=torch.float64) if earlier is None else earlier.end
+        masks: list[Tensor] = []
+        z = self._optimise(search, z, factor, epochs, bar, masks)
+        members = subset(i for i in (z >= 0.5).nonzero().flatten().tolist() if search.allowed[i])
+        return Run(factor, z, torch.stack(masks).mean(0).numpy(), members)
+
+    def _optimise(
+        self, search: Search, z: Tensor, factor: float, epochs: int, bar: Any, masks: list[Tensor] | None = None
+    ) -> Tensor:
         rates = self._rates(search)
         optimiser = _Adam(len(z))
-        generator = torch.Generator().manual_seed(search.seed)
-        z = _pinned(search, z)
+        generator = torch.Generator().manual_seed(search.seed) if self.shuffle else None
+        z = pinned(search, z)
         for epoch in range(epochs):
-            for examples in self._batches(search, generator):
+            for examples in minibatches(search.tracer.n, self.batch_size, generator):
                 gradient = self.step_gradient(search, z, examples, epoch, factor)
-                z = _pinned(search, (z - rates * optimiser.direction(gradient)).clamp(0.0, 1.0))
+                z = pinned(search, (z - rates * optimiser.direction(gradient)).clamp(0.0, 1.0))
+                if masks is not None:
+                    masks.append(z)
                 bar.update()
         return z
 
@@ -93,11 +116,6 @@ class PGBCT:
         kinds = search.tracer.groups.kinds
         rates = [self.lr if self.lr is not None else PAPER_LR.get(kind, 0.5) for kind in kinds]
         return torch.tensor(rates, dtype=torch.float64)
-
-    def _batches(self, search: Search, generator: torch.Generator) -> list[Tensor]:
-        n = search.tracer.n
-        order = torch.randperm(n, generator=generator) if self.shuffle else torch.arange(n)
-        return list(order.split(self.batch_size))
 
     def step_gradient(
         self, search: Search, z: Float[Tensor, " groups"], examples: Tensor, epoch: int, factor: float = 1.0
@@ -108,13 +126,6 @@ class PGBCT:
         weight = epoch + 1
         penalty = self.l1 * factor * weight * torch.sign(z) + self.l2 * weight * (1 - 2 * z)
         return data.to(z) + penalty
-
-
-def _pinned(search: Search, z: Float[Tensor, " groups"]) -> Float[Tensor, " groups"]:
-    """The mask with forced groups on and forbidden ones off, so that the others are chosen beside these."""
-    z = torch.where(torch.as_tensor(search.allowed), z, 0.0)
-    z[list(search.forced)] = 1.0
-    return z
 
 
 class _Adam:

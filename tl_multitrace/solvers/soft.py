@@ -7,8 +7,9 @@ most budgets are still without a set of their own size. Every run starts where t
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,6 +47,14 @@ Runner = Callable[[float, Run | None], Run]
 """A run at a weight, started from an earlier one or afresh."""
 
 
+def sweep(search: Search, run: Runner, weights: Iterable[float]) -> list[Run]:
+    """One run per weight, lightest first, each started where the one before ended."""
+    runs: list[Run] = []
+    for weight in sorted(weights):
+        runs.append(run(weight, _warm(runs, weight, search.n)))
+    return runs
+
+
 def bracket(search: Search, run: Runner, first: float, most: int) -> list[Run]:
     """Up to ``most`` runs whose sets bracket the budgets, ordered by weight (larger sets first)."""
     runs: list[Run] = []
@@ -68,7 +77,7 @@ def _next_weight(search: Search, runs: list[Run], first: float) -> float | None:
         return lowest.weight / WIDEN
     if len(highest.members) > search.budgets[0] and highest.weight < first * WIDEN**OUTWARDS:
         return highest.weight * WIDEN
-    gaps = {math.sqrt(a.weight * b.weight): _gap(search, a, b) for a, b in zip(runs, runs[1:], strict=False)}
+    gaps = {math.sqrt(a.weight * b.weight): _gap(search, a, b) for a, b in itertools.pairwise(runs)}
     middle = max(gaps, key=lambda w: gaps[w], default=None)
     return middle if middle is not None and gaps[middle] > 0 else None
 
@@ -87,7 +96,6 @@ def fill(search: Search, runs: list[Run]) -> dict[Subset, str]:
         How each set was made, in words.
     """
     origin = {r.members: f"the set at weight {r.weight:.2g}" for r in runs}
-    search.scores(list(origin))
     for budget in search.budgets:
         larger = min((r for r in runs if len(r.members) >= budget), key=lambda r: len(r.members), default=None)
         smaller = max((r for r in runs if len(r.members) <= budget), key=lambda r: len(r.members), default=None)
@@ -95,7 +103,7 @@ def fill(search: Search, runs: list[Run]) -> dict[Subset, str]:
             if r is not None:
                 chosen = search.top(r.value, budget, search.forced)
                 origin.setdefault(chosen, f"the highest at weight {r.weight:.2g}")
-                search.score(chosen)
+    search.scores(list(origin))
     return origin
 
 
