@@ -108,7 +108,7 @@ class PGBCT:
                 gradient = self.step_gradient(search, z, examples, epoch, factor)
                 z = pinned(search, (z - rates * optimiser.direction(gradient)).clamp(0.0, 1.0))
                 if masks is not None:
-                    masks.append(z)
+                    masks.append(z.detach())
                 bar.update()
         return z
 
