@@ -37,8 +37,10 @@ from tl_multitrace.solvers import (
     IntegratedGradients,
     RandomSubset,
     ScreenedSearch,
+    SolverComparison,
     SubsetPath,
     TopK,
+    compare_solvers,
     select,
 )
 from tl_multitrace.spec import groups_from_text
@@ -77,6 +79,7 @@ __all__ = [
     "ScreenedSearch",
     "ResampleAblation",
     "Score",
+    "SolverComparison",
     "SubsetPath",
     "TopK",
     "Task",
@@ -88,6 +91,7 @@ __all__ = [
     "average_causal_trace",
     "causal_tokens",
     "causal_trace",
+    "compare_solvers",
     "groups_from_text",
     "heads",
     "load_model",

@@ -1,0 +1,318 @@
+"""``compare_solvers``: one problem, several solvers, and one table that shows what each found and what it cost.
+
+The metric that is reported and the loss that gradient solvers minimise stand side by side, because they can rank two
+sets differently (a mean of ratios is carried by a few prompts that a bounded loss hardly sees).
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, Field
+from scipy.integrate import trapezoid
+
+from tl_multitrace.files import File, GroupsRecord, read_json, stored_score, write_json
+from tl_multitrace.groups import Component
+from tl_multitrace.prompts import PromptPairs
+from tl_multitrace.solvers.names import solver_by_name
+from tl_multitrace.solvers.path import Choice, ChoiceRecord, SubsetPath
+from tl_multitrace.solvers.search import Direction
+from tl_multitrace.solvers.select import Solver, select
+from tl_multitrace.tracer import Tracer
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Named = Solver | str
+COSTS = ("forwards", "backwards", "equivalents", "seconds")
+
+
+class RunRecord(BaseModel):
+    """One search in a file; its groups stand once for all."""
+
+    choices: list[ChoiceRecord]
+    full_effect: float
+    notes: list[str] = Field(default_factory=list)
+    provenance: dict[str, Any] = Field(default_factory=dict)
+
+    @classmethod
+    def of(cls, path: SubsetPath) -> RunRecord:
+        """From a path."""
+        return cls(**path._file().model_dump(include=set(cls.model_fields)))
+
+    def path(self, groups: Any) -> SubsetPath:
+        """The path over these groups."""
+        choices = tuple(
+            Choice(
+                size=c.size,
+                members=tuple(c.members),
+                score=c.score.score(),
+                loss=c.loss,
+                held_out=stored_score(c.held_out),
+                chance=stored_score(c.chance),
+                certificate=c.certificate,
+            )
+            for c in self.choices
+        )
+        return SubsetPath(groups, choices, self.full_effect, tuple(self.notes), self.provenance)
+
+
+class ComparisonFile(File):
+    """A :class:`SolverComparison` on disk."""
+
+    FORMAT: ClassVar[str] = "tl_multitrace.comparison"
+    format: Literal["tl_multitrace.comparison"]
+    groups: GroupsRecord
+    runs: dict[str, list[RunRecord]]
+    objectives: dict[str, str] = Field(default_factory=dict)
+    losses: str = ""
+
+
+@dataclass(frozen=True)
+class SolverComparison:
+    """What several solvers found on one problem.
+
+    Attributes:
+        runs: per solver, one path for each seed.
+        objectives: what each solver optimises, in words.
+        losses: formula of the bounded loss in the column ``loss``.
+    """
+
+    runs: Mapping[str, tuple[SubsetPath, ...]]
+    objectives: Mapping[str, str] = field(default_factory=dict)
+    losses: str = ""
+
+    # ------------------------------------------------------------------ reading
+
+    @property
+    def paths(self) -> dict[str, SubsetPath]:
+        """Each solver's path under the first seed."""
+        return {name: paths[0] for name, paths in self.runs.items()}
+
+    def __getitem__(self, name: str) -> SubsetPath:
+        """One solver's path under the first seed; raises KeyError where there is no such solver."""
+        if name not in self.runs:
+            raise KeyError(f"no solver {name!r} in this comparison: it has {', '.join(map(repr, self.runs))}.")
+        return self.runs[name][0]
+
+    def __len__(self) -> int:
+        return len(self.runs)
+
+    @property
+    def sign(self) -> int:
+        """1 where effects were maximised, -1 where they were minimised."""
+        first = next(iter(self.paths.values()))
+        return -1 if first.provenance.get("direction") == "minimize" else 1
+
+    @cached_property
+    def _table(self) -> pd.DataFrame:
+        import pandas as pd
+
+        rows = [
+            {"solver": name, "seed": path.provenance.get("seed", 0), **row, **{k: path.cost.get(k) for k in COSTS}}
+            for name, paths in self.runs.items()
+            for path in paths
+            for row in path.to_dataframe().to_dict("records")
+        ]
+        table = pd.DataFrame(rows)
+        table.insert(list(table).index("loss") + 1, "ratio", self._ratio(table))
+        return table
+
+    def _ratio(self, table: pd.DataFrame) -> pd.Series[float]:
+        """Effect over the best effect that any solver has within the same budget; NaN where that is not a movement."""
+        best = (self.sign * table["effect"]).groupby(table["budget"]).transform("max")
+        return (self.sign * table["effect"] / best).where(best > 0)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per solver, seed and budget.
+
+        ``effect`` with its interval, ``log_effect`` and ``held_out`` as in a path's table; ``loss``: the bounded loss
+        that gradient solvers minimise (lower is better); ``ratio``: effect over the best of all at that budget;
+        ``forwards``, ``backwards``, ``equivalents`` (forward equivalents), ``seconds``: of the solver's whole search.
+        """
+        return self._table.copy()
+
+    def summary(self) -> pd.DataFrame:
+        """One row per solver: areas over the budgets, ratios to the best, cost; means over seeds.
+
+        ``area`` is the mean effect over the range of budgets (trapezoid), ``log_area`` the same over the logarithm of
+        the budget, which the largest budgets do not rule; ``held_out_area`` and ``loss_area`` go with ``area``.
+        ``spread`` is the standard deviation of ``area`` over seeds.
+        """
+        import pandas as pd
+
+        rows = [self._summarised(name, rows) for name, rows in self._table.groupby("solver", sort=False)]
+        table = pd.DataFrame(rows)
+        table["cost_ratio"] = table["equivalents"] / table["equivalents"].min()
+        return table.set_index("solver")
+
+    def _summarised(self, name: Any, rows: pd.DataFrame) -> dict[str, Any]:
+        areas = [area(seed) for _, seed in rows.groupby("seed")]
+        record: dict[str, Any] = {"solver": name, **{key: np.mean([a[key] for a in areas]) for key in areas[0]}}
+        if len(areas) > 1:
+            record["spread"] = float(np.std([a["area"] for a in areas], ddof=1))
+        record["ratio_mean"], record["ratio_min"] = rows["ratio"].mean(), rows["ratio"].min()
+        costs = rows.drop_duplicates("seed")
+        return record | {key: costs[key].mean() for key in COSTS} | {"optimises": self.objectives.get(name, "")}
+
+    def disagreements(self) -> list[int]:
+        """Budgets at which the set with the best effect is not the one with the best loss."""
+        found = []
+        for budget, rows in self._table.dropna(subset=["loss"]).groupby("budget"):
+            effects, losses = self.sign * rows["effect"].to_numpy(), rows["loss"].to_numpy()
+            chosen = losses[effects.argmax()]
+            if losses.min() < chosen - 1e-9 * abs(chosen):
+                found.append(int(str(budget)))
+        return found
+
+    # ------------------------------------------------------------------ showing
+
+    def __repr__(self) -> str:
+        table = self.summary().drop(columns=["forwards", "backwards", "cost_ratio"]).dropna(axis=1, how="all")
+        return "\n".join([self._headline(), table.to_string(float_format="{:.4g}".format), *self._remarks()])
+
+    def _repr_html_(self) -> str:
+        table = self.summary().dropna(axis=1, how="all").to_html(float_format="{:.4g}".format)
+        remarks = "".join(f"<p>{html.escape(remark)}</p>" for remark in self._remarks())
+        return f"<p>{html.escape(self._headline())}</p>{table}{remarks}"
+
+    def _headline(self) -> str:
+        first = next(iter(self.paths.values()))
+        facts = first.provenance
+        return (
+            f"SolverComparison: {len(self)} solvers, {len(first)} budgets of {first.sizes[0]} to {first.sizes[-1]} of "
+            f"{len(first.groups)} components, {facts.get('direction', 'maximize')} {facts.get('metric', 'effect')}"
+        )
+
+    def _remarks(self) -> list[str]:
+        remarks = [f"loss: {self.losses}, what gradient solvers minimise on the same prompts; lower is better"]
+        if budgets := self.disagreements():
+            listed = ", ".join(map(str, budgets))
+            remarks.append(f"at budgets {listed} the best effect and the best loss belong to different sets")
+        return remarks
+
+    def plot(self, **options: Any) -> Any:
+        """Effect against budget, the solvers over each other with their cost; see ``SubsetPath.plot``."""
+        first, *others = self.paths.values()
+        return first.plot(*others, **options)
+
+    # ------------------------------------------------------------------ files
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write versioned JSON; raises FileExistsError unless ``overwrite``."""
+        file = ComparisonFile(
+            format="tl_multitrace.comparison",
+            version=ComparisonFile.VERSION,
+            groups=GroupsRecord.of(next(iter(self.paths.values())).groups),
+            runs={name: [RunRecord.of(p) for p in paths] for name, paths in self.runs.items()},
+            objectives=dict(self.objectives),
+            losses=self.losses,
+        )
+        return write_json(Path(path), file.model_dump(), overwrite=overwrite)
+
+    @classmethod
+    def load(cls, path: str | Path) -> SolverComparison:
+        """Read a comparison; raises as :meth:`Circuit.load` does."""
+        file = read_json(Path(path), ComparisonFile)
+        groups = file.groups.groups()
+        if not file.runs or not all(file.runs.values()):
+            raise ValueError(f"{path}: a comparison without solvers, or a solver without a search.")
+        records = [record for records in file.runs.values() for record in records]
+        if any(not 0 <= i < len(groups) for record in records for c in record.choices for i in c.members):
+            raise ValueError(f"{path}: a chosen index is outside the {len(groups)} hook groups.")
+        runs = {name: tuple(record.path(groups) for record in found) for name, found in file.runs.items()}
+        return cls(runs, file.objectives, file.losses)
+
+
+def area(rows: pd.DataFrame) -> dict[str, float]:
+    """Mean effect, held-out effect and loss over the range of budgets, on linear and logarithmic axes."""
+    budgets = rows["budget"].to_numpy(dtype=float)
+    columns = {"area": "effect", "log_area": "effect", "held_out_area": "held_out", "loss_area": "loss"}
+    return {
+        name: _mean_over(np.log(budgets) if name.startswith("log") else budgets, rows[column].to_numpy(dtype=float))
+        for name, column in columns.items()
+    }
+
+
+def _mean_over(x: Any, y: Any) -> float:
+    return float(trapezoid(y, x) / np.ptp(x)) if len(x) > 1 else float(y[0])
+
+
+def compare_solvers(
+    tracer: Tracer,
+    budgets: int | Iterable[int] | Mapping[str, int],
+    solvers: Mapping[str, Named] | Iterable[Named],
+    *,
+    direction: Direction = "maximize",
+    seed: int | Sequence[int] = 0,
+    held_out: PromptPairs | None = None,
+    forced: Iterable[int | str | Component] = (),
+    forbidden: Iterable[int | str | Component] = (),
+    progress: bool | None = None,
+) -> SolverComparison:
+    """Run several solvers on one problem and put what they found and what it cost into one table.
+
+    Args:
+        tracer: model, prompts, groups and metric, shared by all.
+        budgets: as :func:`select` takes them.
+        solvers: solvers or their names (``"greedy"``); or a mapping from the name that the table shall show.
+        direction: ``"maximize"`` or ``"minimize"``.
+        seed: one, or several to see the spread.
+        held_out: prompts to score every choice on afterwards.
+        forced: groups in every subset.
+        forbidden: groups in none.
+        progress: show progress bars.
+
+    Returns:
+        A :class:`SolverComparison`: ``paths``, ``to_dataframe()``, ``summary()``, ``plot()``, ``save()``.
+
+    Raises:
+        ValueError: no solvers, two of one name, no seed, an unknown name, or what :func:`select` refuses.
+    """
+    named = named_solvers(solvers)
+    seeds = [seed] if isinstance(seed, int | np.integer) else list(seed)
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seed must be one number or several different ones, got {seed!r}.")
+    sizes = budgets if isinstance(budgets, Mapping | int) else tuple(budgets)
+    options: dict[str, Any] = {"direction": direction, "held_out": held_out, "progress": progress}
+    options |= {"forced": tuple(forced), "forbidden": tuple(forbidden)}
+    with tracer.session():
+        tracer.effect(torch.ones(len(tracer.groups)))  # whoever comes first shall not pay for first calls
+        runs = {
+            name: tuple(_named(select(tracer, sizes, solver, seed=s, **options), name) for s in seeds)
+            for name, solver in named.items()
+        }
+    objectives = {name: str(getattr(solver, "objective", "")) for name, solver in named.items()}
+    turned = " of the effect turned round" if direction == "minimize" else ""
+    return SolverComparison(runs, objectives, tracer.metric.surrogate.loss_name + turned)
+
+
+def named_solvers(solvers: Mapping[str, Named] | Iterable[Named]) -> dict[str, Solver]:
+    """Solvers by the name that tables show.
+
+    Raises:
+        ValueError: none, or two of one name.
+    """
+    given = list(solvers.items()) if isinstance(solvers, Mapping) else [("", solver) for solver in solvers]
+    made = [(name, solver_by_name(s) if isinstance(s, str) else s) for name, s in given]
+    names = [name or solver.name for name, solver in made]
+    if not names:
+        raise ValueError("no solvers to compare: pass some, such as [ScreenedSearch(), Greedy()].")
+    double = [name for name in names if names.count(name) > 1]
+    if double:
+        raise ValueError(f"two solvers are called {double[0]!r}: pass a mapping, {{'a name': solver, ...}}.")
+    return {name: solver for name, (_, solver) in zip(names, made, strict=True)}
+
+
+def _named(path: SubsetPath, name: str) -> SubsetPath:
+    """The path with its solver called ``name``, as its legend shall say."""
+    solver = dict(path.provenance.get("solver", {}))
+    facts = solver if solver.get("name") == name else {**solver, "name": name, "kind": solver.get("name")}
+    return replace(path, provenance={**path.provenance, "solver": facts})
