@@ -117,7 +117,7 @@ def test_repr_carries_its_own_quality_check() -> None:
         "random sets of this size",
         f"{circuit.provenance['cost']['equivalents']:.0f} forward equivalents",
         "odds_ratio, maximize, interchange",
-        "not certified",
+        f"choice    {circuit.certificate}",
     ):
         assert line in text, line
     assert all(label in text for label in circuit.labels)
