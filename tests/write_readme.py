@@ -1,4 +1,4 @@
-"""Write the README's outputs, solver table and picture anew after a numerical change: ``python tests/write_readme.py``."""
+"""Writes the README's outputs, solver table and picture anew: ``python tests/write_readme.py``."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ def measure_solvers(text: str, namespace: dict[str, Any]) -> str:
             continue
         found = mt.select(namespace["tracer"], path.sizes, solver())
         cells = f"{found.effects[-1]:.3g} | {found.cost['equivalents']:.0f} |"
-        text = re.sub(rf"(\(`{name}`\).*\|) [\d.e-]* \| [\d.]* \|$", rf"\g<1> {cells}", text, flags=re.MULTILINE)
+        row = re.compile(rf"(\(`{name}`\).*\|) (?:[\d.e-]+ )?\| (?:[\d.]+ )?\|$", re.MULTILINE)
+        text = row.sub(rf"\g<1> {cells}", text)
     return text
 
 
