@@ -181,5 +181,5 @@ def test_settings_of_the_paper() -> None:
         assert rates.tolist() == pytest.approx(wanted)
         assert rate is None or set(wanted) == {rate}
     assert (mt.PGBCT().l1, mt.PGBCT().l2, mt.PGBCT().batch_size) == (0.05, 0.05, 32)
-    with pytest.raises(ValueError, match=r"PGBCT needs batch_size, .*of at least 1"):
+    with pytest.raises(ValueError, match=r"PGBCT needs batch_size.*of at least 1"):
         mt.PGBCT(epochs=0)
