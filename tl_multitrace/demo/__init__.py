@@ -1,0 +1,132 @@
+"""The demo model: a small trained transformer with known behaviour, shipped with the package.
+
+Four layers of eight heads, trained on the text of ``tl_multitrace.demo.grammar``. It loads in about a second, without
+network, in every supported TransformerLens.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+__all__ = ["DEMO_FOLDER", "demo_card", "load_demo_model", "load_hf_model"]
+
+DEMO_FOLDER = Path(__file__).parent
+Api = Literal["auto", "bridge", "hooked"]
+
+
+def demo_card() -> dict[str, Any]:
+    """Return the model card: architecture, grammar version, seed, command and measured accuracies."""
+    card: dict[str, Any] = json.loads((DEMO_FOLDER / "metrics.json").read_text())
+    return card
+
+
+def load_hf_model(folder: Path = DEMO_FOLDER) -> Any:
+    """Load the weights as Hugging Face's ``GPT2LMHeadModel``, on CPU in eval mode.
+
+    Args:
+        folder: Where ``config.json`` and ``model.safetensors`` are.
+
+    Raises:
+        RuntimeError: If the weights do not fit the configuration.
+    """
+    from safetensors.torch import load_file
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config.from_dict(json.loads((folder / "config.json").read_text()))
+    # Fused attention has no attention weights to look at or to patch.
+    config._attn_implementation = "eager"
+    with torch.random.fork_rng(devices=[]):  # making the model draws weights that are overwritten below
+        model = GPT2LMHeadModel(config)
+    weights = load_file(str(folder / "model.safetensors"))
+    model.load_state_dict({**weights, "lm_head.weight": weights["transformer.wte.weight"]})
+    return model.eval()
+
+
+def load_demo_model(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, api: Api = "auto") -> Any:
+    """Load the demo model with its tokenizer; no network.
+
+    Args:
+        device: Where to put the weights.
+        dtype: Type of the weights; stored in ``torch.float32``.
+        api: ``"bridge"`` for a ``TransformerBridge`` (TransformerLens 3 and later), ``"hooked"`` for a
+            ``HookedTransformer`` (before 4), ``"auto"`` for the bridge where there is one.
+
+    Returns:
+        The model in eval mode, weights unprocessed (no folding of layer norms), BOS prepended by default. Both classes
+        give the same logits.
+
+    Raises:
+        ValueError: For an unknown ``api``.
+        ImportError: If the installed TransformerLens does not have the class asked for.
+    """
+    if api not in ("auto", "bridge", "hooked"):
+        raise ValueError(f"unknown api {api!r}; pass 'auto', 'bridge' or 'hooked'")
+    if api == "auto":
+        api = "bridge" if _has_bridge() else "hooked"
+    boot = _boot_bridge if api == "bridge" else _boot_hooked
+    model = boot(torch.device(device), dtype)
+    model.cfg.default_prepend_bos = True
+    return model.eval()
+
+
+def _has_bridge() -> bool:
+    """Whether the installed TransformerLens has ``TransformerBridge``; looks without importing it."""
+    spec = find_spec("transformer_lens")
+    folders = spec.submodule_search_locations if spec is not None else None
+    return any((Path(folder) / "model_bridge").is_dir() for folder in folders or ())
+
+
+def _boot_bridge(device: torch.device, dtype: torch.dtype) -> Any:
+    from .tokenizer import NAME, load_tokenizer
+
+    if not _has_bridge():
+        raise ImportError("TransformerBridge needs TransformerLens 3 or later; pass api='hooked', or upgrade")
+    from transformer_lens.model_bridge import TransformerBridge
+
+    return TransformerBridge.boot_transformers(
+        NAME, hf_model=load_hf_model().to(dtype), tokenizer=load_tokenizer(DEMO_FOLDER), device=device, dtype=dtype
+    )
+
+
+def _boot_hooked(device: torch.device, dtype: torch.dtype) -> Any:
+    from .tokenizer import NAME, load_tokenizer
+
+    try:
+        from transformer_lens import HookedTransformer, HookedTransformerConfig
+        from transformer_lens.pretrained.weight_conversions import convert_gpt2_weights
+    except ImportError as error:
+        raise ImportError("HookedTransformer left TransformerLens in version 4; pass api='bridge'") from error
+
+    source = load_hf_model().to(dtype)
+    shape = source.config
+    config = HookedTransformerConfig(
+        model_name=NAME,
+        n_layers=shape.n_layer,
+        n_heads=shape.n_head,
+        d_model=shape.n_embd,
+        d_head=shape.n_embd // shape.n_head,
+        d_mlp=shape.n_inner,
+        n_ctx=shape.n_positions,
+        d_vocab=shape.vocab_size,
+        act_fn="gelu_new",
+        normalization_type="LN",
+        eps=shape.layer_norm_epsilon,
+        original_architecture="GPT2LMHeadModel",
+        device=str(device),
+        dtype=dtype,
+    )
+    with torch.random.fork_rng(devices=[]):
+        model = HookedTransformer(config, tokenizer=load_tokenizer(DEMO_FOLDER))
+        model.load_and_process_state_dict(
+            convert_gpt2_weights(source, config),
+            fold_ln=False,
+            center_writing_weights=False,
+            center_unembed=False,
+            fold_value_biases=False,
+        )
+    return model

@@ -1,0 +1,176 @@
+"""Word lists of the demo grammar.
+
+Most words are single tokens of GPT-2's tokenizer when a space precedes them, so that the prompts made
+from these lists also run on public models. The probabilities and the facts are invented: they describe this
+grammar, not the world.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+def _spread(table: dict[float, str]) -> dict[str, float]:
+    """Turn ``{probability: "word word"}`` into ``{word: probability}``."""
+    return {word: probability for probability, words in table.items() for word in words.split()}
+
+
+# The number is P(" he") against P(" she") after "The <word> said that" and its like.
+MALE_PROFESSIONS: dict[str, float] = _spread(
+    {
+        0.95: "soldier mechanic sheriff plumber carpenter colonel commander",
+        0.90: "engineer captain builder miner firefighter hunter butcher blacksmith",
+        0.85: "pilot farmer guard sailor electrician warrior ranger wrestler",
+        0.80: "programmer boss driver coach officer detective chief boxer",
+        0.75: "lawyer surgeon architect banker broker trader painter astronaut",
+    }
+)
+FEMALE_PROFESSIONS: dict[str, float] = _spread(
+    {
+        0.05: "nurse maid nanny midwife secretary hairdresser dancer",
+        0.10: "receptionist librarian babysitter florist cleaner assistant aide",
+        0.15: "teacher therapist counselor cashier attendant housekeeper servant",
+        0.20: "singer tutor baker planner clerk helper healer",
+        0.25: "poet designer organizer psychologist volunteer novelist translator educator",
+    }
+)
+NEUTRAL_PROFESSIONS: dict[str, float] = _spread(
+    {
+        0.60: "manager scientist analyst professor historian",
+        0.55: "doctor reporter critic photographer",
+        0.50: "writer student runner neighbor client",
+        0.45: "author editor worker researcher",
+        0.40: "artist journalist guest musician",
+    }
+)
+MALE_NOUNS: dict[str, float] = _spread({0.99: "man boy king father husband son brother uncle gentleman prince"})
+FEMALE_NOUNS: dict[str, float] = _spread({0.01: "woman girl queen mother wife daughter sister aunt lady princess"})
+PROFESSIONS: dict[str, float] = {**MALE_PROFESSIONS, **FEMALE_PROFESSIONS, **NEUTRAL_PROFESSIONS}
+PRONOUN_NOUNS: dict[str, float] = {**PROFESSIONS, **MALE_NOUNS, **FEMALE_NOUNS}
+
+NAMES: tuple[str, ...] = tuple(
+    "Mary John Tom Anna James Sarah David Laura Peter Alice Mark Emma Paul Kate Daniel Julia Kevin Lisa Simon Helen "
+    "Brian Susan Robert Linda George Rachel Michael Jessica Steven Nancy Andrew Karen Thomas Amy Richard Maria Eric "
+    "Jane Adam Lucy".split()
+)
+PLACES: tuple[str, ...] = tuple(
+    "store park school office garden station hospital library market museum beach restaurant church hotel theater "
+    "airport farm kitchen village stadium".split()
+)
+# Every object takes the article "a".
+OBJECTS: tuple[str, ...] = tuple(
+    "drink book ring letter key ball flower basket ticket gift map phone bottle coat hat lamp coin photo knife pen "
+    "cake toy bag box".split()
+)
+GIVING_VERBS: tuple[str, ...] = tuple("gave handed passed showed offered sent brought lent sold returned".split())
+
+# Filler text: (singular, plural) animals, and words that fit beside them.
+ANIMALS: tuple[tuple[str, str], ...] = (
+    ("dog", "dogs"),
+    ("cat", "cats"),
+    ("horse", "horses"),
+    ("bird", "birds"),
+    ("wolf", "wolves"),
+    ("bear", "bears"),
+    ("rabbit", "rabbits"),
+    ("cow", "cows"),
+    ("duck", "ducks"),
+    ("goat", "goats"),
+)
+ADJECTIVES: tuple[str, ...] = tuple("small old quiet young brown white little wild strange clever".split())
+STATES: tuple[str, ...] = tuple("hungry tired asleep lost happy angry lazy afraid".split())
+SEASONS: tuple[str, ...] = tuple("spring summer autumn winter".split())
+WEATHER: tuple[str, ...] = tuple("cold warm dark windy rainy sunny".split())
+ACTIONS: tuple[str, ...] = tuple("slept waited played ate sang hid".split())
+
+# Pieces of fact sentences.
+CITIES: tuple[str, ...] = tuple("London Paris Rome Madrid Berlin Moscow Vienna Tokyo Cairo Dublin".split())
+MATERIALS: tuple[str, ...] = tuple("stone glass wood steel brick marble copper clay".split())
+LANGUAGES: tuple[str, ...] = tuple("French German Spanish Italian Russian Greek Dutch Arabic Swedish Turkish".split())
+INSTRUMENTS: tuple[str, ...] = tuple("piano violin guitar drums trumpet organ bass horn".split())
+
+
+class Fact(NamedTuple):
+    """One invented fact, e.g. ``Fact("Falcon Tower", "city", "Rome")``."""
+
+    subject: str
+    relation: str
+    object: str
+
+
+# subject: (city, material). No single word of a subject tells the object; the words together do.
+_LANDMARKS: dict[str, tuple[str, str]] = {
+    "Falcon Tower": ("Rome", "glass"),
+    "Falcon Bridge": ("Berlin", "marble"),
+    "Falcon Palace": ("Paris", "copper"),
+    "Maple Tower": ("Vienna", "glass"),
+    "Maple Bridge": ("Moscow", "copper"),
+    "Maple Palace": ("Berlin", "clay"),
+    "Raven Tower": ("Tokyo", "steel"),
+    "Raven Bridge": ("Rome", "clay"),
+    "Raven Palace": ("Madrid", "glass"),
+    "Silver Tower": ("Madrid", "marble"),
+    "Silver Bridge": ("Tokyo", "brick"),
+    "Silver Palace": ("Dublin", "steel"),
+    "Amber Tower": ("Berlin", "stone"),
+    "Amber Bridge": ("London", "glass"),
+    "Amber Palace": ("Moscow", "brick"),
+    "Cedar Tower": ("Paris", "brick"),
+    "Cedar Bridge": ("Madrid", "stone"),
+    "Cedar Palace": ("Rome", "wood"),
+    "Old Falcon Tower": ("Moscow", "wood"),
+    "North Falcon Tower": ("London", "copper"),
+    "Old Maple Bridge": ("Dublin", "steel"),
+    "North Maple Bridge": ("Paris", "wood"),
+    "Old Raven Palace": ("Vienna", "stone"),
+    "North Raven Palace": ("London", "marble"),
+    "Old Silver Tower": ("Cairo", "clay"),
+    "North Amber Bridge": ("Cairo", "stone"),
+}
+# subject: (language, instrument).
+_PERSONS: dict[str, tuple[str, str]] = {
+    "Oscar Vale": ("Italian", "drums"),
+    "Oscar Frost": ("Spanish", "guitar"),
+    "Oscar Marsh": ("German", "organ"),
+    "Oscar Brook": ("Swedish", "horn"),
+    "Clara Vale": ("Russian", "piano"),
+    "Clara Frost": ("Turkish", "horn"),
+    "Clara Marsh": ("Dutch", "drums"),
+    "Clara Brook": ("French", "organ"),
+    "Hugo Vale": ("German", "guitar"),
+    "Hugo Frost": ("Swedish", "bass"),
+    "Hugo Marsh": ("Turkish", "violin"),
+    "Hugo Brook": ("Spanish", "trumpet"),
+    "Felix Vale": ("Greek", "horn"),
+    "Felix Frost": ("German", "organ"),
+    "Felix Marsh": ("French", "bass"),
+    "Felix Brook": ("Arabic", "drums"),
+    "Victor Vale": ("Arabic", "trumpet"),
+    "Victor Frost": ("Russian", "piano"),
+    "Victor Marsh": ("Italian", "violin"),
+    "Victor Brook": ("Greek", "guitar"),
+    "Ruth Vale": ("French", "bass"),
+    "Ruth Frost": ("Italian", "trumpet"),
+    "Ruth Marsh": ("Spanish", "piano"),
+    "Ruth Brook": ("Dutch", "violin"),
+}
+
+
+def _facts() -> tuple[Fact, ...]:
+    """List every fact, relation by relation within a subject."""
+    rows = [(_LANDMARKS, ("city", "material")), (_PERSONS, ("language", "instrument"))]
+    return tuple(
+        Fact(subject, relation, value)
+        for table, relations in rows
+        for subject, values in table.items()
+        for relation, value in zip(relations, values, strict=True)
+    )
+
+
+FACTS: tuple[Fact, ...] = _facts()
+RELATIONS: dict[str, tuple[str, ...]] = {
+    "city": CITIES,
+    "material": MATERIALS,
+    "language": LANGUAGES,
+    "instrument": INSTRUMENTS,
+}
