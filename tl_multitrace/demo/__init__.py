@@ -9,14 +9,13 @@ from __future__ import annotations
 import json
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 __all__ = ["DEMO_FOLDER", "demo_card", "load_demo_model", "load_hf_model"]
 
 DEMO_FOLDER = Path(__file__).parent
-Api = Literal["auto", "bridge", "hooked"]
 
 
 def demo_card() -> dict[str, Any]:
@@ -47,7 +46,7 @@ def load_hf_model(folder: Path = DEMO_FOLDER) -> Any:
     return model.eval()
 
 
-def load_demo_model(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, api: Api = "auto") -> Any:
+def load_demo_model(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, api: str = "auto") -> Any:
     """Load the demo model with its tokenizer; no network.
 
     Args:
@@ -69,7 +68,8 @@ def load_demo_model(device: str | torch.device = "cpu", dtype: torch.dtype = tor
     if api == "auto":
         api = "bridge" if _has_bridge() else "hooked"
     boot = _boot_bridge if api == "bridge" else _boot_hooked
-    model = boot(torch.device(device), dtype)
+    with torch.random.fork_rng(devices=[]):  # TransformerLens draws weights that are overwritten
+        model = boot(torch.device(device), dtype)
     model.cfg.default_prepend_bos = True
     return model.eval()
 

@@ -30,7 +30,7 @@ def subject_reach(tokenizer: Any, text: str, subject: str) -> list[int]:
     return reach
 
 
-def _sentence_rows(tokenizer: Any, text: Iterator[Sentence]) -> Iterator[tuple[list[int], list[int]]]:
+def sentence_rows(tokenizer: Any, text: Iterator[Sentence]) -> Iterator[tuple[list[int], list[int]]]:
     """Tokenise sentences and give each token its reach."""
     facts = 0
     for one in text:
@@ -51,7 +51,7 @@ def rows(tokenizer: Any, text: Iterator[Sentence], length: int) -> Iterator[tupl
         Token ids, and for each token how many later positions may look at it.
     """
     tokens, reach = [tokenizer.bos_token_id], [ALWAYS]
-    for more_tokens, more_reach in _sentence_rows(tokenizer, text):
+    for more_tokens, more_reach in sentence_rows(tokenizer, text):
         tokens, reach = tokens + more_tokens, reach + more_reach
         if len(tokens) >= length:
             yield tokens[:length], reach[:length]
