@@ -39,7 +39,10 @@ logger = logging.getLogger(__name__)
 DEFAULT_LIMIT = {"cpu": 2 << 30, "cuda": 8 << 30}
 """Bytes of stored activations by device type."""
 
-TILE_TOKENS = {"cpu": 1024, "cuda": 16384}
+ACTIVATIONS = {"cpu": 256 << 20, "cuda": 4 << 30}
+"""Bytes of activations that one forward may keep for its backward, by device type; half the limit where that is less."""
+
+TILE_TOKENS = {"cpu": 512, "cuda": 16384}
 """Tokens per forward up to which several masks share a batch."""
 
 
@@ -93,7 +96,7 @@ class Tracer:
         check_inputs(self.view, pairs, groups, self.metric)
         kind = self.view.device.type
         self.memory_limit = memory_limit if memory_limit is not None else DEFAULT_LIMIT.get(kind, 2 << 30)
-        self._tile = TILE_TOKENS.get(kind, 1024)
+        self._tile = TILE_TOKENS.get(kind, 512)
         by_row = self.intervention.averages in (None, "zero")  # means are taken over prompts that are not ours to pack
         self.rows = Rows.of(pairs, packed=by_row and can_pack(self.view, pairs))
         self.batch_size = batch_size or self._default_batch_size()
@@ -119,7 +122,8 @@ class Tracer:
     def _default_batch_size(self) -> int:
         width, view = self.rows.base.shape[1], self.view
         per_token = view.n_layers * (14 * view.d_model + 3 * view.d_mlp + 2 * view.n_heads * width) * 4
-        rows = max(1, min((self.memory_limit // 2) // max(1, per_token * width), 2048 // width or 1))
+        budget = min(self.memory_limit // 2, ACTIVATIONS.get(view.device.type, 256 << 20))
+        rows = max(1, min(budget // max(1, per_token * width), 2048 // width or 1))
         return max(1, int(rows * self.rows.n_examples // len(self.rows)))
 
     def _make_batches(self) -> list[Batch]:
@@ -389,7 +393,7 @@ class Tracer:
         if chosen is None:
             return list(zip(self._batches, self._base, strict=True))
         whole = Answers.joined(self._base)
-        parts = chosen.sort().values.split(self.batch_size)
+        parts = chosen.sort().values.chunk(-(-len(chosen) // self.batch_size))
         return [(self.rows.batch(part, self.view.device), whole.picked(part.to(self.view.device))) for part in parts]
 
     def _gradient_start(self) -> int:
