@@ -1,6 +1,7 @@
 """Train the demo model: ``python -m tl_multitrace.demo.train --out DIR --seed 0``.
 
-A plain language model on packed sentences of the grammar: no task sees a loss of its own.
+A plain language model on packed sentences of the grammar: no task sees a loss of its own. What training hides from some
+positions, and why, is in ``packing.py``.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import logging
 import math
 import random
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -188,13 +190,14 @@ def _card(model: Any, config: TrainConfig, seed: int, seconds: dict[str, int]) -
     """Collect what ``metrics.json`` says beside the scores."""
     import transformers
 
+    steps = "" if config.steps == TrainConfig.steps else f" --steps {config.steps}"
     return {
         "name": "tl-multitrace-demo",
         "grammar_version": GRAMMAR_VERSION,
         "text_digest": text_digest(seed),
         "family_shares": FAMILIES,
         "seed": seed,
-        "command": f"python -m tl_multitrace.demo.train --out DIR --seed {seed}",
+        "command": f"python -m tl_multitrace.demo.train --out DIR --seed {seed}{steps}",
         "training": asdict(config),
         "training_seconds": seconds,
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -218,22 +221,33 @@ def run(out: Path, seed: int, config: TrainConfig, *, progress: bool = True) -> 
     Raises:
         FileExistsError: If the folder holds files.
     """
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} is not empty; name a new folder, so that no trained model is lost")
-    out.mkdir(parents=True, exist_ok=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # The folder appears when it is whole: an interrupted training leaves nothing behind.
+    with tempfile.TemporaryDirectory(dir=out.parent) as draft:
+        folder = Path(draft) / "model"
+        folder.mkdir()
+        card = _fill(folder, seed, config, progress)
+        folder.replace(out)
+    return card
+
+
+def _fill(folder: Path, seed: int, config: TrainConfig, progress: bool) -> dict[str, Any]:
+    """Train into an empty folder with the threads the configuration names, then measure."""
+    save_tokenizer(vocabulary(), config.n_ctx, folder)
+    tokenizer = load_tokenizer(folder)
     threads = torch.get_num_threads()
     torch.set_num_threads(config.threads)
     try:
-        save_tokenizer(vocabulary(), config.n_ctx, out)
-        tokenizer = load_tokenizer(out)
         wall, cpu = time.perf_counter(), time.process_time()
         model = train(config, tokenizer, seed, progress=progress)
         seconds = {"wall": round(time.perf_counter() - wall), "cpu": round(time.process_time() - cpu)}
         card = {**_card(model, config, seed, seconds), "metrics": measure(model, tokenizer)}
     finally:
         torch.set_num_threads(threads)
-    save_model(model, out)
-    (out / "metrics.json").write_text(json.dumps(card, indent=2) + "\n")
+    save_model(model, folder)
+    (folder / "metrics.json").write_text(json.dumps(card, indent=2) + "\n")
     return card
 
 
