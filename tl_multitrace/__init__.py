@@ -5,7 +5,7 @@ from tl_multitrace.answers import Answers
 from tl_multitrace.causal_trace import TraceGrid, average_causal_trace, causal_tokens, causal_trace
 from tl_multitrace.circuit import Circuit
 from tl_multitrace.compat import ModelView
-from tl_multitrace.engine import Cost, HookError, NonFiniteError
+from tl_multitrace.cost import Cost, HookError, NonFiniteError
 from tl_multitrace.groups import Component, HookGroups, attn_layers, heads, mlp_dims, mlps, neurons, residual
 from tl_multitrace.interventions import (
     Interchange,

@@ -285,6 +285,7 @@ class ModelView:
         start_layer: int = 0,
         residual: Float[Tensor, "batch pos d_model"] | None = None,
         reads: Reads | None = None,
+        past: Any = None,
     ) -> Float[Tensor, "..."]:
         """Logits of one forward, or of its blocks from ``start_layer`` on when ``residual`` (their input) is given.
 
@@ -296,6 +297,7 @@ class ModelView:
             start_layer: first block that runs, at least 1 where ``residual`` is given.
             residual: input of block ``start_layer``.
             reads: rows and columns whose logits will be read; the others may come out wrong.
+            past: the model's own cache of keys and values before ``tokens``; the mask then covers both.
 
         Returns:
             Whatever the unembedding gives: ``[batch, pos, d_vocab]``, or fewer positions under a hook that gathers.
@@ -307,6 +309,10 @@ class ModelView:
             )
         if position_ids is not None:
             options["position_ids"] = position_ids
+        if past is not None:
+            options |= {"past_key_values": past, "use_cache": True} if self.is_bridge else {"past_kv_cache": past}
+            if residual is None and not self.is_bridge:  # which puts the mask of the stored tokens in front itself
+                options["attention_mask"] = attention_mask[:, -tokens.shape[1] :]
         with self.last_mlp.only_at(reads):
             if residual is None:
                 return self._full_run(tokens, options)

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -19,48 +19,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_multitrace.answers import Answers
-from tl_multitrace.compat import BLOCK_INPUT, HookFn, ModelView, Reads, tracing
+from tl_multitrace.compat import BLOCK_INPUT, HookFn, ModelView, tracing
+from tl_multitrace.cost import Cost, HookError, NonFiniteError
 from tl_multitrace.groups import HookGroups
 from tl_multitrace.held import Held
 from tl_multitrace.interventions import NOISE_HOOK, Intervention, Run
-from tl_multitrace.mixing import compile_plans, mix
+from tl_multitrace.last_mlp import Reads
+from tl_multitrace.mixing import compile_plans, from_column, mix
 from tl_multitrace.rows import Attention, Batch, Rows
 from tl_multitrace.sources import Sources
-
-
-class HookError(RuntimeError):
-    """A hook point did not behave: it did not fire, fired twice, or ignores what a hook returns."""
-
-
-class NonFiniteError(ArithmeticError):
-    """A number became NaN or infinite; the message names the batch, the hook and the example."""
-
-
-@dataclass
-class Cost:
-    """What a trace has cost so far.
-
-    Attributes:
-        forwards: forward passes over the whole prompt set; a restart from layer k of L counts (L - k) / L.
-        backwards: backward passes to the mask, counted alike (one costs about 0.9 of a forward with frozen weights).
-        seconds: time spent inside them.
-    """
-
-    forwards: float = 0.0
-    backwards: float = 0.0
-    seconds: float = 0.0
-
-    @property
-    def equivalents(self) -> float:
-        """Forward equivalents: forwards + backwards."""
-        return self.forwards + self.backwards
-
-    def __sub__(self, other: Cost) -> Cost:
-        return Cost(self.forwards - other.forwards, self.backwards - other.backwards, self.seconds - other.seconds)
-
-    def copy(self) -> Cost:
-        """A snapshot."""
-        return Cost(self.forwards, self.backwards, self.seconds)
 
 
 @dataclass
@@ -108,8 +75,8 @@ class Engine:
         self.first_layers = self.groups.first_layers
         self._restart_layers = sorted({int(layer) for layer in self.first_layers} - {0})
         # held sites are hooked like the others; where both meet at one hook point, one hook serves both
-        self._hooked = {**(self.held.plans if self.held else {}), **self.plans}
-        self._base: Run | None = None
+        self.hooked = {**(self.held.plans if self.held else {}), **self.plans}
+        self.base: Run | None = None
         self._fired: Counter[str] = Counter()
         self._capture: dict[str, Tensor] | None = None
         self._capture_names: set[str] = set()
@@ -146,7 +113,7 @@ class Engine:
         names = [BLOCK_INPUT.format(layer=layer) for layer in self._restart_layers]
         hooks = [(NOISE_HOOK, self._corrupt)] if self.view.has_point(NOISE_HOOK) else []
         hooks += [(name, self._grabber(name)) for name in names]
-        hooks += [(name, self._mixer(name)) for name in self._hooked]
+        hooks += [(name, self._mixer(name)) for name in self.hooked]
         return [*hooks, (self.view.unembed_input, self._read)]
 
     def _corrupt(self, act: Tensor, hook: Any) -> Tensor | None:
@@ -183,7 +150,7 @@ class Engine:
 
     def set_base(self, run: Run) -> None:
         """The base run, whose corrupted embeddings every evaluation starts from."""
-        self._base = run
+        self.base = run
 
     # ------------------------------------------------------------------ forwards
 
@@ -196,6 +163,8 @@ class Engine:
         prefix: Prefix | None = None,
         record: Prefix | None = None,
         held: Float[Tensor, "k 1 held"] | None = None,
+        column: int = 0,
+        past: Any = None,
     ) -> Answers:
         """Answers of ``k * e`` runs: every mask on every example of the batch, masks slowest.
 
@@ -206,12 +175,16 @@ class Engine:
             prefix: stored block inputs.
             record: where to put this run's block inputs (first mask only, ``k = 1``).
             held: per mask, which held sites to freeze.
+            column: first token to run; ``past`` holds the keys and values of those before it.
+            past: the model's own cache for ``k`` copies of the batch; an empty one is filled.
         """
         k = 1 if mask is None else mask.shape[0]
         self._prepare(batch, mask, k, start)
         if held is not None and self.held is not None:
             self.held.choose(self, batch, held, start)
-        expected = [name for name, plan in self._hooked.items() if plan.layer >= start]
+        if column:
+            self._narrow(column)
+        expected = [name for name, plan in self.hooked.items() if plan.layer >= start]
         if record is not None:
             self._capture, self._capture_names = (
                 {},
@@ -220,11 +193,13 @@ class Engine:
         resid = None if prefix is None or not start else prefix.residuals[start][batch.rows, : batch.tokens.shape[1]]
         if resid is not None and k > 1:
             resid = resid.repeat(k, 1, 1)
-        logits = self._forward(batch.tokens.repeat(k, 1), batch.attention.repeated(k), start, resid, self._reads)
+        resid = None if resid is None else resid[:, column:]
+        tokens = batch.tokens[:, column:].repeat(k, 1)
+        logits = self._forward(tokens, batch.attention.repeated(k), start, resid, self._reads, past)
         self._check_fired(expected)
         if record is not None:
             self._keep_inputs(batch, record)
-        self.cost.forwards += k * self.fraction(batch, start)
+        self.cost.forwards += k * self.fraction(batch, start) * (1 - column / batch.tokens.shape[1])
         return self._score(batch, logits, k)
 
     def fraction(self, batch: Batch, start: int) -> float:
@@ -239,9 +214,21 @@ class Engine:
                 if plan.layer >= start and (mask.requires_grad or active[self._entries[name]].any()):
                     self._source[name] = self.sources.get(self, name, batch)
                     self._shares[name] = plan.share(mask, plan.selection(batch.places), batch.places)
-        self._embedding = None if start else self._embedding_of(self._base, batch.rows, batch.tokens.shape[1], k)
+        self._embedding = None if start else self._embedding_of(self.base, batch.rows, batch.tokens.shape[1], k)
         offset = torch.arange(k, device=batch.tokens.device)[:, None] * batch.n_rows
         self._reads = ((batch.read_row + offset).flatten(), batch.read_position.repeat(k))
+
+    def _narrow(self, column: int) -> None:
+        """Drop the columns before ``column`` from what the next forward uses."""
+        self._shares = {n: s if s.shape[2] == 1 else s[:, :, column:] for n, s in self._shares.items()}
+        self._source = {n: from_column(v, column) for n, v in self._source.items()}
+        if self._embedding is not None:
+            noise, replaced = self._embedding
+            self._embedding = noise[:, column:], None if replaced is None else replaced[:, column:]
+        if self._reads is not None:
+            self._reads = self._reads[0], self._reads[1] - column
+        if self.held is not None:
+            self.held.narrow(column)
 
     def _embedding_of(
         self, run: Run | None, rows: slice | Int[Tensor, " b"], width: int, k: int = 1
@@ -254,7 +241,13 @@ class Engine:
         return run.noise[rows, :width].to(device).repeat(k, 1, 1), replaced
 
     def _forward(
-        self, tokens: Tensor, attention: Attention, start: int, resid: Tensor | None, reads: Reads | None = None
+        self,
+        tokens: Tensor,
+        attention: Attention,
+        start: int,
+        resid: Tensor | None,
+        reads: Reads | None = None,
+        past: Any = None,
     ) -> Tensor:
         self._fired.clear()
         began = time.perf_counter()
@@ -266,6 +259,7 @@ class Engine:
                 start_layer=start,
                 residual=resid,
                 reads=reads,
+                past=past,
             )
         finally:
             self.cost.seconds += time.perf_counter() - began
@@ -339,7 +333,7 @@ class Engine:
             HookError: the model ignores edits at that kind of hook point.
         """
         kinds: dict[str, set[str]] = {}
-        for name in self._hooked:
+        for name in self.hooked:
             kinds.setdefault(name.split(".", 2)[-1], set()).add(name)
         for names in kinds.values():
             self._poison = names
@@ -356,6 +350,13 @@ class Engine:
                     "heads(site='z'), "
                     "or TransformerLens 4."
                 )
+
+    def fail(self, batch: Batch, mask: Tensor | None, what: str) -> NoReturn:
+        """Raise NonFiniteError with where a batch first stops being finite."""
+        raise NonFiniteError(
+            f"{what}: {self.diagnose(batch, mask)}. Check the weights and the prompts; a float16 model may overflow "
+            "(load it with dtype=torch.bfloat16 or float32)."
+        )
 
     def diagnose(self, batch: Batch, mask: Tensor | None) -> str:
         """The first hook point at which a batch stops being finite, as text."""

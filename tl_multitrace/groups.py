@@ -291,6 +291,11 @@ class HookGroups:
             )
         return values
 
+    def as_masks(self, masks: Any) -> Float[Tensor, "k groups"]:
+        """Several masks, each as :meth:`as_mask` takes it, as one tensor."""
+        rows = [self.as_mask(m) for m in masks]
+        return torch.stack(rows) if rows else torch.empty(0, len(self))
+
 
 def axis_length(view: ModelView, key: tuple[str, str]) -> int:
     """How many components a (kind, site) has per layer; 1 where a site is a whole vector."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tl_multitrace.groups import HookGroups
 from tl_multitrace.interventions import Run
-from tl_multitrace.mixing import Plan, compile_plans, mix
+from tl_multitrace.mixing import Plan, compile_plans, from_column, mix
 from tl_multitrace.rows import Batch
 from tl_multitrace.sources import Sources
 
@@ -56,6 +56,10 @@ class Held:
         """The activation with its frozen places put back, or None where nothing is frozen."""
         found = self._chosen.get(name)
         return None if found is None else mix(act, *found)
+
+    def narrow(self, column: int) -> None:
+        """Drop the columns before ``column``."""
+        self._chosen = {n: (from_column(v, column), share[:, :, column:]) for n, (v, share) in self._chosen.items()}
 
     def clear(self) -> None:
         """Freeze nothing."""

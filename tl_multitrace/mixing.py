@@ -152,6 +152,11 @@ def _readable_sources(places: Places) -> Bool[Tensor, "rows src"]:
     return places.select("everywhere")
 
 
+def from_column(value: Float[Tensor, "rows pos ..."], column: int) -> Float[Tensor, "rows part ..."]:
+    """The positions from ``column`` on; all where one stands for every position."""
+    return value if value.shape[1] == 1 else value[:, column:]
+
+
 def mix(act: Tensor, source: Tensor, share: Tensor) -> Tensor:
     """Mix ``source`` into ``act``; exact at shares 0 and 1, returned in the activation's dtype, contiguous.
 
@@ -212,8 +217,8 @@ def user_hooks(plans: Mapping[str, Plan], mask: Tensor, cache: Any, pairs: Any) 
     apart = [] if pairs is None else pairs.shifts.nonzero().flatten().tolist()
     if apart:
         raise ValueError(
-            f"pair {apart[0]}: base and source prompt are aligned {abs(int(pairs.shifts[apart[0]]))} token(s) apart, but "
-            "hooks mix position by position. Use pairs.filter_aligned(), or a Tracer, which moves activations."
+            f"pair {apart[0]}: base and source prompt are aligned {abs(int(pairs.shifts[apart[0]]))} token(s) apart, "
+            "but hooks mix position by position. Use pairs.filter_aligned(), or a Tracer, which moves activations."
         )
     hooks: list[tuple[str, HookFn]] = []
     for name, plan in plans.items():

@@ -22,28 +22,22 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_multitrace.answers import Answers
+from tl_multitrace.budget import DEFAULT_LIMIT, TILE_TOKENS, block_input_bytes, default_batch_size
 from tl_multitrace.compat import ModelView
-from tl_multitrace.engine import Cost, Engine, NonFiniteError, Prefix
+from tl_multitrace.cost import Cost
+from tl_multitrace.engine import Engine, Prefix
 from tl_multitrace.groups import HookGroups
 from tl_multitrace.held import held_sites
 from tl_multitrace.interventions import Interchange, Intervention
 from tl_multitrace.metrics import LogitDiff, Metric, as_metric
 from tl_multitrace.packing import can_pack
 from tl_multitrace.prompts import PromptPairs
+from tl_multitrace.restart import Suffixes, by_first_block
 from tl_multitrace.rows import Batch, Rows
 from tl_multitrace.sources import Sources
 from tl_multitrace.validate import check_inputs
 
 logger = logging.getLogger(__name__)
-
-DEFAULT_LIMIT = {"cpu": 2 << 30, "cuda": 8 << 30}
-"""Bytes of stored activations by device type."""
-
-ACTIVATIONS = {"cpu": 256 << 20, "cuda": 4 << 30}
-"""Bytes of activations that one forward may keep for its backward, by device type; half the limit where that is less."""
-
-TILE_TOKENS = {"cpu": 512, "cuda": 16384}
-"""Tokens per forward up to which several masks share a batch."""
 
 
 class Tracer:
@@ -96,10 +90,9 @@ class Tracer:
         check_inputs(self.view, pairs, groups, self.metric)
         kind = self.view.device.type
         self.memory_limit = memory_limit if memory_limit is not None else DEFAULT_LIMIT.get(kind, 2 << 30)
-        self._tile = TILE_TOKENS.get(kind, 512)
         by_row = self.intervention.averages in (None, "zero")  # means are taken over prompts that are not ours to pack
         self.rows = Rows.of(pairs, packed=by_row and can_pack(self.view, pairs))
-        self.batch_size = batch_size or self._default_batch_size()
+        self.batch_size = batch_size or default_batch_size(self.view, self.rows, self.memory_limit)
         self._batches: list[Batch] = self._make_batches()
         sources = Sources(limit=self.memory_limit, chunk=self.batch_size * 2)
         self._engine = Engine(
@@ -115,16 +108,11 @@ class Tracer:
         self._base: list[Answers] = []
         self._origin = Prefix(np.zeros(len(groups)))
         self._reference: Prefix | None = None
+        self._suffixes = Suffixes(self._engine, self._batches, TILE_TOKENS.get(kind, 512), self.memory_limit)
+        self._prefix_bytes = block_input_bytes(self.view, self.rows, groups)
         self._start()
 
     # ------------------------------------------------------------------ set-up
-
-    def _default_batch_size(self) -> int:
-        width, view = self.rows.base.shape[1], self.view
-        per_token = view.n_layers * (14 * view.d_model + 3 * view.d_mlp + 2 * view.n_heads * width) * 4
-        budget = min(self.memory_limit // 2, ACTIVATIONS.get(view.device.type, 256 << 20))
-        rows = max(1, min(budget // max(1, per_token * width), 2048 // width or 1))
-        return max(1, int(rows * self.rows.n_examples // len(self.rows)))
 
     def _make_batches(self) -> list[Batch]:
         everyone = torch.arange(self.rows.n_examples)
@@ -137,7 +125,7 @@ class Tracer:
             self._engine.cost = Cost()
             base_run = self.intervention.base_run(self.rows, self.view)
             self._engine.set_base(base_run)
-            record = self._origin if self._prefix_fits() else None
+            record = self._origin if 0 < 2 * self._prefix_bytes <= self.memory_limit else None
             for batch in self._batches:
                 answers = self._engine.answers(batch, record=record)
                 self._check(answers.token_logp[answers.present], batch, None, "the base run")
@@ -147,14 +135,6 @@ class Tracer:
                 self._engine.held.prepare(self._engine, base_run)
         values = [self.metric(a, a) for a in self._base]
         self._base_values = torch.cat(values)
-
-    def _prefix_fits(self) -> bool:
-        layers = len({int(layer) for layer in self.groups.first_layers} - {0})
-        size = (
-            layers * self.rows.base.numel() * self.view.d_model * torch.empty((), dtype=self.view.dtype).element_size()
-        )
-        self._prefix_bytes = size
-        return 0 < 2 * size <= self.memory_limit
 
     @contextmanager
     def session(self) -> Iterator[Tracer]:
@@ -199,6 +179,12 @@ class Tracer:
             f"intervention={self.intervention.name})"
         )
 
+    @property
+    def causal(self) -> bool:
+        """Whether it was found that tokens do not act on earlier ones, so that runs restart at later tokens."""
+        with self.session():
+            return self._suffixes.causal
+
     # ------------------------------------------------------------------ effects
 
     def effect(self, mask: Any) -> Float[Tensor, " n"]:
@@ -228,7 +214,7 @@ class Tracer:
         Returns:
             One row per mask, pairs in the caller's order.
         """
-        stacked = self._stack(masks)
+        stacked = self.groups.as_masks(masks).to(self.dtype).cpu()
         values = self.metric_values(stacked, reference=reference, held=held)
         return self._unsorted(values - self._base_values)
 
@@ -250,11 +236,16 @@ class Tracer:
             if reference is not None:
                 self._set_reference(self.groups.as_mask(reference))
             out = self._base_values.new_empty(len(masks), self.rows.n_examples)
-            for jobs, start, prefix in self._schedule(masks):
+            values, end = masks.cpu().numpy(), self.view.n_layers
+            self._suffixes.consider(len(values))
+            prefixes = [p for p in (self._origin, self._reference) if p is not None]
+            for jobs, start, prefix in by_first_block(values, prefixes, self._engine.first_layers, end):
                 for batch, base in zip(self._batches, self._base, strict=True):
-                    for tile in jobs.split(self._tile_size(batch)):
+                    for part, column in self._suffixes.tiles(values[jobs.numpy()], batch, prefix is self._origin):
+                        tile = jobs[part]
+                        frozen = None if held is None else held[tile]
                         out[tile.to(out.device)[:, None], batch.examples] = self._evaluate(
-                            masks[tile], batch, base, start, prefix, None if held is None else held[tile]
+                            masks[tile], batch, base, start, prefix, frozen, column
                         )
             return out
 
@@ -266,37 +257,17 @@ class Tracer:
         start: int,
         prefix: Prefix | None,
         held: Tensor | None = None,
+        column: int = 0,
     ) -> Tensor:
         if start >= self.view.n_layers:  # nothing differs from the base run
             return self.metric(base, base).expand(len(masks), -1)
         mask = masks[:, None].to(self.view.device, self.dtype)
         frozen = None if held is None else held[:, None].to(mask)
-        answers = self._engine.answers(batch, mask, start=start, prefix=prefix, held=frozen)
+        past = self._suffixes.cache(batch, column, len(masks)) if column else None
+        answers = self._engine.answers(batch, mask, start=start, prefix=prefix, held=frozen, column=column, past=past)
         values = self.metric(answers, base.repeated(len(masks)))
         self._check(values, batch, mask, "the metric")
         return values.reshape(len(masks), -1)
-
-    def _tile_size(self, batch: Batch) -> int:
-        return max(1, self._tile // batch.tokens.numel())
-
-    def _schedule(self, masks: Tensor) -> list[tuple[Int[Tensor, " jobs"], int, Prefix | None]]:
-        """Masks grouped by where they can restart: ``(mask numbers, first block, stored block inputs)``."""
-        plans: dict[tuple[int, int], list[int]] = {}
-        prefixes = [p for p in (self._origin, self._reference) if p is not None]
-        for j, mask in enumerate(masks.cpu().numpy()):
-            starts = [self._first_change(mask, p) for p in prefixes]
-            best = int(np.argmax(starts))
-            plans.setdefault((starts[best], best), []).append(j)
-        return [(torch.tensor(jobs), start, prefixes[which]) for (start, which), jobs in sorted(plans.items())]
-
-    def _first_change(self, mask: Float[np.ndarray, " groups"], prefix: Prefix) -> int:
-        changed = np.flatnonzero(mask != prefix.mask)
-        if not len(changed):
-            if prefix is self._origin:
-                return self.view.n_layers
-            changed = np.flatnonzero(mask)
-        layer = int(self._engine.first_layers[changed].min())
-        return layer if layer in prefix.residuals else 0
 
     def _set_reference(self, mask: Tensor) -> None:
         if self._reference is not None and np.array_equal(self._reference.mask, mask.cpu().double().numpy()):
@@ -404,8 +375,8 @@ class Tracer:
         if not scalar.requires_grad:
             name = getattr(self.metric, "label", self.metric.name)
             raise ValueError(
-                f"the metric {name!r} has no gradient with respect to the mask (it rounds or detaches what it reads). Use "
-                "a solver that needs none, such as Greedy()."
+                f"the metric {name!r} has no gradient with respect to the mask (it rounds or detaches what it reads). "
+                "Use a solver that needs none, such as Greedy()."
             )
         began = time.perf_counter()
         (grad,) = torch.autograd.grad(scalar, leaf)
@@ -414,12 +385,6 @@ class Tracer:
         return grad
 
     # ------------------------------------------------------------------ small things
-
-    def _stack(self, masks: Any) -> Float[Tensor, "k groups"]:
-        if isinstance(masks, Tensor | np.ndarray) and masks.ndim == 2:
-            masks = list(torch.as_tensor(masks))
-        rows = [self.groups.as_mask(m).to(self.dtype).cpu() for m in masks]
-        return torch.stack(rows) if rows else torch.empty(0, len(self.groups), dtype=self.dtype)
 
     def _inverse(self) -> Int[Tensor, " n"]:
         return torch.argsort(self.rows.order)
@@ -431,9 +396,4 @@ class Tracer:
         if bool(values.isfinite().all()):
             return
         number = next((i for i, b in enumerate(self._batches) if b is batch), 0)
-        where = self._engine.diagnose(batch, mask)
-        raise NonFiniteError(
-            f"{what} is not finite in batch {number}: {where}. Check the weights and the prompts; a float16 model may "
-            "overflow "
-            "(load it with dtype=torch.bfloat16 or float32)."
-        )
+        self._engine.fail(batch, mask, f"{what} is not finite in batch {number}")

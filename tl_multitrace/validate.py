@@ -62,14 +62,14 @@ def _check_groups(view: ModelView, groups: HookGroups) -> None:
         has = axis_length(view, (kind, site))
         if size != has:
             raise ValueError(
-                f"the hook groups are of a model with {size} {kind}s per layer, but {view.name} has {has}. Make them for "
-                "this model."
+                f"the hook groups are of a model with {size} {kind}s per layer, but {view.name} has {has}. Make them "
+                "for this model."
             )
     last = max(site.layer for sites in groups.sites for site in sites)
     if last >= view.n_layers:
         raise ValueError(
-            f"the hook groups reach layer {last}, but {view.name} has layers 0 to {view.n_layers - 1}. Make them for this "
-            "model."
+            f"the hook groups reach layer {last}, but {view.name} has layers 0 to {view.n_layers - 1}. Make them for "
+            "this model."
         )
 
 

@@ -116,11 +116,13 @@ class Corrupted:
         pairs: one pair per sample.
         intervention: base run corrupted, source run clean.
         record: what was done, for the result: kind, size, unit and what the unit was measured over.
+        first: the first corrupted position.
     """
 
     pairs: PromptPairs
     intervention: Intervention
     record: dict[str, Any]
+    first: int = 0
 
     @classmethod
     def of(
@@ -148,12 +150,14 @@ class Corrupted:
             tokens = corruption.tokens(view, question, samples)
             same = clean.expand(len(tokens), -1)
             pairs = question.pairs(same, tokens) if restore else question.pairs(tokens, same)
-            return cls(pairs, Interchange(), _replaced(corruption, len(tokens)))
+            first = int((tokens != clean).any(0).long().argmax())
+            return cls(pairs, Interchange(), _replaced(corruption, len(tokens)), first)
         n = 1 if corruption.kind == "fixed" else samples
         unit, over = noise_unit(view, corruption, question, subjects)
         placed = replace(corruption, at="subject", restore=restore, std=unit)
         tokens = clean.expand(n, -1)
-        return cls(question.pairs(tokens, tokens), placed, {**placed.describe(), "unit_of": over, "samples": n})
+        record = {**placed.describe(), "unit_of": over, "samples": n}
+        return cls(question.pairs(tokens, tokens), placed, record, question.subject[0])
 
 
 def _replaced(corruption: TokenReplacement, n: int) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -29,7 +29,7 @@ from tl_multitrace.causal_trace.corruption import Corrupted, Corruption, named_c
 from tl_multitrace.causal_trace.grid import TraceGrid
 from tl_multitrace.causal_trace.question import Answer, Prompt, Question, Subject
 from tl_multitrace.compat import ModelView
-from tl_multitrace.groups import HookGroups
+from tl_multitrace.groups import HookGroups, Position
 from tl_multitrace.metrics import AnswerProb
 from tl_multitrace.tracer import Tracer
 
@@ -153,7 +153,7 @@ def trace_question(
         memory_limit=memory_limit,
         held=frozen,
     )
-    effects = one_by_one(tracer, table, progress)
+    effects = one_by_one(tracer, table, progress, equal_before=corrupted.first)
     base = tracer.base_metric.cpu()
     grid = TraceGrid(
         restored=(effects + base[:, None]).reshape(len(base), *cells.shape),
@@ -171,18 +171,40 @@ def trace_question(
 
 
 def one_by_one(
-    tracer: Tracer, held: Float[Tensor, "cells held"] | None = None, progress: bool | None = None
+    tracer: Tracer,
+    held: Float[Tensor, "cells held"] | None = None,
+    progress: bool | None = None,
+    *,
+    equal_before: int = 0,
 ) -> Float[Tensor, "sample cells"]:
-    """Effect of every group alone, for every prompt of a tracer."""
+    """Effect of every group alone, for every prompt of a tracer.
+
+    Args:
+        tracer: base and source run.
+        held: per group, the held sites to freeze with it.
+        progress: show a progress bar.
+        equal_before: base and source have the same embeddings before this position, so that in a causal model groups
+            there change nothing: their effect is 0 without a run.
+    """
     n = len(tracer.groups)
-    out = torch.empty(tracer.n, n, dtype=tracer.dtype)
-    parts = torch.arange(n).split(max(1, min(n, MASK_ENTRIES // n)))
+    out = torch.zeros(tracer.n, n, dtype=tracer.dtype)
+    parts = _live(tracer, equal_before).split(max(1, min(n, MASK_ENTRIES // n)))
     with tracer.session():
         for part in tqdm(parts, desc="cells", disable=not progress, leave=False):
             masks = torch.zeros(len(part), n, dtype=tracer.dtype)
             masks[torch.arange(len(part)), part] = 1.0
             out[:, part] = tracer.effects(masks, held=None if held is None else held[part]).T.cpu()
     return out
+
+
+def _live(tracer: Tracer, equal_before: int) -> Int[Tensor, " live"]:
+    """Groups that can have an effect."""
+
+    def before(position: Position) -> bool:
+        return isinstance(position, int) and 0 <= position < equal_before
+
+    idle = torch.tensor([all(before(s.position) for s in sites) for sites in tracer.groups.sites])
+    return (~idle if bool(idle.any()) and tracer.causal else torch.ones_like(idle)).nonzero().flatten()
 
 
 def _with_notes(grid: TraceGrid, notes: list[str]) -> TraceGrid:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from tl_multitrace._version import __version__
-from tl_multitrace.engine import Cost
+from tl_multitrace.cost import Cost
 from tl_multitrace.groups import Component, HookGroups
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.scores import Score

@@ -1,0 +1,208 @@
+"""Where a mask's run may restart: from the first block, and the first token, at which it differs from a stored run.
+
+Blocks before the first that a mask changes give what they gave before: a run restarts from the stored input of that
+block. In a causal model the same holds for tokens: those before the first that a mask touches are left alone, and the
+later ones find their keys and values stored. Whether a model is causal and takes stored keys and values is tried out,
+not assumed: where the trial fails, every token runs.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_multitrace.engine import Engine, Prefix
+from tl_multitrace.interventions import Run
+from tl_multitrace.past import Past
+from tl_multitrace.rows import Batch
+
+logger = logging.getLogger(__name__)
+
+MIN_MASKS = 4
+"""Masks for which storing keys and values (one forward) begins to pay."""
+
+
+def by_first_block(
+    masks: Float[np.ndarray, "k groups"], prefixes: Sequence[Prefix], first_layers: Int[np.ndarray, " groups"], end: int
+) -> list[tuple[Int[Tensor, " jobs"], int, Prefix]]:
+    """Masks grouped by where they can restart: ``(mask numbers, first block, stored block inputs)``.
+
+    Args:
+        masks: to evaluate.
+        prefixes: stored runs; the first is the base run.
+        first_layers: per group, the first block that depends on it.
+        end: number of blocks; the start of a mask that changes nothing.
+    """
+    plans: dict[tuple[int, int], list[int]] = {}
+    for j, mask in enumerate(masks):
+        starts = [_first_block(mask, p, first_layers, end if i == 0 else None) for i, p in enumerate(prefixes)]
+        best = int(np.argmax(starts))
+        plans.setdefault((starts[best], best), []).append(j)
+    return [(torch.tensor(jobs), start, prefixes[which]) for (start, which), jobs in sorted(plans.items())]
+
+
+def _first_block(
+    mask: Float[np.ndarray, " groups"], prefix: Prefix, first_layers: Int[np.ndarray, " groups"], end: int | None
+) -> int:
+    changed = np.flatnonzero(mask != prefix.mask)
+    if not len(changed):
+        if end is not None:
+            return end
+        changed = np.flatnonzero(mask)
+    layer = int(first_layers[changed].min())
+    return layer if layer in prefix.residuals else 0
+
+
+@dataclass
+class Suffixes:
+    """Restarts from a later token.
+
+    Attributes:
+        engine: runs the masks.
+        batches: what it runs them on.
+        tile: tokens per forward.
+        limit: bytes of keys and values that may be kept.
+    """
+
+    engine: Engine
+    batches: list[Batch]
+    tile: int
+    limit: int
+    _past: Past | None = None
+    _tried: bool = False
+    _columns: Int[np.ndarray, " groups"] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+
+    # ------------------------------------------------------------------ which masks, together, from where
+
+    def consider(self, n_masks: int) -> None:
+        """Store keys and values where so many masks will be worth it."""
+        if not self._tried and n_masks >= MIN_MASKS and self._group_columns().any():
+            _ = self.causal
+
+    def tiles(
+        self, masks: Float[np.ndarray, "k groups"], batch: Batch, from_base: bool
+    ) -> Iterator[tuple[Int[Tensor, " jobs"], int]]:
+        """Masks that share a forward over a batch, and the first column that it runs.
+
+        Args:
+            masks: that start at one block.
+            batch: the rows.
+            from_base: whether they restart from the base run, whose keys and values are stored.
+        """
+        width, rows = batch.tokens.shape[1], batch.n_rows
+        columns = self._first_columns(masks, batch) if from_base else np.zeros(len(masks), dtype=np.int64)
+        order = np.argsort(-columns, kind="stable")
+        at = 0
+        while at < len(order):
+            count, column = 1, int(columns[order[at]])
+            while at + count < len(order):
+                lower = int(columns[order[at + count]])
+                # unequal starts share a forward only where it would be too small to be worth its overhead
+                small = count * rows * (width - column) < self.tile // 4
+                if (lower < column and not small) or (count + 1) * rows * (width - lower) > self.tile:
+                    break
+                count, column = count + 1, lower
+            yield torch.from_numpy(order[at : at + count].copy()), column
+            at += count
+
+    def _first_columns(self, masks: Float[np.ndarray, "k groups"], batch: Batch) -> Int[np.ndarray, " k"]:
+        if not self._tried or not self.causal:
+            return np.zeros(len(masks), dtype=np.int64)
+        group_columns, latest = self._group_columns(), int(batch.read_position.min())
+        first = [group_columns[on].min() if len(on := np.flatnonzero(m)) else latest for m in masks]
+        return np.minimum(np.array(first, dtype=np.int64), latest)
+
+    def _group_columns(self) -> Int[np.ndarray, " groups"]:
+        """Per group, the first column that it touches in any row."""
+        if not len(self._columns):
+            sites = self.engine.groups.sites
+            found = {p: self._first_column(p) for p in {s.position for group in sites for s in group}}
+            self._columns = np.array([min(found[s.position] for s in group) for group in sites], dtype=np.int64)
+        return self._columns
+
+    def _first_column(self, position: object) -> int:
+        chosen = [b.places.select(position) for b in self.batches]  # type: ignore[arg-type]
+        return min(int(c.long().argmax(-1).min()) for c in chosen)
+
+    # ------------------------------------------------------------------ keys and values
+
+    @property
+    def causal(self) -> bool:
+        """Whether tokens before a change are left alone, and a run may start after them; tried once."""
+        if not self._tried:
+            self._tried = True
+            self._past = self._stored() if self._possible() and self._trial() else None
+        return self._past is not None
+
+    def cache(self, batch: Batch, column: int, k: int) -> object:
+        """What the model needs to start at a column."""
+        assert self._past is not None
+        return self._past.cache(batch.rows, column, k)
+
+    def _possible(self) -> bool:
+        engine = self.engine
+        view, rows = engine.view, engine.rows
+        size = 2 * rows.base.numel() * view.n_layers * view.d_model * torch.empty((), dtype=view.dtype).element_size()
+        stored = engine.sources.keeps and (engine.held is None or engine.held.values.keeps)
+        plain = rows.packing is None and not any(p.pattern for p in engine.hooked.values())
+        precise = view.dtype in (torch.float32, torch.float64)
+        return stored and plain and precise and size <= self.limit and rows.base.shape[1] > 2
+
+    def _stored(self) -> Past:
+        width = self.engine.rows.base.shape[1]
+        return Past.joined([_widened(self._record(batch), width) for batch in self.batches])
+
+    def _record(self, batch: Batch) -> Past:
+        with torch.no_grad():
+            return Past.record(
+                self.engine.view, batch.n_rows, lambda cache: self.engine.answers(batch, column=0, past=cache)
+            )
+
+    def _trial(self) -> bool:
+        """Change the last tokens of one example, and see whether a restart there gives what the whole run gives."""
+        engine = self.engine
+        batch = engine.rows.batch(self.batches[0].examples[:1].cpu(), engine.view.device)
+        column, before = int(batch.read_position.min()), engine.base
+        try:
+            past = self._record(batch)
+            with torch.no_grad():
+                base = engine.answers(batch).token_logp
+                engine.set_base(_perturbed(engine, before, column))
+                whole = engine.answers(batch).token_logp
+                part = engine.answers(batch, column=column, past=past.cache(slice(None), column, 1)).token_logp
+        except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError, AssertionError) as error:
+            logger.info("%s takes no stored keys and values (%s): every token runs.", engine.view.name, error)
+            return False
+        finally:
+            if before is not None:
+                engine.set_base(before)
+        differs = bool((whole - base)[batch.present].abs().max() > 1e-6)
+        return differs and torch.allclose(whole[batch.present], part[batch.present], atol=1e-4, rtol=1e-4)
+
+
+def _widened(past: Past, width: int) -> Past:
+    """Keys and values with room for ``width`` positions: batches are as wide as their longest row."""
+
+    def pad(value: Tensor) -> Tensor:
+        missing = width - value.shape[past.axis]
+        after = value.ndim - 1 - past.axis
+        return torch.nn.functional.pad(value, [0, 0] * after + [0, missing]) if missing else value
+
+    return replace(past, layers=tuple((pad(k), pad(v)) for k, v in past.layers))
+
+
+def _perturbed(engine: Engine, base: Run | None, column: int) -> Run:
+    """The base run with other embeddings from a column on."""
+    rows, view = engine.rows, engine.view
+    run = Run(rows.base, rows.lengths) if base is None else base
+    noise = torch.zeros(*rows.base.shape, view.d_model) if run.noise is None else run.noise.clone()
+    spread = float(view.embed(rows.base[0]).float().std()) or 1.0
+    draw = torch.randn(rows.base.shape[1] - column, view.d_model, generator=torch.Generator().manual_seed(0))
+    noise[:, column:] += 3 * spread * draw
+    return replace(run, noise=noise)
