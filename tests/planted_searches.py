@@ -1,0 +1,44 @@
+"""Searches on planted circuits, and the budgets at which they fell short of the known best."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from planted import Direction, PlantedCircuit
+from planted import build as build_anew
+
+import tl_multitrace as mt
+
+SLACK = 0.01
+"""Share of the target by which an effect may fall short of the best and still count as the best."""
+
+build = cache(build_anew)  # no search changes a model
+
+
+def tracer_of(circuit: PlantedCircuit, direction: Direction, **options: Any) -> mt.Tracer:
+    """The circuit's candidates on its prompts; ``options`` go to the tracer."""
+    pairs = mt.PromptPairs.from_tokens(*circuit.tokens(direction), circuit.answers, circuit.wrong_answers)
+    candidates = [
+        mt.Component("head", layer, index, site="pattern") if kind == "pattern" else mt.Component(kind, layer, index)
+        for kind, layer, index in circuit.components
+    ]
+    return mt.Tracer(circuit.model, pairs, mt.HookGroups.of(circuit.model, candidates), **options)
+
+
+def search(circuit: PlantedCircuit, direction: Direction, solver: Any = None, **options: Any) -> mt.SubsetPath:
+    """The path over every size whose best effect is known; noising pushes the metric down, restoring up."""
+    tracer = tracer_of(circuit, direction)
+    largest = min(max(circuit.best[direction]), len(tracer.groups))
+    way = "minimize" if direction == "noising" else "maximize"
+    return mt.select(tracer, range(1, largest + 1), solver, direction=way, **options)
+
+
+def missed(circuit: PlantedCircuit, direction: Direction, path: mt.SubsetPath) -> dict[int, tuple[float, float]]:
+    """Budgets whose effect is worse than the best by more than ``SLACK`` of the target: ``{S: (found, best)}``."""
+    sign = -1 if direction == "noising" else 1
+    found = dict(zip(path.sizes, path.effects, strict=True))
+    best = {size: effect for size, effect in circuit.best[direction].items() if size in found}
+    short = {size: sign * (effect - found[size]) for size, effect in best.items()}
+    slack = SLACK * abs(circuit.target[direction])
+    return {size: (found[size], best[size]) for size, gap in short.items() if gap > slack}
