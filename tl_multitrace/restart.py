@@ -1,9 +1,9 @@
 """Where a mask's run may restart: from the first block, and the first token, at which it differs from a stored run.
 
 Blocks before the first that a mask changes give what they gave before: a run restarts from the stored input of that
-block. In a causal model the same holds for tokens: those before the first that a mask touches are left alone, and the
-later ones find their keys and values stored. Whether a model is causal and takes stored keys and values is tried out,
-not assumed: where the trial fails, every token runs.
+block. In a causal model the same holds for tokens: those before the first that a mask touches, and those that base and
+source have in common at the start, are left alone, and the later ones find their keys and values stored. Whether a
+model is causal and takes stored keys and values is tried out, not assumed: where the trial fails, every token runs.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Suffixes:
     Attributes:
         engine: runs the masks.
         batches: what it runs them on.
-        tile: tokens per forward.
+        tile: tokens per forward, as nearly as whole masks allow.
         limit: bytes of keys and values that may be kept.
     """
 
@@ -76,13 +76,18 @@ class Suffixes:
     limit: int
     _past: Past | None = None
     _tried: bool = False
+    _differences: Int[Tensor, " rows"] | None = None
     _columns: Int[np.ndarray, " groups"] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     # ------------------------------------------------------------------ which masks, together, from where
 
     def consider(self, n_masks: int) -> None:
         """Store keys and values where so many masks will be worth it."""
-        if not self._tried and n_masks >= MIN_MASKS and self._group_columns().any():
+        if self._tried or n_masks < MIN_MASKS:
+            return
+        groups, width = self._group_columns(), self.engine.rows.base.shape[1]
+        saved = np.mean([np.maximum(groups, self._common(batch)).mean() for batch in self.batches]) / width
+        if n_masks * saved > 1:
             _ = self.causal
 
     def tiles(
@@ -105,7 +110,7 @@ class Suffixes:
                 lower = int(columns[order[at + count]])
                 # unequal starts share a forward only where it would be too small to be worth its overhead
                 small = count * rows * (width - column) < self.tile // 4
-                if (lower < column and not small) or (count + 1) * rows * (width - lower) > self.tile:
+                if (lower < column and not small) or (count + 0.5) * rows * (width - lower) > self.tile:
                     break
                 count, column = count + 1, lower
             yield torch.from_numpy(order[at : at + count].copy()), column
@@ -116,7 +121,14 @@ class Suffixes:
             return np.zeros(len(masks), dtype=np.int64)
         group_columns, latest = self._group_columns(), int(batch.read_position.min())
         first = [group_columns[on].min() if len(on := np.flatnonzero(m)) else latest for m in masks]
-        return np.minimum(np.array(first, dtype=np.int64), latest)
+        return np.minimum(np.maximum(np.array(first, dtype=np.int64), self._common(batch)), latest)
+
+    def _common(self, batch: Batch) -> int:
+        """Columns at the start of a batch that have the same activations in the base and the source run."""
+        if self._differences is None:
+            self._differences = self.engine.sources.first_difference(self.engine)
+        rows = batch.rows if isinstance(batch.rows, slice) else batch.rows.cpu()
+        return min(int(self._differences[rows].min()), int(batch.read_position.min()))
 
     def _group_columns(self) -> Int[np.ndarray, " groups"]:
         """Per group, the first column that it touches in any row."""
@@ -139,6 +151,12 @@ class Suffixes:
             self._tried = True
             self._past = self._stored() if self._possible() and self._trial() else None
         return self._past is not None
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of keys and values kept."""
+        layers = self._past.layers if self._past is not None else ()
+        return sum(t.numel() * t.element_size() for layer in layers for t in layer)
 
     def cache(self, batch: Batch, column: int, k: int) -> object:
         """What the model needs to start at a column."""

@@ -69,6 +69,24 @@ class Sources:
             return self._cut(name, value, batch.tokens.shape[1]) if value.numel() > 1 else value
         return self._cut(name, value[batch.rows], batch.tokens.shape[1])
 
+    def first_difference(self, engine: Engine) -> Int[Tensor, " rows"]:
+        """Per row, the first column where source and base run are given something else; 0 where that is not known.
+
+        In a causal model the columns before it have the same activations in both.
+        """
+        base, source = engine.base, self._run
+        if base is None or source is None or engine.intervention.averages is not None:
+            return torch.zeros(len(engine.rows), dtype=torch.long)
+        width = min(base.tokens.shape[1], source.tokens.shape[1])
+        differs = base.tokens[:, :width] != source.tokens[:, :width]
+        for run in (base, source):
+            for change in (run.replaced, None if run.noise is None else (run.noise != 0).any(-1)):
+                if change is not None:
+                    differs = differs | change[:, :width]
+        if self.aligned:
+            differs[:, 0] |= engine.rows.pairs.shifts[engine.rows.example] != 0
+        return torch.where(differs.any(-1), differs.long().argmax(-1), width)
+
     def _cut(self, name: str, value: Tensor, width: int) -> Tensor:
         if self.plans[name].pattern:
             return value[:, :, :width, :width]

@@ -116,7 +116,8 @@ class Tracer:
 
     def _make_batches(self) -> list[Batch]:
         everyone = torch.arange(self.rows.n_examples)
-        return [self.rows.batch(part, self.view.device) for part in everyone.split(self.batch_size)]
+        parts = everyone.chunk(-(-len(everyone) // self.batch_size))  # of equal size, rather than a small last one
+        return [self.rows.batch(part, self.view.device) for part in parts]
 
     def _start(self) -> None:
         """Base run, source runs, and the check that hooks work."""
@@ -170,6 +171,7 @@ class Tracer:
             "source_bytes": self._engine.sources.needed,
             "source_kept": self._engine.sources.keeps,
             "block_input_bytes": self._prefix_bytes if self._origin.residuals else 0,
+            "keys_values_bytes": self._suffixes.stored_bytes,
             "batch_size": self.batch_size,
         }
 

@@ -1,0 +1,47 @@
+"""Tokens that base and source prompts have in common at the start need not run again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import tl_multitrace as mt
+from tiny_models import MODEL_NAMES, build
+
+GENERATOR = torch.Generator().manual_seed(0)
+BASE = torch.randint(3, 60, (5, 9), generator=GENERATOR)
+SOURCE = torch.randint(3, 60, (5, 9), generator=GENERATOR)
+LENGTHS = torch.tensor([9, 7, 8, 9, 6])
+ANSWERS = torch.randint(3, 60, (5,), generator=GENERATOR)
+
+
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_tokens_in_common_at_the_start_are_left_alone(name: str) -> None:
+    model = build(name)
+    source = torch.cat([BASE[:, :4], SOURCE[:, 4:]], 1)
+    alike = mt.PromptPairs.from_tokens(BASE, source, ANSWERS, (ANSWERS + 5) % 60, lengths=LENGTHS)
+    masks = torch.eye(len(mt.heads(model)))
+    free, whole = (mt.Tracer(model, alike, mt.heads(model)) for _ in range(2))
+    whole._suffixes._tried = True
+    torch.testing.assert_close(free.effects(masks), whole.effects(masks), atol=2e-5, rtol=1e-4)
+    takes_keys = not name.startswith("bridge-native") and not name.startswith("bridge-attn-only")
+    assert (free.cost.forwards < whole.cost.forwards) == takes_keys
+
+
+def test_what_source_and_base_have_in_common() -> None:
+    model = build(MODEL_NAMES[0])
+
+    def found(source: torch.Tensor, **options: Any) -> list[int]:
+        alike = mt.PromptPairs.from_tokens(BASE, source, ANSWERS, (ANSWERS + 5) % 60)
+        tracer = mt.Tracer(model, alike, mt.mlps(model), **options)
+        return tracer._engine.sources.first_difference(tracer._engine).tolist()
+
+    later = BASE.clone()
+    later[:, 3] += 1
+    later[0, 1] += 1
+    assert found(later) == [1, 3, 3, 3, 3]
+    assert found(BASE) == [9] * 5
+    assert found(BASE, intervention=mt.NoiseCorruption(at=(4, 6))) == [4] * 5
+    assert found(BASE, intervention=mt.MeanAblation()) == [0] * 5
