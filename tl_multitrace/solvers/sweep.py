@@ -93,7 +93,7 @@ class Sweep:
 
     def _counts(self, members: Subset) -> tuple[int, int]:
         s = self.settings
-        return (s.k_min, s.k_max) if members else (s.first_min, s.first_max)
+        return (s.k_min, s.k_max) if members != self.search.forced else (s.first_min, s.first_max)
 
     def _moves(
         self,
