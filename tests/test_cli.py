@@ -278,11 +278,20 @@ def test_ctrl_c(tmp_path: Path) -> None:
     ]
     command = [sys.executable, "-m", "tl_multitrace", *slow, "--out", str(tmp_path / "run")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+
+    def heed_interrupts() -> None:  # a suite started in the background ignores them, and its children would too
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
+    ) as process:
         assert process.stderr is not None
         assert any("Searching" in line for line in process.stderr)
         process.send_signal(signal.SIGINT)
-        rest = process.stderr.read()
+        try:
+            rest = process.communicate(timeout=120)[1]
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert "Interrupted." in rest and "Traceback" not in rest
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
