@@ -24,7 +24,7 @@ def test_tokens_in_common_at_the_start_are_left_alone(name: str) -> None:
     alike = mt.PromptPairs.from_tokens(BASE, source, ANSWERS, (ANSWERS + 5) % 60, lengths=LENGTHS)
     masks = torch.eye(len(mt.heads(model)))
     free, whole = (mt.Tracer(model, alike, mt.heads(model)) for _ in range(2))
-    whole._suffixes._tried = True
+    whole._restarts._tried = True
     torch.testing.assert_close(free.effects(masks), whole.effects(masks), atol=2e-5, rtol=1e-4)
     takes_keys = not name.startswith("bridge-native") and not name.startswith("bridge-attn-only")
     assert (free.cost.forwards < whole.cost.forwards) == takes_keys

@@ -17,6 +17,9 @@ ACTIVATIONS = {"cpu": 256 << 20, "cuda": 4 << 30}
 TILE_TOKENS = {"cpu": 512, "cuda": 16384}
 """Tokens per forward up to which several masks share a batch."""
 
+FORWARD_TOKENS = {"cpu": 24, "cuda": 4096}
+"""Tokens that take as long as starting a forward does."""
+
 
 def default_batch_size(view: ModelView, rows: Rows, limit: int) -> int:
     """Prompt pairs per forward, so that what a backward needs fits."""

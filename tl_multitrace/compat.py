@@ -279,7 +279,7 @@ class ModelView:
     def run(
         self,
         tokens: Int[Tensor, "batch pos"],
-        attention_mask: Int[Tensor, "batch pos"] | Bool[Tensor, "batch 1 pos pos"],
+        attention_mask: Int[Tensor, "batch width"] | Bool[Tensor, "batch 1 pos pos"],
         *,
         position_ids: Int[Tensor, "batch pos"] | None = None,
         start_layer: int = 0,

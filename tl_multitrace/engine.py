@@ -37,10 +37,14 @@ class Prefix:
     Attributes:
         mask: the reference mask.
         residuals: input of a block, per block number.
+        column: the first token that was run; inputs before it are not there.
+        answers: of the run, per batch, where they were kept.
     """
 
     mask: Float[np.ndarray, " groups"]
     residuals: dict[int, Float[Tensor, "rows pos d_model"]] = field(default_factory=dict)
+    column: int = 0
+    answers: list[Answers] = field(default_factory=list)
 
 
 @dataclass(repr=False)  # TransformerLens names a hook by its repr: that of a bound method would print every tensor here
@@ -198,7 +202,7 @@ class Engine:
         logits = self._forward(tokens, batch.attention.repeated(k), start, resid, self._reads, past)
         self._check_fired(expected)
         if record is not None:
-            self._keep_inputs(batch, record)
+            self._keep_inputs(batch, record, column)
         self.cost.forwards += k * self.fraction(batch, start) * (1 - column / batch.tokens.shape[1])
         return self._score(batch, logits, k)
 
@@ -278,7 +282,7 @@ class Engine:
                     "other groups."
                 )
 
-    def _keep_inputs(self, batch: Batch, record: Prefix) -> None:
+    def _keep_inputs(self, batch: Batch, record: Prefix, column: int) -> None:
         assert self._capture is not None
         for layer in self._restart_layers:
             value = self._capture.get("input:" + BLOCK_INPUT.format(layer=layer))
@@ -286,7 +290,7 @@ class Engine:
                 continue
             if layer not in record.residuals:
                 record.residuals[layer] = value.new_zeros(len(self.rows), self.rows.base.shape[1], value.shape[-1])
-            record.residuals[layer][batch.rows, : value.shape[1]] = value
+            record.residuals[layer][batch.rows, column : column + value.shape[1]] = value
         self._capture = None
 
     def _score(self, batch: Batch, logits: Tensor, k: int) -> Answers:

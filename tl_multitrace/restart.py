@@ -9,7 +9,7 @@ model is causal and takes stored keys and values is tried out, not assumed: wher
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_multitrace.budget import FORWARD_TOKENS, TILE_TOKENS
 from tl_multitrace.engine import Engine, Prefix
 from tl_multitrace.interventions import Run
 from tl_multitrace.past import Past
@@ -28,58 +29,90 @@ MIN_MASKS = 4
 """Masks for which storing keys and values (one forward) begins to pay."""
 
 
-def by_first_block(
-    masks: Float[np.ndarray, "k groups"], prefixes: Sequence[Prefix], first_layers: Int[np.ndarray, " groups"], end: int
-) -> list[tuple[Int[Tensor, " jobs"], int, Prefix]]:
-    """Masks grouped by where they can restart: ``(mask numbers, first block, stored block inputs)``.
-
-    Args:
-        masks: to evaluate.
-        prefixes: stored runs; the first is the base run.
-        first_layers: per group, the first block that depends on it.
-        end: number of blocks; the start of a mask that changes nothing.
-    """
-    plans: dict[tuple[int, int], list[int]] = {}
-    for j, mask in enumerate(masks):
-        starts = [_first_block(mask, p, first_layers, end if i == 0 else None) for i, p in enumerate(prefixes)]
-        best = int(np.argmax(starts))
-        plans.setdefault((starts[best], best), []).append(j)
-    return [(torch.tensor(jobs), start, prefixes[which]) for (start, which), jobs in sorted(plans.items())]
-
-
-def _first_block(
-    mask: Float[np.ndarray, " groups"], prefix: Prefix, first_layers: Int[np.ndarray, " groups"], end: int | None
-) -> int:
-    changed = np.flatnonzero(mask != prefix.mask)
-    if not len(changed):
-        if end is not None:
-            return end
-        changed = np.flatnonzero(mask)
-    layer = int(first_layers[changed].min())
-    return layer if layer in prefix.residuals else 0
-
-
 @dataclass
-class Suffixes:
-    """Restarts from a later token.
+class Restarts:
+    """Stored runs, and which masks may restart from them, where, and together.
 
     Attributes:
         engine: runs the masks.
         batches: what it runs them on.
-        tile: tokens per forward, as nearly as whole masks allow.
+        origin: the base run.
         limit: bytes of keys and values that may be kept.
+        reference: a run under another mask.
     """
 
     engine: Engine
     batches: list[Batch]
-    tile: int
+    origin: Prefix
     limit: int
+    reference: Prefix | None = None
     _past: Past | None = None
     _tried: bool = False
     _differences: Int[Tensor, " rows"] | None = None
     _columns: Int[np.ndarray, " groups"] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
-    # ------------------------------------------------------------------ which masks, together, from where
+    def __post_init__(self) -> None:
+        device = self.engine.view.device.type
+        self.tile, self.overhead = TILE_TOKENS.get(device, 512), FORWARD_TOKENS.get(device, 24)
+
+    # ------------------------------------------------------------------ from which block
+
+    def by_first_block(
+        self, masks: Float[np.ndarray, "k groups"], *, with_reference: bool = True
+    ) -> list[tuple[Int[Tensor, " jobs"], int, Prefix]]:
+        """Masks grouped by where they can restart: ``(mask numbers, first block, stored run)``.
+
+        A mask that does not differ from a stored run whose answers are known starts after the last block.
+        """
+        prefixes = [self.origin]
+        if with_reference and self.reference is not None and self._fits(masks, self.reference):
+            prefixes.append(self.reference)
+        plans: dict[tuple[int, int], list[int]] = {}
+        for j, mask in enumerate(masks):
+            starts = [self._first_block(mask, p) for p in prefixes]
+            best = int(np.argmax(starts))
+            plans.setdefault((starts[best], best), []).append(j)
+        return [(torch.tensor(jobs), start, prefixes[which]) for (start, which), jobs in sorted(plans.items())]
+
+    def _fits(self, masks: Float[np.ndarray, "k groups"], run: Prefix) -> bool:
+        """Whether a run has every token that these masks change."""
+        return run.column == 0 or not len(masks) or self._lowest_column(masks) >= run.column
+
+    def _first_block(self, mask: Float[np.ndarray, " groups"], prefix: Prefix) -> int:
+        changed = np.flatnonzero(mask != prefix.mask)
+        if not len(changed):
+            if prefix is self.origin or prefix.answers:
+                return self.engine.view.n_layers
+            changed = np.flatnonzero(mask)
+        layer = int(self.engine.first_layers[changed].min())
+        return layer if layer in prefix.residuals else 0
+
+    def set_reference(self, mask: Float[Tensor, " groups"], masks: Float[np.ndarray, "k groups"]) -> None:
+        """Run a mask and keep its block inputs, for masks that differ little from it."""
+        wanted = mask.cpu().double().numpy()
+        column = self._lowest_column(np.concatenate([masks, wanted[None].astype(masks.dtype)]))
+        same = self.reference is not None and np.array_equal(self.reference.mask, wanted)
+        if same and self.reference is not None and self.reference.column <= column:
+            return
+        record = self.new_reference(mask)
+        if record is None:
+            return
+        record.column = column
+        for batch in self.batches:
+            past = self.cache(batch, column, 1) if column else None
+            answers = self.engine.answers(batch, mask[None, None], record=record, column=column, past=past)
+            record.answers.append(answers)
+        self.reference = record
+
+    def new_reference(self, mask: Float[Tensor, " groups"]) -> Prefix | None:
+        """An empty reference for a mask, in the memory of the last one; None where block inputs are not kept."""
+        values = mask.detach().cpu().double().numpy()
+        if not self.origin.residuals or not values.any():
+            return None
+        earlier, self.reference = self.reference, None
+        return Prefix(values, {} if earlier is None else earlier.residuals)
+
+    # ------------------------------------------------------------------ from which token, and together
 
     def consider(self, n_masks: int) -> None:
         """Store keys and values where so many masks will be worth it."""
@@ -91,30 +124,35 @@ class Suffixes:
             _ = self.causal
 
     def tiles(
-        self, masks: Float[np.ndarray, "k groups"], batch: Batch, from_base: bool
+        self, masks: Float[np.ndarray, "k groups"], batch: Batch, prefix: Prefix
     ) -> Iterator[tuple[Int[Tensor, " jobs"], int]]:
         """Masks that share a forward over a batch, and the first column that it runs.
 
         Args:
             masks: that start at one block.
             batch: the rows.
-            from_base: whether they restart from the base run, whose keys and values are stored.
+            prefix: the run that they restart from.
         """
         width, rows = batch.tokens.shape[1], batch.n_rows
-        columns = self._first_columns(masks, batch) if from_base else np.zeros(len(masks), dtype=np.int64)
+        columns = self._first_columns(masks, batch)
+        if prefix is not self.origin:
+            columns = np.full_like(columns, prefix.column)
         order = np.argsort(-columns, kind="stable")
         at = 0
         while at < len(order):
             count, column = 1, int(columns[order[at]])
             while at + count < len(order):
                 lower = int(columns[order[at + count]])
-                # unequal starts share a forward only where it would be too small to be worth its overhead
-                small = count * rows * (width - column) < self.tile // 4
-                if (lower < column and not small) or (count + 0.5) * rows * (width - lower) > self.tile:
+                # masks of unequal starts share a forward where the tokens that this adds cost less than another forward
+                added = count * rows * (column - lower)
+                if added > self.overhead or (count + 0.5) * rows * (width - lower) > self.tile:
                     break
                 count, column = count + 1, lower
             yield torch.from_numpy(order[at : at + count].copy()), column
             at += count
+
+    def _lowest_column(self, masks: Float[np.ndarray, "k groups"]) -> int:
+        return min(int(self._first_columns(masks, batch).min()) for batch in self.batches)
 
     def _first_columns(self, masks: Float[np.ndarray, "k groups"], batch: Batch) -> Int[np.ndarray, " k"]:
         if not self._tried or not self.causal:

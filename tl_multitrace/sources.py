@@ -99,11 +99,19 @@ class Sources:
         per_row = 0
         for plan in self.plans.values():
             per_row += width * (view.n_heads * width if plan.pattern else per_position.get(plan.kind, view.d_model))
-        return len(rows) * per_row * size
+        return self._rows(engine) * per_row * size
+
+    def _rows(self, engine: Engine) -> int:
+        """Rows to keep: one where the source is the same for all, as the clean prompt is for all draws of noise."""
+        assert self._run is not None
+        run, rows = self._run, engine.rows
+        alike = run.noise is None and bool((run.tokens == run.tokens[:1]).all() & (run.lengths == run.lengths[0]).all())
+        same_places = bool((rows.lengths == rows.lengths[0]).all() & (rows.pairs.shifts == rows.pairs.shifts[0]).all())
+        return 1 if alike and same_places and rows.packing is None else len(rows)
 
     def _store(self, engine: Engine) -> None:
         assert self._run is not None
-        total, width = len(engine.rows), engine.rows.base.shape[1]
+        total, width = self._rows(engine), engine.rows.base.shape[1]
         for first in range(0, total, self.chunk):
             index = torch.arange(first, min(first + self.chunk, total))
             for name, value in self._capture(engine, index).items():

@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_multitrace.answers import Answers
-from tl_multitrace.budget import DEFAULT_LIMIT, TILE_TOKENS, block_input_bytes, default_batch_size
+from tl_multitrace.budget import DEFAULT_LIMIT, block_input_bytes, default_batch_size
 from tl_multitrace.compat import ModelView
 from tl_multitrace.cost import Cost
 from tl_multitrace.engine import Engine, Prefix
@@ -32,7 +32,7 @@ from tl_multitrace.interventions import Interchange, Intervention
 from tl_multitrace.metrics import LogitDiff, Metric, as_metric
 from tl_multitrace.packing import can_pack
 from tl_multitrace.prompts import PromptPairs
-from tl_multitrace.restart import Suffixes, by_first_block
+from tl_multitrace.restart import Restarts
 from tl_multitrace.rows import Batch, Rows
 from tl_multitrace.sources import Sources
 from tl_multitrace.validate import check_inputs
@@ -107,8 +107,7 @@ class Tracer:
         )
         self._base: list[Answers] = []
         self._origin = Prefix(np.zeros(len(groups)))
-        self._reference: Prefix | None = None
-        self._suffixes = Suffixes(self._engine, self._batches, TILE_TOKENS.get(kind, 512), self.memory_limit)
+        self._restarts = Restarts(self._engine, self._batches, self._origin, self.memory_limit)
         self._prefix_bytes = block_input_bytes(self.view, self.rows, groups)
         self._start()
 
@@ -171,7 +170,7 @@ class Tracer:
             "source_bytes": self._engine.sources.needed,
             "source_kept": self._engine.sources.keeps,
             "block_input_bytes": self._prefix_bytes if self._origin.residuals else 0,
-            "keys_values_bytes": self._suffixes.stored_bytes,
+            "keys_values_bytes": self._restarts.stored_bytes,
             "batch_size": self.batch_size,
         }
 
@@ -185,7 +184,7 @@ class Tracer:
     def causal(self) -> bool:
         """Whether it was found that tokens do not act on earlier ones, so that runs restart at later tokens."""
         with self.session():
-            return self._suffixes.causal
+            return self._restarts.causal
 
     # ------------------------------------------------------------------ effects
 
@@ -234,22 +233,27 @@ class Tracer:
         self, masks: Float[Tensor, "k groups"], *, reference: Any = None, held: Float[Tensor, "k held"] | None = None
     ) -> Float[Tensor, "k n"]:
         """The metric itself under each mask; examples in internal order."""
+        values, end, plan = masks.cpu().numpy(), self.view.n_layers, self._restarts
+        out = self._base_values.new_empty(len(masks), self.rows.n_examples)
         with self.session(), torch.no_grad():
+            plan.consider(len(values))
             if reference is not None:
-                self._set_reference(self.groups.as_mask(reference))
-            out = self._base_values.new_empty(len(masks), self.rows.n_examples)
-            values, end = masks.cpu().numpy(), self.view.n_layers
-            self._suffixes.consider(len(values))
-            prefixes = [p for p in (self._origin, self._reference) if p is not None]
-            for jobs, start, prefix in by_first_block(values, prefixes, self._engine.first_layers, end):
-                for batch, base in zip(self._batches, self._base, strict=True):
-                    for part, column in self._suffixes.tiles(values[jobs.numpy()], batch, prefix is self._origin):
+                plan.set_reference(self.groups.as_mask(reference).to(self.view.device, self.dtype), values)
+            for jobs, start, prefix in plan.by_first_block(values, with_reference=held is None):
+                for i, (batch, base) in enumerate(zip(self._batches, self._base, strict=True)):
+                    if start >= end:  # nothing differs from a stored run
+                        known = base if prefix is self._origin else prefix.answers[i]
+                        out[jobs.to(out.device)[:, None], batch.examples] = self.metric(known, base).expand(
+                            len(jobs), -1
+                        )
+                        continue
+                    for part, column in plan.tiles(values[jobs.numpy()], batch, prefix):
                         tile = jobs[part]
                         frozen = None if held is None else held[tile]
                         out[tile.to(out.device)[:, None], batch.examples] = self._evaluate(
                             masks[tile], batch, base, start, prefix, frozen, column
                         )
-            return out
+        return out
 
     def _evaluate(
         self,
@@ -257,37 +261,17 @@ class Tracer:
         batch: Batch,
         base: Answers,
         start: int,
-        prefix: Prefix | None,
-        held: Tensor | None = None,
-        column: int = 0,
+        prefix: Prefix,
+        held: Tensor | None,
+        column: int,
     ) -> Tensor:
-        if start >= self.view.n_layers:  # nothing differs from the base run
-            return self.metric(base, base).expand(len(masks), -1)
         mask = masks[:, None].to(self.view.device, self.dtype)
         frozen = None if held is None else held[:, None].to(mask)
-        past = self._suffixes.cache(batch, column, len(masks)) if column else None
+        past = self._restarts.cache(batch, column, len(masks)) if column else None
         answers = self._engine.answers(batch, mask, start=start, prefix=prefix, held=frozen, column=column, past=past)
         values = self.metric(answers, base.repeated(len(masks)))
         self._check(values, batch, mask, "the metric")
         return values.reshape(len(masks), -1)
-
-    def _set_reference(self, mask: Tensor) -> None:
-        if self._reference is not None and np.array_equal(self._reference.mask, mask.cpu().double().numpy()):
-            return
-        record = self._new_reference(mask)
-        if record is None:
-            return
-        for batch in self._batches:
-            self._engine.answers(batch, mask[None, None].to(self.view.device, self.dtype), record=record)
-        self._reference = record
-
-    def _new_reference(self, mask: Tensor) -> Prefix | None:
-        """An empty reference for a mask, in the memory of the last one; None where block inputs are not kept."""
-        values = mask.detach().cpu().double().numpy()
-        if not self._origin.residuals or not values.any():
-            return None
-        earlier, self._reference = self._reference, None
-        return Prefix(values, {} if earlier is None else earlier.residuals)
 
     # ------------------------------------------------------------------ gradients
 
@@ -319,7 +303,7 @@ class Tracer:
         effects = self._base_values.new_empty(self.rows.n_examples)
         gradient = self._base_values.new_zeros(self.rows.n_examples, len(self.groups))
         start = self._gradient_start()
-        record = self._new_reference(values) if as_reference else None
+        record = self._restarts.new_reference(values) if as_reference else None
         with self.session():
             for batch, base in zip(self._batches, self._base, strict=True):
                 leaf = values.expand(1, batch.n_rows, -1).clone().requires_grad_()
@@ -329,7 +313,7 @@ class Tracer:
                 gradient.index_add_(0, batch.examples[batch.example], by_row)
                 effects[batch.examples] = out.detach() - (0.0 if inner else measure(base, base))
                 self._check(gradient[batch.examples], batch, leaf.detach(), "the gradient")
-        self._reference = record or self._reference
+        self._restarts.reference = record or self._restarts.reference
         return self._unsorted(effects[None])[0], gradient[self._inverse()]
 
     def loss_gradient(

@@ -76,10 +76,43 @@ class Cells:
         cells = list(product(self.positions, self.layers, self.units or (None,)))
         named = tuple(Component(self.kinds[0], layer, unit, p, SITE[self.kinds[0]]) for p, layer, unit in cells)
         sites = tuple(
-            tuple(Component(k, i, unit, p, SITE[k]) for k in self.kinds for i in self.reach(layer, k))
+            tuple(self._site(k, i, unit, p) for k in self.kinds for i in self.reach(layer, k))
             for p, layer, unit in cells
         )
-        return HookGroups(named, sites, {(k, SITE[k]): self.size for k in self.kinds})
+        sizes = {(s.kind, s.site): self.size for group in sites for s in group}
+        return HookGroups(named, sites, sizes)
+
+    def atoms(self) -> tuple[HookGroups, Float[Tensor, "cells atoms"] | None]:
+        """What cells are made of, and which cell restores which; None where cells are what they are made of.
+
+        Windows overlap, and written as masks over single layers two of them differ only in the layers that one has and
+        the other has not: a run of one restarts from a run of the other there.
+        """
+        groups = self.groups()
+        if all(len(sites) == 1 for sites in groups.sites) or self.own is not None:
+            return groups, None
+        single = list(dict.fromkeys(s for sites in groups.sites for s in sites))
+        number = {s: i for i, s in enumerate(single)}
+        table = torch.zeros(len(groups), len(single))
+        for cell, sites in enumerate(groups.sites):
+            table[cell, [number[s] for s in sites]] = 1.0
+        return HookGroups(tuple(single), tuple((s,) for s in single), groups.sizes), table
+
+    def chains(self) -> list[list[int]]:
+        """Cells whose windows begin at the first layer, token by token, the longest window last."""
+        if self.own is not None or not set(self.kinds) & set(WINDOWED) or "resid" in self.kinds:
+            return []
+        kind, n = self.kinds[0], len(self.layers)
+        first = [
+            i for i, layer in sorted(enumerate(self.layers), key=lambda x: x[1]) if self.reach(layer, kind)[0] == 0
+        ]
+        return [[p * n + i for i in first] for p in range(len(self.positions))] if len(first) > 2 else []
+
+    def _site(self, kind: str, layer: int, unit: int | None, position: int) -> Component:
+        # a block's output is the next one's input, and a run that restarts there skips the block
+        if kind == "resid" and layer + 1 < self.n_layers:
+            return Component(kind, layer + 1, unit, position, "pre")
+        return Component(kind, layer, unit, position, SITE[kind])
 
 
 def make_cells(
@@ -115,7 +148,7 @@ def make_cells(
         view.n_layers,
         size,
     )
-    HookGroups.of(model, {s: None for sites in cells.groups().sites[: len(chosen or (0,))] for s in sites})
+    HookGroups.of(model, [s for sites in cells.groups().sites[: len(chosen or (0,))] for s in sites])
     return cells
 
 

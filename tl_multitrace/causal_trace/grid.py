@@ -187,7 +187,7 @@ class TraceGrid:
             **{k: v for k, v in self.provenance.items() if k in ("tl_multitrace", "model", "intervention", "prompts")},
         }
         circuit = Circuit(groups[chosen], tuple(chosen), len(groups), float("nan"), provenance=facts)
-        return circuit if self.tracer is None or self.severed else _measured(circuit, self.tracer)
+        return circuit if self.tracer is None or self.severed else _measured(circuit, self.tracer, self.cells)
 
     def _chosen(self, k: int | None, threshold: float | None) -> list[int]:
         if self.averaged:
@@ -288,13 +288,15 @@ def _quantiles(means: Float[np.ndarray, "resample cell"], at: Sequence[float]) -
     return found
 
 
-def _measured(circuit: Circuit, tracer: Tracer) -> Circuit:
+def _measured(circuit: Circuit, tracer: Tracer, cells: Cells) -> Circuit:
     """The circuit with the effect of restoring all its cells together, and what is lost without each."""
     masks = [circuit.mask]
     for i in circuit.indices:
         masks.append(circuit.mask.clone())
         masks[-1][i] = 0.0
-    effects = tracer.effects(torch.stack([*masks, torch.ones(circuit.n_groups)])).double()
+    chosen = torch.stack([*masks, torch.ones(circuit.n_groups)])
+    _, table = cells.atoms()
+    effects = tracer.effects(chosen if table is None else (chosen @ table).clamp(max=1.0)).double()
     means = effects.mean(1)
     return circuit.with_scores(
         effect=float(means[0]),

@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -142,8 +142,8 @@ def trace_question(
     notes = [question.warn_unpredicted(), _warn_window(cells)]
     corrupted = Corrupted.of(view, question, corruption, int(samples), subjects)
     record = corrupted.record | ({"unit_of": unit_of} if unit_of else {})
-    groups = cells.groups()
-    frozen, table = held_sites(model, groups, severed) if severed else (None, None)
+    groups, table = cells.atoms()
+    frozen, held = held_sites(model, cells.groups(), severed) if severed else (None, None)
     tracer = Tracer(
         model,
         corrupted.pairs,
@@ -153,7 +153,7 @@ def trace_question(
         memory_limit=memory_limit,
         held=frozen,
     )
-    effects = one_by_one(tracer, table, progress, equal_before=corrupted.first)
+    effects = Sweep(tracer, table, held, cells.chains(), corrupted.first).effects(progress)
     base = tracer.base_metric.cpu()
     grid = TraceGrid(
         restored=(effects + base[:, None]).reshape(len(base), *cells.shape),
@@ -170,41 +170,68 @@ def trace_question(
     return _with_notes(grid, [n for n in (*notes, _warn_unchanged(grid)) if n])
 
 
-def one_by_one(
-    tracer: Tracer,
-    held: Float[Tensor, "cells held"] | None = None,
-    progress: bool | None = None,
-    *,
-    equal_before: int = 0,
-) -> Float[Tensor, "sample cells"]:
-    """Effect of every group alone, for every prompt of a tracer.
+@dataclass(frozen=True)
+class Sweep:
+    """Masks to evaluate one by one.
 
-    Args:
+    Attributes:
         tracer: base and source run.
-        held: per group, the held sites to freeze with it.
-        progress: show a progress bar.
-        equal_before: base and source have the same embeddings before this position, so that in a causal model groups
+        table: the groups that each cell restores; None for every group alone.
+        held: per cell, the held sites to freeze with it.
+        chains: cells of which each restores what the one before it does, and later layers.
+        equal_before: base and source have the same embeddings before this position, so that in a causal model cells
             there change nothing: their effect is 0 without a run.
     """
-    n = len(tracer.groups)
-    out = torch.zeros(tracer.n, n, dtype=tracer.dtype)
-    parts = _live(tracer, equal_before).split(max(1, min(n, MASK_ENTRIES // n)))
-    with tracer.session():
-        for part in tqdm(parts, desc="cells", disable=not progress, leave=False):
-            masks = torch.zeros(len(part), n, dtype=tracer.dtype)
-            masks[torch.arange(len(part)), part] = 1.0
-            out[:, part] = tracer.effects(masks, held=None if held is None else held[part]).T.cpu()
-    return out
 
+    tracer: Tracer
+    table: Float[Tensor, "cells groups"] | None = None
+    held: Float[Tensor, "cells held"] | None = None
+    chains: Sequence[Sequence[int]] = ()
+    equal_before: int = 0
 
-def _live(tracer: Tracer, equal_before: int) -> Int[Tensor, " live"]:
-    """Groups that can have an effect."""
+    def effects(self, progress: bool | None = None) -> Float[Tensor, "sample cells"]:
+        """Effect of every cell alone, for every prompt of the tracer."""
+        out = torch.zeros(self.tracer.n, self._count(), dtype=self.tracer.dtype)
+        with self.tracer.session():
+            for cells, reference in tqdm(self._parts(), desc="cells", disable=not progress, leave=False):
+                held = None if self.held is None else self.held[cells]
+                out[:, cells] = self.tracer.effects(self._masks(cells), reference, held=held).T.cpu()
+        return out
 
-    def before(position: Position) -> bool:
-        return isinstance(position, int) and 0 <= position < equal_before
+    def _count(self) -> int:
+        return len(self.tracer.groups) if self.table is None else len(self.table)
 
-    idle = torch.tensor([all(before(s.position) for s in sites) for sites in tracer.groups.sites])
-    return (~idle if bool(idle.any()) and tracer.causal else torch.ones_like(idle)).nonzero().flatten()
+    def _parts(self) -> list[tuple[Int[Tensor, " part"], Tensor | None]]:
+        """Cells that are evaluated together, with the mask of the run that they share a beginning with."""
+        live = self._live()
+        # a run to restart from is one without frozen sites
+        chains = (
+            [c for chain in self.chains if len(c := [i for i in chain if live[i]]) > 2] if self.held is None else []
+        )
+        for cell in (i for chain in chains for i in chain):
+            live[cell] = False
+        rest = live.nonzero().flatten()
+        parts = rest.split(max(1, min(len(rest), MASK_ENTRIES // len(self.tracer.groups)))) if len(rest) else ()
+        shared = [(torch.tensor(chain), self._masks(torch.tensor(chain[-1:]))[0]) for chain in chains]
+        return [*((part, None) for part in parts), *shared]
+
+    def _masks(self, cells: Int[Tensor, " part"]) -> Float[Tensor, "part groups"]:
+        if self.table is not None:
+            return self.table[cells].to(self.tracer.dtype)
+        masks = torch.zeros(len(cells), len(self.tracer.groups), dtype=self.tracer.dtype)
+        masks[torch.arange(len(cells)), cells] = 1.0
+        return masks
+
+    def _live(self) -> Bool[Tensor, " cells"]:
+        """Cells that can have an effect."""
+
+        def before(position: Position) -> bool:
+            return isinstance(position, int) and 0 <= position < self.equal_before
+
+        idle = torch.tensor([all(before(s.position) for s in sites) for sites in self.tracer.groups.sites])
+        if not bool(idle.any()) or not self.tracer.causal:
+            return torch.ones(self._count(), dtype=torch.bool)
+        return ~idle if self.table is None else (self.table[:, ~idle] != 0).any(1)
 
 
 def _with_notes(grid: TraceGrid, notes: list[str]) -> TraceGrid:

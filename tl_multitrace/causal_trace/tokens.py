@@ -14,7 +14,7 @@ from torch import Tensor
 from tl_multitrace._version import __version__
 from tl_multitrace.causal_trace.corruption import Corrupted, Corruption, named_corruption
 from tl_multitrace.causal_trace.question import Answer, Prompt, Question, Subject
-from tl_multitrace.causal_trace.sweep import describe_corruption, one_by_one
+from tl_multitrace.causal_trace.sweep import Sweep, describe_corruption
 from tl_multitrace.compat import ModelView
 from tl_multitrace.files import File, read_json, write_json
 from tl_multitrace.groups import residual
@@ -218,7 +218,7 @@ def causal_tokens(
         made = Corrupted.of(view, question, chosen, int(samples), subjects, restore=how == "restore")
         tracers[how] = Tracer(model, made.pairs, groups, AnswerProb(reduce="sum"), made.intervention)
         record = made.record
-    effects = {how: one_by_one(tracer, progress=progress) for how, tracer in tracers.items()}
+    effects = {how: Sweep(tracer).effects(progress) for how, tracer in tracers.items()}
     path = _jointly(tracers[sets], sets, budgets, solver, seed, progress)
     return CausalTokens(
         tokens=question.words,
