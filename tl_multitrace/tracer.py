@@ -323,7 +323,7 @@ class Tracer:
 
         Args:
             mask: as :meth:`effect` takes it.
-            loss: differentiable function of the effects.
+            loss: differentiable mean over the effects; pairs that run in several parts are combined as a weighted mean.
             examples: pair numbers, all by default; one forward and one backward over just these.
         """
         leaf = self.groups.as_mask(mask).to(self.view.device, self.dtype).clone().requires_grad_()
