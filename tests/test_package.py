@@ -40,6 +40,7 @@ ROOMS = [
     "engine",
     "budget",
     "restart",
+    "gradients",
     "validate",
     "tracer",
     "scores",

@@ -210,12 +210,13 @@ class Engine:
         self._check_fired(expected)
         if record:
             self._keep_inputs(batch, record, column)
-        self.cost.forwards += k * self.fraction(batch, start) * (1 - column / batch.tokens.shape[1])
+        self.cost.forwards += k * self.fraction(batch, start, column)
         return self._score(batch, logits, k)
 
-    def fraction(self, batch: Batch, start: int) -> float:
-        """Share of a whole forward over the prompt set that a batch from layer ``start`` on is."""
-        return batch.n_rows / len(self.rows) * (1 - start / self.view.n_layers)
+    def fraction(self, batch: Batch, start: int, column: int) -> float:
+        """Share of a whole forward over the prompt set that a batch from a layer and a token on is."""
+        of_tokens = 1 - column / batch.tokens.shape[1]
+        return batch.n_rows / len(self.rows) * (1 - start / self.view.n_layers) * of_tokens
 
     def _prepare(self, batch: Batch, mask: Tensor | None, k: int, start: int) -> None:
         self._shares, self._source = {}, {}

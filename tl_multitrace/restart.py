@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,8 +26,8 @@ from tl_multitrace.rows import Batch
 
 logger = logging.getLogger(__name__)
 
-MIN_MASKS = 4
-"""Masks for which storing keys and values (one forward) begins to pay."""
+MIN_RUNS = 4
+"""Runs for which storing keys and values (one forward) begins to pay."""
 
 
 @dataclass
@@ -48,6 +49,7 @@ class Restarts:
     references: list[Prefix] = field(default_factory=list)
     _past: Past | None = None
     _tried: bool = False
+    _asked: int = 0
     _differences: Int[Tensor, " rows"] | None = None
     _columns: Int[np.ndarray, " groups"] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
@@ -106,8 +108,12 @@ class Restarts:
         each = torch.arange(len(batch.examples), device=view.device)
         for i, record in enumerate(records):
             record.answers.append(answers.picked(each + i * len(each)))
-            for layer, inputs in record.residuals.items():  # tokens before the column are those of the base run
-                inputs[batch.rows, :column] = self.origin.residuals[layer][batch.rows, :column]
+            self.complete(record, batch, column)
+
+    def complete(self, record: Prefix, batch: Batch, column: int) -> None:
+        """Tokens before the first that was run are those of the base run."""
+        for layer, inputs in record.residuals.items() if column else ():
+            inputs[batch.rows, :column] = self.origin.residuals[layer][batch.rows, :column]
 
     def new_references(self, masks: Float[Tensor, "r groups"]) -> list[Prefix]:
         """Empty references for masks, in the memory of the last ones; none where block inputs are not kept."""
@@ -119,18 +125,19 @@ class Restarts:
         return [Prefix(mask, residuals) for mask, residuals in zip(values, buffers, strict=True)]
 
     def forget(self) -> None:
-        """Drop the stored runs under other masks, so that what follows depends on nothing evaluated before."""
-        self.references = []
+        """Drop stored runs, keys and values, so that what follows depends on nothing evaluated before."""
+        self.references, self._past, self._tried, self._asked = [], None, False, 0
 
     # ------------------------------------------------------------------ from which token, and together
 
-    def consider(self, n_masks: int) -> None:
-        """Store keys and values where so many masks will be worth it."""
-        if self._tried or n_masks < MIN_MASKS:
+    def consider(self, n_runs: int) -> None:
+        """Store keys and values where the runs that were asked for so far, and these, make it worth it."""
+        self._asked += n_runs
+        if self._tried or self._asked < MIN_RUNS:
             return
         groups, width = self._group_columns(), self.engine.rows.base.shape[1]
         saved = np.mean([np.maximum(groups, self._common(batch)).mean() for batch in self.batches]) / width
-        if n_masks * saved > 1:
+        if self._asked * saved > 1:
             _ = self.causal
 
     def tiles(self, masks: Float[np.ndarray, "k groups"], batch: Batch) -> Iterator[tuple[Int[Tensor, " jobs"], int]]:
@@ -150,6 +157,11 @@ class Restarts:
                 count, column = count + 1, lower
             yield torch.from_numpy(order[at : at + count].copy()), column
             at += count
+
+    def gradient_start(self, batch: Batch) -> tuple[int, Any]:
+        """The first token that any mask changes, and the stored keys and values of those before it."""
+        column = int(self._first_columns(np.ones((1, len(self.engine.groups))), batch)[0])
+        return column, self.cache(batch, column, 1) if column else None
 
     def _first_columns(self, masks: Float[np.ndarray, "k groups"], batch: Batch) -> Int[np.ndarray, " k"]:
         if not self._tried or not self.causal:

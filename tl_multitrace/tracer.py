@@ -11,7 +11,6 @@ masks are batched when prompts are few, and logits are computed only where answe
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -26,6 +25,7 @@ from tl_multitrace.budget import DEFAULT_LIMIT, block_input_bytes, default_batch
 from tl_multitrace.compat import ModelView
 from tl_multitrace.cost import Cost
 from tl_multitrace.engine import Engine, Prefix
+from tl_multitrace.gradients import Gradients
 from tl_multitrace.groups import HookGroups
 from tl_multitrace.held import held_sites
 from tl_multitrace.interventions import Interchange, Intervention
@@ -316,18 +316,18 @@ class Tracer:
         measure = metric.inner if inner else metric
         effects = self._base_values.new_empty(self.rows.n_examples)
         gradient = self._base_values.new_zeros(self.rows.n_examples, len(self.groups))
-        start = self._gradient_start()
-        record = self._restarts.new_references(values[None]) if as_reference and dtype is None else []
-        with self.session(), self._engine.reduced(dtype):
+        plan = self._restarts
+        record = plan.new_references(values[None]) if as_reference and dtype is None else []
+        with self.session(), self._gradients(dtype) as soft:
             for batch, base in zip(self._batches, self._base, strict=True):
                 leaf = values.expand(1, batch.n_rows, -1).clone().requires_grad_()
-                answers = self._engine.answers(batch, leaf, start=start, prefix=self._origin, record=record)
+                answers, share = soft.answers(batch, leaf, record)
                 out = measure(answers, base)
-                by_row = self._backward(out.sum(), leaf, batch, start)[0]
+                by_row = soft.backward(out.sum(), leaf, share)[0]
                 gradient.index_add_(0, batch.examples[batch.example], by_row)
                 effects[batch.examples] = out.detach() - (0.0 if inner else measure(base, base))
                 self._check(gradient[batch.examples], batch, leaf.detach(), "the gradient")
-        self._restarts.references = record or self._restarts.references
+        plan.references = record or plan.references
         return self._unsorted(effects[None])[0], gradient[self._inverse()]
 
     def loss_gradient(
@@ -342,16 +342,16 @@ class Tracer:
         """
         leaf = self.groups.as_mask(mask).to(self.view.device, self.dtype).clone().requires_grad_()
         chosen = self._inverse()[torch.as_tensor(examples).long()] if examples is not None else None
-        start, metric = self._gradient_start(), self.metric.surrogate
+        metric = self.metric.surrogate
         parts = self._minibatches(chosen)
-        with self.session():
+        with self.session(), self._gradients() as soft:
             effects = []
             total = torch.zeros_like(leaf)
             for batch, base in parts:
-                answers = self._engine.answers(batch, leaf[None, None], start=start, prefix=self._origin)
+                answers, share = soft.answers(batch, leaf[None, None])
                 out = metric(answers, base) - metric(base, base)
-                share = len(out) / sum(len(b.examples) for b, _ in parts)
-                total = total + self._backward(loss(out) * share, leaf, batch, start)
+                weight = len(out) / sum(len(b.examples) for b, _ in parts)
+                total = total + soft.backward(loss(out) * weight, leaf, share)
                 self._check(total, batch, leaf.detach()[None, None], "the gradient")
                 effects.append(out.detach())
         together = torch.cat(effects)
@@ -360,29 +360,20 @@ class Tracer:
         back = torch.argsort(torch.cat([b.examples.cpu() for b, _ in parts]))
         return together[back[torch.argsort(torch.argsort(chosen))]], total
 
+    @contextmanager
+    def _gradients(self, dtype: torch.dtype | None = None) -> Iterator[Gradients]:
+        name = getattr(self.metric, "label", self.metric.name)
+        soft = Gradients(self._engine, self._restarts, self._origin, name)
+        soft.prepare()
+        with self._engine.reduced(dtype):
+            yield soft
+
     def _minibatches(self, chosen: Tensor | None) -> list[tuple[Batch, Answers]]:
         if chosen is None:
             return list(zip(self._batches, self._base, strict=True))
         whole = Answers.joined(self._base)
         parts = chosen.sort().values.chunk(-(-len(chosen) // self.batch_size))
         return [(self.rows.batch(part, self.view.device), whole.picked(part.to(self.view.device))) for part in parts]
-
-    def _gradient_start(self) -> int:
-        first = int(self._engine.first_layers.min())
-        return first if first in self._origin.residuals else 0
-
-    def _backward(self, scalar: Tensor, leaf: Tensor, batch: Batch, start: int) -> Tensor:
-        if not scalar.requires_grad:
-            name = getattr(self.metric, "label", self.metric.name)
-            raise ValueError(
-                f"the metric {name!r} has no gradient with respect to the mask (it rounds or detaches what it reads). "
-                "Use a solver that needs none, such as Greedy()."
-            )
-        began = time.perf_counter()
-        (grad,) = torch.autograd.grad(scalar, leaf)
-        self.cost.seconds += time.perf_counter() - began
-        self.cost.backwards += self._engine.fraction(batch, start)
-        return grad
 
     # ------------------------------------------------------------------ small things
 

@@ -21,7 +21,8 @@ import tl_multitrace as mt  # noqa: E402
 from tiny_models import HAS_BRIDGE, random_gpt2  # noqa: E402
 
 CACHE = HERE / ".cache"
-PAIRS = 24
+PAIRS = 48
+TRAINING_STEPS = 2600
 TASKS = ("professions", "ioi", "induction")
 
 
@@ -39,10 +40,17 @@ def trained() -> Any:
     from tl_multitrace.demo.train import TrainConfig, save_model, text_digest, train
 
     tokenizer = load_tokenizer(Path(mt.__file__).parent / "demo")
-    folder = CACHE / f"trained-12x12-{text_digest(0)[:12]}"
+    folder = CACHE / f"trained-12x12-{text_digest(0)[:12]}-{TRAINING_STEPS}"
     if not (folder / "config.json").is_file():
         config = TrainConfig(
-            n_layer=12, n_head=12, n_embd=96, n_inner=384, steps=900, threads=1, learning_rate=2e-3, batch_tokens=2048
+            n_layer=12,
+            n_head=12,
+            n_embd=96,
+            n_inner=384,
+            steps=TRAINING_STEPS,
+            threads=1,
+            learning_rate=2e-3,
+            batch_tokens=2048,
         )
         folder.mkdir(parents=True, exist_ok=True)
         (CACHE / ".gitignore").write_text("*\n")

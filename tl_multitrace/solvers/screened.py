@@ -95,6 +95,7 @@ class ScreenedSearch:
             base,
             k_min=max(1, round(base.k_min * self.scale)),
             k_max=round(base.k_max * self.scale),
+            k_late=max(1, round(base.k_late * self.scale)),
             first_min=round(base.first_min * self.scale),
             first_max=round(base.first_max * self.scale),
             drops=max(1, round(base.drops * self.scale)),

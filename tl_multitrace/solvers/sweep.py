@@ -24,9 +24,10 @@ class SweepSettings:
     Attributes:
         k_min: adds verified at least, per set.
         k_max: adds verified at most.
+        k_late: the same where the sweep has spent more than its share of the cap for the way that it has come.
         first_min: the same at the empty set, where a wrong choice costs most.
         first_max: the same.
-        drops: drops verified per set.
+        drops: drops verified per set; one where the sweep has spent more than its share.
         beta: width of the uncertainty band, in standard deviations of recent errors.
         beyond: sizes past the largest budget that the sweep visits, to come back by dropping.
         passes: times up and down at most.
@@ -38,15 +39,16 @@ class SweepSettings:
 
     k_min: int = 2
     k_max: int = 6
+    k_late: int = 3
     first_min: int = 16
     first_max: int = 24
-    drops: int = 1
+    drops: int = 2
     beta: float = 0.3
     beyond: int = 2
     passes: int = 3
     tile: int = 2
-    floor: float = 120.0
-    per_step: float = 0.035
+    floor: float = 100.0
+    per_step: float = 0.03
 
     def cap(self, search: Search) -> float:
         """Forward equivalents after which nothing but the first way up is done."""
@@ -60,17 +62,21 @@ class Sweep:
         self.search, self.settings = search, settings
         self.screen = Screen(search)
         self.expanded: set[Subset] = set()
+        self.late = False
 
     def run(self) -> None:
         """Sweep until no best set is left unexpanded."""
         top = min(self.search.largest + self.settings.beyond, self.search.n)
-        end = self.search.tracer.cost.equivalents + self.settings.cap(self.search)
+        cap, began = self.settings.cap(self.search), self.search.tracer.cost.equivalents
+        end = began + cap
         with self.search.progress(None, "sweep") as bar:
             for turn in range(self.settings.passes):
                 before = len(self.expanded)
                 for step, size in enumerate([*range(top + 1), *range(top - 1, 0, -1)]):
                     if (turn or step > top) and self.search.tracer.cost.equivalents > end:
                         return
+                    # the first set's many adds count as four steps
+                    self.late = self.search.tracer.cost.equivalents - began > cap * (size + 4) / (top + 4)
                     self._visit(size)
                     bar.update()
                 if len(self.expanded) == before:
@@ -89,11 +95,13 @@ class Sweep:
         least, most = self._counts(members)
         self._moves(members, outside, True, gains, here, least, most)
         own = np.array([i for i in members if i not in self.search.forced], dtype=np.int64)
-        self._moves(members, own, False, gains, here, 0, self.settings.drops)
+        self._moves(members, own, False, gains, here, 0, 1 if self.late else self.settings.drops)
 
     def _counts(self, members: Subset) -> tuple[int, int]:
         s = self.settings
-        return (s.k_min, s.k_max) if members != self.search.forced else (s.first_min, s.first_max)
+        if members == self.search.forced:
+            return s.first_min, s.first_max
+        return s.k_min, s.k_late if self.late else s.k_max
 
     def _moves(
         self,
@@ -114,7 +122,7 @@ class Sweep:
             hopeless = gains[ranked[done]] + self.settings.beta * self.screen.spread() <= rival
             if hopeless and done >= least:
                 return
-            batch = ranked[done : done + self.settings.tile]
+            batch = ranked[done : min(done + self.settings.tile, most)]
             self._verify(members, [(i, adding) for i in batch], gains, here)
             done += len(batch)
 
