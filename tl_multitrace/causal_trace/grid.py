@@ -147,7 +147,7 @@ class TraceGrid:
         place: dict[str, Any] = {
             "position": position,
             "token": self.tokens[position],
-            "subject": not self.averaged and self.subject[0] <= position < self.subject[1],
+            "subject": self.subject[0] <= position < self.subject[1],
             "layer": self.cells.layers[int(index[1])],
         }
         return place | ({"unit": self.cells.units[int(index[2])]} if self.cells.units else {})
@@ -264,7 +264,8 @@ class TraceGrid:
         rows = []
         for cell in order.tolist():
             place = self._place(cell)
-            name = place.get("group") or f"{place['token']!r}@{place['position']} layer {place['layer']}"
+            token = place.get("token", "") if self.averaged else f"{place.get('token')!r}@{place.get('position')}"
+            name = place.get("group") or f"{token} layer {place['layer']}"
             unit = f" {self.kind} {place['unit']}" if "unit" in place else ""
             rows.append(
                 f"  {float(self.effect.flatten()[cell]):8.3f} [{low[cell]:.3f}, {high[cell]:.3f}]  {name}{unit}"

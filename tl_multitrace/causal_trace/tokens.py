@@ -12,9 +12,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_multitrace._version import __version__
-from tl_multitrace.causal_trace.corruption import Corrupted, Corruption, named_corruption
-from tl_multitrace.causal_trace.question import Answer, Prompt, Question, Subject
-from tl_multitrace.causal_trace.sweep import Sweep, describe_corruption
+from tl_multitrace.causal_trace.corruption import Corrupted, Corruption, describe_corruption, named_corruption
+from tl_multitrace.causal_trace.question import Question
+from tl_multitrace.causal_trace.reading import Answer, Prompt, Subject
+from tl_multitrace.causal_trace.sweep import Sweep, check_samples
 from tl_multitrace.compat import ModelView
 from tl_multitrace.files import File, read_json, write_json
 from tl_multitrace.groups import residual
@@ -187,7 +188,8 @@ def causal_tokens(
         model: a TransformerLens model; for masked language models the prompt holds the mask.
         prompt: text or token ids.
         answer: as :func:`causal_trace`.
-        tokens: the tokens to test: ``"all"`` (but BOS), a part of the prompt, or a ``(start, stop)`` span.
+        tokens: the tokens to test: ``"all"`` (but BOS, separators and masks), a part of the prompt, or a
+            ``(start, stop)`` span.
         samples: draws of the corruption.
         noise: in standard deviations.
         seed: of the draws and the solver.
@@ -204,18 +206,17 @@ def causal_tokens(
     Raises:
         ValueError: as :func:`causal_trace`.
     """
-    if samples != int(samples) or samples < 1:
-        raise ValueError(f"samples must be a whole number from 1, got {samples!r}: an effect needs at least one draw.")
+    samples = check_samples(samples)
     if sets not in ("corrupt", "restore"):
         raise ValueError(f"sets must be 'corrupt' or 'restore', got {sets!r}.")
     question = Question.ask(model, prompt, tokens, answer, answer_position=answer_position, prepend_bos=prepend_bos)
     question.warn_unpredicted()
     view, chosen = ModelView(model), named_corruption(corruption, noise, seed, subjects)
-    positions = _tested(question)
+    positions = question.corrupted
     groups = residual(model, layers=[0], site="pre", positions=positions)
     tracers, record = {}, {}
     for how in ("corrupt", "restore"):
-        made = Corrupted.of(view, question, chosen, int(samples), subjects, restore=how == "restore")
+        made = Corrupted.of(view, question, chosen, samples, subjects, restore=how == "restore")
         tracers[how] = Tracer(model, made.pairs, groups, AnswerProb(reduce="sum"), made.intervention)
         record = made.record
     effects = {how: Sweep(tracer).effects(progress) for how, tracer in tracers.items()}
@@ -238,13 +239,6 @@ def causal_tokens(
             "cost": {"equivalents": sum(t.cost.equivalents for t in tracers.values())},
         },
     )
-
-
-def _tested(question: Question) -> list[int]:
-    # at the mask itself there is nothing to corrupt: it is where the answer is read
-    inside = range(*question.subject)
-    masked = question.answer_position != len(question.ids) - 1
-    return [p for p in inside if not (masked and p == question.answer_position)]
 
 
 def _jointly(
