@@ -290,19 +290,19 @@ def _average(grids: list[TraceGrid], runs: FactRuns) -> TraceGrid:
         provenance=facts,
     )
     said = [runs.left_out() + "."] if runs.dropped else []
-    doubts = _doubts(made, grids)
+    unknown = sum(g.provenance.get("answer_rank", 0) > 0 for g in grids)
+    if unknown:
+        said.append(f"{unknown} of {len(grids)} answers are not what the model predicts (known_only=False).")
+    doubts = _doubts(made)
     for doubt in doubts:
         warnings.warn(doubt, stacklevel=3)
     return replace(made, notes=(*said, *doubts))
 
 
-def _doubts(made: TraceGrid, grids: list[TraceGrid]) -> list[str]:
+def _doubts(made: TraceGrid) -> list[str]:
     """What a reader must know before trusting the average."""
     window = window_doubt(made.cells)
     doubts = [] if window is None else [window]
-    unknown = sum(g.provenance.get("answer_rank", 0) > 0 for g in grids)
-    if unknown:
-        doubts.append(f"{unknown} of {len(grids)} answers are not what the model predicts (known_only=False).")
     if made.total.low <= 0:
         doubts.append(
             f"the total effect {made.total} does not exclude zero: the corruption does not reach the answers."

@@ -27,8 +27,6 @@ from tl_multitrace.tracer import Tracer
 if TYPE_CHECKING:
     import pandas as pd
 
-Sets = Literal["corrupt", "restore"]
-
 
 class TokensFile(File):
     """A :class:`CausalTokens` on disk; its subset path has a file of its own."""
@@ -76,6 +74,8 @@ class CausalTokens:
         shape = (len(self.corrupted), len(self.positions))
         if tuple(self.corrupt.shape) != shape or tuple(self.restore.shape) != shape:
             raise ValueError(f"effects of shape {tuple(self.corrupt.shape)} for (samples, positions) {shape}.")
+        if not all(bool(x.isfinite().all()) for x in (self.corrupted, self.corrupt, self.restore)):
+            raise ValueError("an effect is not finite.")
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per tested token: position, token, both effects with their 95 % intervals over samples."""
@@ -146,8 +146,8 @@ class CausalTokens:
         file = read_json(Path(path), TokensFile)
         if any(not 0 <= p < len(file.tokens) for p in file.positions):
             raise ValueError(f"{path}: positions {file.positions[:4]} lie outside {len(file.tokens)} tokens.")
-        arrays = {n: torch.tensor(getattr(file, n)) for n in ("corrupted", "corrupt", "restore")}
         try:
+            arrays = {n: torch.tensor(getattr(file, n)) for n in ("corrupted", "corrupt", "restore")}
             return cls(
                 tokens=tuple(file.tokens),
                 positions=tuple(file.positions),
@@ -174,7 +174,7 @@ def causal_tokens(
     corruption: str | Corruption = "gaussian",
     subjects: Sequence[str] | None = None,
     budgets: int | Iterable[int] | None = None,
-    sets: Sets = "corrupt",
+    sets: str = "corrupt",
     solver: Any = None,
     answer_position: int | None = None,
     prepend_bos: bool | None = None,
@@ -242,7 +242,7 @@ def causal_tokens(
 
 
 def _jointly(
-    tracer: Tracer, sets: Sets, budgets: int | Iterable[int] | None, solver: Any, seed: int, progress: bool | None
+    tracer: Tracer, sets: str, budgets: int | Iterable[int] | None, solver: Any, seed: int, progress: bool | None
 ) -> SubsetPath | None:
     if budgets is None:
         return None
