@@ -107,9 +107,7 @@ def test_sets_of_tokens_are_the_best_there_are(sets: Any) -> None:
 
 def test_the_default_search_finds_what_the_demo_model_reads() -> None:
     model = mt.load_model("demo", device="cpu")
-    found = causal_tokens(
-        model, "The Falcon Tower is in the city of", samples=6, noise=3.0, budgets=[2], sets="restore"
-    )
+    found = causal_tokens(model, "The Falcon Tower is in the city of", samples=6, budgets=[2], sets="restore")
     assert found.answer.strip() == "Rome" and found.path is not None
     frame = found.to_dataframe().set_index("token")
     assert all(frame.loc[word, "corrupt_high"] < 0 for word in (" Falcon", " Tower"))

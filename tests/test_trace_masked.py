@@ -18,7 +18,7 @@ from trace_oracle import PlainTrace, frozen_sites, gaussian, unit_cells, window_
 pytestmark = [
     pytest.mark.skipif(not MASKED, reason=NO_BRIDGE),
     pytest.mark.filterwarnings(
-        "ignore:the model does not predict", "ignore:window", "ignore:the corruption", "ignore:the total effect"
+        "ignore:the model does not predict", "ignore:window", "ignore:the (corruption|total effect)"
     ),
 ]
 
