@@ -20,7 +20,7 @@ from tl_multitrace.causal_trace.corruption import Corruption, TokenReplacement, 
 from tl_multitrace.causal_trace.facts import Fact, as_facts
 from tl_multitrace.causal_trace.grid import TraceGrid
 from tl_multitrace.causal_trace.question import Question
-from tl_multitrace.causal_trace.sweep import check_samples, trace_question, window_doubt
+from tl_multitrace.causal_trace.sweep import UNCHANGED, check_samples, trace_question, window_doubt
 from tl_multitrace.compat import ModelView
 from tl_multitrace.files import File, GroupsRecord, read_json, write_json
 from tl_multitrace.groups import HookGroups
@@ -303,7 +303,7 @@ def _doubts(made: TraceGrid) -> list[str]:
     """What a reader must know before trusting the average."""
     window = window_doubt(made.cells)
     doubts = [] if window is None else [window]
-    if made.total.low <= 0:
+    if made.total.low <= UNCHANGED:
         doubts.append(
             f"the total effect {made.total} does not exclude zero: the corruption does not reach the answers."
         )

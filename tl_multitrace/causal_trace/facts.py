@@ -78,8 +78,10 @@ def _fact(record: Any, i: int) -> Fact:
         return record if record.id else Fact(record.prompt, record.subject, record.answer, str(i))
     if isinstance(record, Mapping):
         return _from_mapping(record, i)
-    if isinstance(record, list | tuple) and len(record) in (2, 3) and all(isinstance(x, str) for x in record):
-        return Fact(record[0], record[1], record[2] if len(record) == 3 else None, str(i))
+    if isinstance(record, list | tuple) and len(record) in (2, 3) and all(isinstance(x, str) for x in record[:2]):
+        answer = record[2] if len(record) == 3 else None
+        if answer is None or isinstance(answer, str):
+            return Fact(record[0], record[1], answer, str(i))
     raise ValueError(f"fact {i} is {record!r}: give mappings or (prompt, subject, answer) tuples.")
 
 

@@ -39,6 +39,9 @@ from tl_multitrace.tracer import Tracer
 MASK_ENTRIES = 1 << 22
 """Numbers in the one-hot masks made at a time: neurons are so many that all of them would not fit."""
 
+UNCHANGED = 1e-6
+"""A total effect up to this may be rounding."""
+
 
 def causal_trace(
     model: Any,
@@ -272,9 +275,9 @@ def _warn_window(cells: Cells) -> str | None:
 
 def _warn_unchanged(grid: TraceGrid) -> str | None:
     total = grid.total
-    if total.low > 1e-6:
+    if total.low > UNCHANGED:
         return None
-    how = "raises" if total.high < -1e-6 else "does not clearly lower"
+    how = "raises" if total.high < -UNCHANGED else "does not clearly lower"
     note = (
         f"the corruption {how} the answer's probability (total effect {total}): there is nothing to restore, and "
         "indirect effects mean little. Use more noise, more samples, or another subject."
