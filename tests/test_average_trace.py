@@ -237,11 +237,11 @@ def test_a_broken_fact_is_named(tmp_path: Path) -> None:
 def test_another_runs_folder_is_not_taken(options: dict[str, Any], what: str, tmp_path: Path) -> None:
     traced(folder=tmp_path)
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
-    with pytest.raises(ValueError, match=f"made with another .*{what}"):
+    with pytest.raises(ValueError, match=f"a run with other .*{what}"):
         traced(folder=tmp_path, **options)
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
     other = build(MODEL_NAMES[0], tokenizer=word_tokenizer(), seed=1)
-    with pytest.raises(ValueError, match="made with another model"):
+    with pytest.raises(ValueError, match="a run with other model"):
         average_causal_trace(other, PROMPTS, samples=2, known_only=False, folder=tmp_path)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,8 @@ def average_causal_trace(
         _fixed(units), known_only, _fixed(subjects), memory_limit,
     )  # fmt: skip
     runs = FactRuns(model, as_facts(facts), options, None if folder is None else Path(folder))
-    grids = [by_class(grid) for grid in tqdm(runs, total=len(runs.facts), desc="facts", disable=not progress)]
+    with tqdm(total=len(runs.facts), desc="facts", disable=not progress) as bar:
+        grids = [by_class(grid) for grid in runs.grids(bar.update)]
     if not grids:
         raise ValueError(
             f"no fact is left of {len(runs.facts)}: {runs.left_out()}. Pass known_only=False to trace all."
@@ -193,13 +194,15 @@ class FactRuns:
         differing += [k for k, v in mine.settings.items() if there.settings.get(k) != v]
         if differing:
             raise ValueError(
-                f"{folder} holds traces made with another {', '.join(differing)}. Choose another folder, or repeat the "
-                "settings of that run to resume it."
+                f"{folder} holds the traces of a run with other {', '.join(differing)}. Choose another folder, or "
+                "repeat that run's settings to resume it."
             )
 
-    def __iter__(self) -> Iterator[TraceGrid]:
+    def grids(self, tick: Callable[[int], object] = lambda _: None) -> Iterator[TraceGrid]:
+        """The traces of the facts that are not left out; ``tick(1)`` is called after each fact."""
         for number, fact in enumerate(self.facts):
             grid = self._finished(fact) or self._trace(number, fact)
+            tick(1)
             if grid is not None:
                 yield replace(grid, tracer=None)  # a tracer keeps its activations
 

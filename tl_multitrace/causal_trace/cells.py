@@ -137,7 +137,7 @@ def make_cells(
         if not len(restore):
             raise ValueError("restore= has no hook groups: there is nothing to restore.")
         return Cells((), (), (), n_layers=view.n_layers, own=restore)
-    kinds = _kinds(restore)
+    kinds = check_kinds(restore)
     size = _units_of(view, kinds[0])
     if units is not None and kinds[0] not in INDEXED:
         raise ValueError(f"units={units!r} are heads or neurons, and restore={restore!r} has none. Leave units= out.")
@@ -155,7 +155,12 @@ def make_cells(
     return cells
 
 
-def _kinds(restore: str | Sequence[str]) -> tuple[str, ...]:
+def check_kinds(restore: str | Sequence[str]) -> tuple[str, ...]:
+    """``restore`` as a tuple of kinds.
+
+    Raises:
+        ValueError: an unknown kind, or kinds that cannot be restored together.
+    """
     kinds = (restore,) if isinstance(restore, str) else tuple(restore)
     unknown = [k for k in kinds if k not in SITE]
     if unknown or not kinds:
