@@ -85,6 +85,8 @@ def test_heads_and_neurons_equal_the_plain_loop(name: str, kind: str, units: lis
     grid = trace(model, restore=kind, positions=[2, 5], layers=[0, 2], units=units)
     assert grid.dims == ("sample", "position", "layer", "unit")
     assert_same(grid, plain(model).grid(cells))
+    severed = trace(model, restore=kind, positions=[2, 5], layers=[0, 2], units=units, severed=("mlp", "attn"))
+    assert_same(severed, plain(model).grid(cells, frozen_sites(cells, ["mlp", "attn"], N_LAYERS)))
 
 
 @pytest.mark.parametrize("name", SHAPES)

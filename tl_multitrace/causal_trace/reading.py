@@ -17,7 +17,7 @@ from torch import Tensor
 from tl_multitrace.compat import ModelView
 from tl_multitrace.tokens import Encoder
 
-Prompt = str | Sequence[int] | Int[Tensor, " pos"]
+Prompt = str | Sequence[int] | Int[Tensor, "*one pos"]
 Subject = str | Sequence[int] | Literal["all"]
 Answer = str | int | Sequence[int] | None
 Span = tuple[int, int]
