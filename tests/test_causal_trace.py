@@ -89,6 +89,14 @@ def test_heads_and_neurons_equal_the_plain_loop(name: str, kind: str, units: lis
     assert_same(severed, plain(model).grid(cells, frozen_sites(cells, ["mlp", "attn"], N_LAYERS)))
 
 
+@pytest.mark.parametrize("name", [n for n in MODEL_NAMES if n not in SHAPES])
+def test_the_other_architectures_equal_the_plain_loop_too(name: str) -> None:
+    model = build(name)
+    for kind in ("resid", "attn"):
+        cells = [c for i, c in enumerate(window_cells([kind], len(IDS), N_LAYERS, 2)) if i // N_LAYERS in (2, 5)]
+        assert_same(trace(model, restore=kind, window=2, positions=[2, 5]), plain(model).grid(cells))
+
+
 @pytest.mark.parametrize("name", SHAPES)
 def test_several_groups_at_once_equal_the_plain_loop(name: str) -> None:
     model = model_of(name)

@@ -168,7 +168,8 @@ class TraceGrid:
         """The best cells as a :class:`~tl_multitrace.circuit.Circuit` over the cells' hook groups.
 
         On a grid that was just traced the chosen cells are restored together: effect, full effect and what the effect
-        loses without each of them are measured. A loaded grid has no model, and the circuit's effect is NaN.
+        loses without each of them are measured. A loaded grid has no model, and hooks alone do not sever paths: then the
+        circuit's effect is NaN.
 
         Args:
             k: how many cells.
