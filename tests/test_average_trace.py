@@ -107,6 +107,13 @@ def test_a_facts_value_is_its_own_trace_and_the_unit_is_that_of_all_subjects(tmp
     assert "tokens of 2 subjects" in given["corruption_text"]
 
 
+def test_every_fact_has_draws_of_its_own() -> None:
+    same = [Fact(*PROMPTS[0], id=name) for name in "ab"]
+    grid, other = traced(same), traced(same, seed=1)
+    assert float((grid.corrupted[0] - grid.corrupted[1]).abs()) > 1e-9
+    assert torch.equal(grid.corrupted, traced(same).corrupted) and not torch.equal(grid.corrupted, other.corrupted)
+
+
 def test_units_and_groups_of_ones_own_are_averaged_too() -> None:
     heads = traced(restore="head", units=[0, 2], layers=[1])
     assert heads.restored.shape == (4, 6, 1, 2)

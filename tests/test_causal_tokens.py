@@ -18,7 +18,7 @@ from tiny_models import MODEL_NAMES, build, word_tokenizer
 from tl_multitrace.causal_trace import CausalTokens, TokenReplacement, causal_tokens
 from trace_oracle import PlainTrace, gaussian
 
-pytestmark = pytest.mark.filterwarnings("ignore:the model does not predict")
+pytestmark = pytest.mark.filterwarnings("ignore:the model does not predict", "ignore:the corruption")
 
 IDS, SPAN, ANSWER = [5, 17, 42, 8, 30, 11], (1, 5), 9
 SAMPLES, NOISE, STD, SEED = 2, 3.0, 0.4, 7
@@ -148,6 +148,13 @@ def test_a_part_of_a_prompt_is_tested_and_bos_never() -> None:
 def test_bad_input(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tokens_of(**options)
+
+
+def test_what_a_reader_must_know_is_said() -> None:
+    with pytest.warns(UserWarning, match=r"does not clearly lower the answer's probability \(total effect"):
+        tokens_of(corruption=TokenReplacement(IDS))
+    with pytest.warns(UserWarning, match=r"does not predict the answer '\[9\]': its rank is \d+"):
+        tokens_of()
 
 
 # ------------------------------------------------------------------------------------------------- files and views

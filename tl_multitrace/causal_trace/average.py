@@ -61,7 +61,7 @@ def average_causal_trace(
         severed: as :func:`causal_trace`.
         layers: centres; default all.
         units: heads or neurons; default all.
-        known_only: leave out facts whose answer is not the model's top prediction (and count them).
+        known_only: leave out facts whose answer's first token is not the model's top prediction (and count them).
         folder: keep every fact's trace here, and reuse those that are there already; an interrupted run loses the fact
             in hand at most.
         memory_limit: bytes of stored activations per fact.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tl_multitrace.tracer import Tracer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors have no single truth to compare by
 class TraceGrid:
     """Probability of the answer in the clean run, the corrupted run, and with each cell restored.
 
@@ -168,7 +168,7 @@ class TraceGrid:
         """The best cells as a :class:`~tl_multitrace.circuit.Circuit` over the cells' hook groups.
 
         On a grid that was just traced the chosen cells are restored together: effect, full effect and what the effect
-        loses without each of them are measured. A loaded grid has no model, and hooks alone do not sever paths: then the
+        loses without each of them are measured. A loaded grid has no model, and hooks alone sever no paths: then the
         circuit's effect is NaN.
 
         Args:

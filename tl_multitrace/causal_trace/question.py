@@ -36,6 +36,7 @@ class Question:
         pad_id: id that fills padding.
         masks: positions of masks, which are never corrupted: they are the question, not what is said.
         frame: special tokens in front of the prompt and after it.
+        given: the prompt, where it was given as text.
     """
 
     ids: tuple[int, ...]
@@ -50,6 +51,7 @@ class Question:
     pad_id: int = 0
     masks: tuple[int, ...] = ()
     frame: tuple[int, int] = (0, 0)
+    given: str | None = None
 
     @classmethod
     def ask(
@@ -98,12 +100,13 @@ class Question:
             pad_id=reading.encoder.pad_id if reading.encoder else 0,
             masks=reading.masks,
             frame=reading.frame(),
+            given=reading.text,
         )
 
     @property
     def text(self) -> str:
-        """The prompt as text."""
-        return "".join(self.words)
+        """The prompt as text, as it was given where it was."""
+        return self.given or "".join(self.words)
 
     @property
     def corrupted(self) -> list[int]:

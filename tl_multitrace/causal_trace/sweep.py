@@ -34,6 +34,7 @@ from tl_multitrace.causal_trace.reading import Answer, Prompt, Subject
 from tl_multitrace.compat import ModelView
 from tl_multitrace.groups import HookGroups, Position
 from tl_multitrace.metrics import AnswerProb
+from tl_multitrace.scores import Score
 from tl_multitrace.tracer import Tracer
 
 MASK_ENTRIES = 1 << 22
@@ -172,7 +173,7 @@ def trace_question(
         provenance=_provenance(tracer, question, record) | {"model": model_record or view.describe()},
         tracer=tracer,
     )
-    return _with_notes(grid, [n for n in (*notes, _warn_unchanged(grid)) if n])
+    return _with_notes(grid, [n for n in (*notes, warn_unchanged(grid.total)) if n])
 
 
 def check_samples(samples: Any) -> int:
@@ -273,8 +274,8 @@ def _warn_window(cells: Cells) -> str | None:
     return note
 
 
-def _warn_unchanged(grid: TraceGrid) -> str | None:
-    total = grid.total
+def warn_unchanged(total: Score) -> str | None:
+    """Warn where a total effect does not exclude zero; the warning's text, or None."""
     if total.low > UNCHANGED:
         return None
     how = "raises" if total.high < -UNCHANGED else "does not clearly lower"

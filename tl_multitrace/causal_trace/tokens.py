@@ -15,7 +15,7 @@ from tl_multitrace._version import __version__
 from tl_multitrace.causal_trace.corruption import Corrupted, Corruption, describe_corruption, named_corruption
 from tl_multitrace.causal_trace.question import Question
 from tl_multitrace.causal_trace.reading import Answer, Prompt, Subject
-from tl_multitrace.causal_trace.sweep import Sweep, check_samples
+from tl_multitrace.causal_trace.sweep import Sweep, check_samples, warn_unchanged
 from tl_multitrace.compat import ModelView
 from tl_multitrace.files import File, read_json, write_json
 from tl_multitrace.groups import residual
@@ -43,7 +43,7 @@ class TokensFile(File):
     provenance: dict[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors have no single truth to compare by
 class CausalTokens:
     """Effect of every input token on the answer's probability.
 
@@ -220,12 +220,14 @@ def causal_tokens(
         tracers[how] = Tracer(model, made.pairs, groups, AnswerProb(reduce="sum"), made.intervention)
         record = made.record
     effects = {how: Sweep(tracer).effects(progress) for how, tracer in tracers.items()}
+    corrupted = tracers["restore"].base_metric.cpu()
+    warn_unchanged(Score.of((question.probability - corrupted).double().numpy()))
     path = _jointly(tracers[sets], sets, budgets, solver, seed, progress)
     return CausalTokens(
         tokens=question.words,
         positions=tuple(positions),
         clean=question.probability,
-        corrupted=tracers["restore"].base_metric.cpu(),
+        corrupted=corrupted,
         corrupt=effects["corrupt"],
         restore=effects["restore"],
         answer=question.answer_text,
