@@ -107,6 +107,14 @@ def test_a_facts_value_is_its_own_trace_and_the_unit_is_that_of_all_subjects(tmp
     assert "tokens of 2 subjects" in given["corruption_text"]
 
 
+def test_a_corruption_of_ones_own_keeps_its_unit_unless_subjects_are_given() -> None:
+    own = mt.NoiseCorruption(noise=2.0, std="embedding")
+    assert "2 x " in (text := traced(corruption=own).provenance["corruption_text"]) and "whole embedding" in text
+    assert "tokens of 2 subjects" in traced(corruption=own, subjects=["nurse", "he"]).provenance["corruption_text"]
+    number = mt.NoiseCorruption(std=0.5)
+    assert traced(corruption=number).provenance["intervention"]["std"] == 0.5
+
+
 def test_every_fact_has_draws_of_its_own() -> None:
     same = [Fact(*PROMPTS[0], id=name) for name in "ab"]
     grid, other = traced(same), traced(same, seed=1)

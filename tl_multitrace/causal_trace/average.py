@@ -68,9 +68,9 @@ def average_causal_trace(
         progress: show a progress bar over facts.
 
     Returns:
-        A :class:`TraceGrid` whose samples are facts and whose positions are the classes of tokens
-        of :mod:`~tl_multitrace.causal_trace.classes`. A fact's value for a class
-        is the mean over its tokens there and over its samples, NaN without such tokens; intervals are over facts.
+        A :class:`TraceGrid` whose samples are facts and whose positions are the classes of tokens of
+        :mod:`~tl_multitrace.causal_trace.classes`. A fact's value for a class is the mean over its tokens there and
+        over its samples, NaN without such tokens; intervals are over facts.
 
     Raises:
         ValueError: no facts, none that the model knows, a folder made with other settings.
@@ -170,8 +170,10 @@ class FactRuns:
         o = self.options
         made = named_corruption(o.corruption, o.noise, o.seed, self.subjects)
         self.unit_of: str | None = None
-        if not isinstance(o.corruption, str) or not isinstance(made, NoiseCorruption) or made.kind == "fixed":
+        if not isinstance(made, NoiseCorruption) or made.kind == "fixed" or isinstance(made.std, int | float):
             return made
+        if not isinstance(o.corruption, str) and o.subjects is None:
+            return made  # the unit that it asks for itself
         # measured once, over all the facts' subjects: the same unit for every fact
         self.unit_of = f"the tokens of {len(self.subjects)} subjects"
         return replace(made, std=subject_std(self.model, self.subjects))
