@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 import tl_multitrace as mt
 from tiny_models import MODEL_NAMES, build, word_tokenizer
-from tl_multitrace.causal_trace import TokenReplacement, TraceGrid, causal_trace
+from tl_multitrace.causal_trace import TokenReplacement, TraceGrid, causal_trace, store
 from tl_multitrace.causal_trace.cells import SITE, Cells
 from trace_oracle import PlainTrace, window_cells
 
@@ -285,6 +285,21 @@ def test_arrays_that_cannot_be(tmp_path: Path) -> None:
         worse = replace(traced(), restored=torch.full_like(traced().restored, bad))
         with pytest.raises(ValueError, match="restored holds numbers that are no probabilities"):
             TraceGrid.load(worse.save(tmp_path / f"{bad}.json"))
+
+
+@pytest.mark.parametrize("writer", ["write_bytes", "write_json"])
+def test_where_the_description_is_the_trace_is_complete(
+    writer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(store, writer, full)
+        with pytest.raises(OSError, match="no space left"):
+            traced().save(tmp_path / "a.json")
+    assert not (tmp_path / "a.json").exists()
+    assert TraceGrid.load(traced().save(tmp_path / "a.json")).tokens == traced().tokens
 
 
 # --------------------------------------------------------------------------------------------------------- pictures
