@@ -85,6 +85,16 @@ def test_heads_and_neurons_equal_the_plain_loop(name: str, kind: str, units: lis
     grid = trace(model, restore=kind, positions=[2, 5], layers=[0, 2], units=units)
     assert grid.dims == ("sample", "position", "layer", "unit")
     assert_same(grid, plain(model).grid(cells))
+    severed = trace(model, restore=kind, positions=[2, 5], layers=[0, 2], units=units, severed=("mlp", "attn"))
+    assert_same(severed, plain(model).grid(cells, frozen_sites(cells, ["mlp", "attn"], N_LAYERS)))
+
+
+@pytest.mark.parametrize("name", [n for n in MODEL_NAMES if n not in SHAPES])
+def test_the_other_architectures_equal_the_plain_loop_too(name: str) -> None:
+    model = build(name)
+    for kind in ("resid", "attn"):
+        cells = [c for i, c in enumerate(window_cells([kind], len(IDS), N_LAYERS, 2)) if i // N_LAYERS in (2, 5)]
+        assert_same(trace(model, restore=kind, window=2, positions=[2, 5]), plain(model).grid(cells))
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -99,6 +99,10 @@ def test_the_commands_exist(command: str, monkeypatch: pytest.MonkeyPatch) -> No
     done: list[str] = []
     monkeypatch.setattr(cli, "_do", lambda *_: done.append("run"))
     monkeypatch.setattr("tl_multitrace.show.shown", lambda path: done.append("show") or [])
+    for name in ("load_model", "load_facts"):
+        monkeypatch.setattr(f"tl_multitrace.cli_trace.{name}", lambda *_: [])
+    for name in ("_trace_prompt", "_trace_facts"):
+        monkeypatch.setattr(f"tl_multitrace.cli_trace.{name}", lambda *_, **__: done.append("trace"))
     result = CliRunner().invoke(cli.app, shlex.split(command)[1:])
     assert result.exit_code == 0, result.output
     assert done == [shlex.split(command)[1]]

@@ -207,9 +207,10 @@ def run(
 
 @app.command()
 def show(
-    path: Annotated[Path, typer.Argument(help="A run folder, circuit.json or path.json.")], debug: Debug = False
+    path: Annotated[Path, typer.Argument(help="A run folder, circuit.json, path.json, or a trace.")],
+    debug: Debug = False,
 ) -> None:
-    """Print a saved circuit, path or run."""
+    """Print a saved circuit, path, trace or run."""
     from tl_multitrace.show import shown
 
     with _reported(debug):

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from tl_multitrace.causal_trace import TraceGrid, average_causal_trace, causal_trace, load_facts
+from tl_multitrace.causal_trace.cells import check_kinds
 from tl_multitrace.files import write_text
 from tl_multitrace.loading import load_model
 
@@ -77,8 +78,11 @@ def register(app: typer.Typer, reported: Reported, say: Say) -> None:
         debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     ) -> None:
         """Corrupt the subject, restore one activation at a time: where does the answer come back?"""
-        if (facts is None) == (prompt is None) or (prompt is not None and subject is None):
+        if (facts is None) == (prompt is None) or (prompt is None) != (subject is None):
             raise typer.BadParameter("give --prompt with --subject, or --facts.")
+        if facts is not None and answer is not None:
+            raise typer.BadParameter("--answer goes with --prompt; facts bring their own.")
+        kinds = _asked(restore)
         shared: dict[str, Any] = {
             "window": window,
             "samples": samples,
@@ -89,7 +93,6 @@ def register(app: typer.Typer, reported: Reported, say: Say) -> None:
             "progress": not quiet,
         }
         with reported(debug, quiet):
-            kinds = [part.strip() for part in restore.split(",")]
             if facts is not None:
                 chosen = load_facts(facts)[:n]
                 loaded = load_model(model, device, dtype)
@@ -98,6 +101,17 @@ def register(app: typer.Typer, reported: Reported, say: Say) -> None:
                 _free(out, kinds, overwrite)
                 loaded = load_model(model, device, dtype)
                 _trace_prompt(loaded, str(prompt), kinds, out, say, subject=str(subject), answer=answer, **shared)
+
+
+def _asked(restore: str) -> list[str]:
+    """The kinds of ``--restore``, one trace each; a usage error where there is no such kind."""
+    kinds = list(dict.fromkeys(part.strip() for part in restore.split(",")))
+    try:
+        for kind in kinds:
+            check_kinds(_kinds(kind))
+    except ValueError as error:
+        raise typer.BadParameter(str(error).replace("restore ''", "restore nothing")) from None
+    return kinds
 
 
 def _kinds(kind: str) -> str | Sequence[str]:
@@ -118,8 +132,10 @@ def _trace_prompt(model: Any, prompt: str, kinds: list[str], out: Path, say: Say
     for kind, grid in grids.items():
         _write(grid, kind, out)
         say(repr(grid))
+    noted = {note for grid in grids.values() for note in grid.notes}
     for text in dict.fromkeys(str(w.message) for w in said if issubclass(w.category, UserWarning)):
-        say(f"Warning: {text}")
+        if text not in noted:
+            say(f"Warning: {text}")
     say(f"Wrote {out}")
 
 

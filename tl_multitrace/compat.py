@@ -130,6 +130,11 @@ class ModelView:
         return bool(local or window or getattr(self.model.cfg, "use_local_attn", False))
 
     @property
+    def masked(self) -> bool:
+        """Whether this is a masked language model, whose answers stand at a mask in the prompt."""
+        return type(getattr(self.model, "original_model", None)).__name__.endswith("ForMaskedLM")
+
+    @property
     def tokenizer(self) -> Any:
         """The model's tokenizer, or None."""
         return getattr(self.model, "tokenizer", None)

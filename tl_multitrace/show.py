@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
+from tl_multitrace.causal_trace import CausalTokens, TraceGrid
 from tl_multitrace.circuit import Circuit
 from tl_multitrace.job import Log
 from tl_multitrace.render import Run
@@ -88,11 +89,11 @@ def _seconds(log: Log) -> str:
 
 
 def shown(path: Path) -> Iterator[Any]:
-    """What to print about a run folder, ``circuit.json`` or ``path.json``.
+    """What to print about a run folder, ``circuit.json``, ``path.json``, or the file of a causal trace.
 
     Raises:
         FileNotFoundError: there is nothing.
-        ValueError: neither of these, or not as it was written.
+        ValueError: none of these, or not as it was written.
     """
     if path.is_dir():
         record, run = read_record(path), read_run(path)
@@ -103,6 +104,10 @@ def shown(path: Path) -> Iterator[Any]:
     kind = _format(path)
     if kind == "tl_multitrace.path":
         yield repr(SubsetPath.load(path))
+    elif kind == "tl_multitrace.trace":
+        yield repr(TraceGrid.load(path))
+    elif kind == "tl_multitrace.causal_tokens":
+        yield repr(CausalTokens.load(path))
     else:
         yield from _circuit(Circuit.load(path))
 

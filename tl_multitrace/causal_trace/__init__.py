@@ -1,7 +1,8 @@
 """Causal tracing: which activations, restored in a corrupted run, bring the answer back.
 
-Architectures that were run: GPT-2, Llama and Qwen (grouped queries), GPT-NeoX (parallel attention), Gemma-2 and
-TransformerLens' own as decoders; BERT as masked language model, through ``TransformerBridge``.
+Architectures that were run against a plain loop: as decoders GPT-2, Llama, Qwen 2 and 3 (grouped queries), GPT-NeoX
+(parallel attention), Gemma-2 and TransformerLens' own; as masked language models, through ``TransformerBridge``, BERT
+(TransformerLens 3 and later) and RoBERTa (4 and later). TransformerLens has no bridge for ESM up to 4.3.
 """
 
 from tl_multitrace.causal_trace.average import average_causal_trace

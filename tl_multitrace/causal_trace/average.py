@@ -5,38 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_multitrace.causal_trace.cells import check_severed, make_cells
+from tl_multitrace.causal_trace.classes import by_class
 from tl_multitrace.causal_trace.corruption import Corruption, TokenReplacement, named_corruption, subject_std
 from tl_multitrace.causal_trace.facts import Fact, as_facts
 from tl_multitrace.causal_trace.grid import TraceGrid
 from tl_multitrace.causal_trace.question import Question
-from tl_multitrace.causal_trace.sweep import trace_question
+from tl_multitrace.causal_trace.sweep import UNCHANGED, check_samples, trace_question, window_doubt
 from tl_multitrace.compat import ModelView
-from tl_multitrace.files import File, read_json, write_json
+from tl_multitrace.files import File, GroupsRecord, read_json, write_json
 from tl_multitrace.groups import HookGroups
 from tl_multitrace.interventions import NoiseCorruption
-
-CLASSES = (
-    "first subject token",
-    "middle subject tokens",
-    "last subject token",
-    "first subsequent token",
-    "further tokens",
-    "last token",
-)
-"""Token classes of Meng et al. 2022. A token may be in two: a one-token subject is first and last, and the first
-subsequent token may be the prompt's last."""
 
 
 def average_causal_trace(
@@ -73,30 +61,37 @@ def average_causal_trace(
         severed: as :func:`causal_trace`.
         layers: centres; default all.
         units: heads or neurons; default all.
-        known_only: leave out facts whose answer is not the model's top prediction (and count them).
+        known_only: leave out facts whose answer's first token is not the model's top prediction (and count them).
         folder: keep every fact's trace here, and reuse those that are there already; an interrupted run loses the fact
             in hand at most.
         memory_limit: bytes of stored activations per fact.
         progress: show a progress bar over facts.
 
     Returns:
-        A :class:`TraceGrid` whose samples are facts and whose positions are :data:`CLASSES`. A fact's value for a class
-        is the mean over its tokens there and over its samples, NaN without such tokens; intervals are over facts.
+        A :class:`TraceGrid` whose samples are facts and whose positions are the classes of tokens of
+        :mod:`~tl_multitrace.causal_trace.classes`. A fact's value for a class is the mean over its tokens there and
+        over its samples, NaN without such tokens; intervals are over facts.
 
     Raises:
         ValueError: no facts, none that the model knows, a folder made with other settings.
     """
     options = TraceOptions(
-        restore, window, samples, noise, seed, corruption, check_severed(severed), layers, units, known_only,
-        None if subjects is None else tuple(subjects), memory_limit,
+        restore, window, check_samples(samples), noise, seed, corruption, check_severed(severed), _fixed(layers),
+        _fixed(units), known_only, _fixed(subjects), memory_limit,
     )  # fmt: skip
     runs = FactRuns(model, as_facts(facts), options, None if folder is None else Path(folder))
-    grids = [by_class(grid) for grid in tqdm(runs, total=len(runs.facts), desc="facts", disable=not progress)]
+    with tqdm(total=len(runs.facts), desc="facts", disable=not progress) as bar:
+        grids = [by_class(grid) for grid in runs.grids(bar.update)]
     if not grids:
         raise ValueError(
             f"no fact is left of {len(runs.facts)}: {runs.left_out()}. Pass known_only=False to trace all."
         )
     return _average(grids, runs)
+
+
+def _fixed(values: Any) -> Any:
+    """Several values as a tuple, which is read more than once; texts and numbers as they are."""
+    return tuple(values) if isinstance(values, Iterable) and not isinstance(values, str) else values
 
 
 @dataclass(frozen=True)
@@ -118,8 +113,21 @@ class TraceOptions:
 
     def record(self) -> dict[str, Any]:
         """What must be equal for two runs to be one."""
-        plain = {k: v for k, v in vars(self).items() if k not in ("memory_limit", "subjects")}
-        return {k: v if isinstance(v, int | float | str | bool | type(None)) else str(v) for k, v in plain.items()}
+        subjects = None if self.subjects is None else f"{len(self.subjects)} texts {_digest(self.subjects)}"
+        return {k: _recorded(v) for k, v in vars(self).items() if k != "memory_limit"} | {"subjects": subjects}
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+
+
+def _recorded(value: Any) -> Any:
+    """An option as it stands in a file: equal where the options do the same."""
+    if isinstance(value, int | float | str | bool | type(None)):
+        return value
+    if isinstance(value, HookGroups):
+        return f"{len(value)} hook groups {_digest(GroupsRecord.of(value).model_dump())}"
+    return [_recorded(v) for v in value] if isinstance(value, Iterable) else str(value)
 
 
 class FactsRunFile(File):
@@ -150,9 +158,11 @@ class FactRuns:
     dropped: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.subjects = self.options.subjects or tuple(f.subject for f in self.facts)
+        given = self.options.subjects
+        self.subjects = given if given is not None else tuple(f.subject for f in self.facts)
         self.corruption = self._shared_corruption()
         self.record = ModelView(self.model).describe()
+        self.unwritten: tuple[Path, FactsRunFile] | None = None
         if self.folder is not None:
             self._claim(self.folder)
 
@@ -160,14 +170,16 @@ class FactRuns:
         o = self.options
         made = named_corruption(o.corruption, o.noise, o.seed, self.subjects)
         self.unit_of: str | None = None
-        if not isinstance(o.corruption, str) or not isinstance(made, NoiseCorruption) or made.kind == "fixed":
+        if not isinstance(made, NoiseCorruption) or made.kind == "fixed" or isinstance(made.std, int | float):
             return made
+        if not isinstance(o.corruption, str) and o.subjects is None:
+            return made  # the unit that it asks for itself
         # measured once, over all the facts' subjects: the same unit for every fact
         self.unit_of = f"the tokens of {len(self.subjects)} subjects"
         return replace(made, std=subject_std(self.model, self.subjects))
 
     def _claim(self, folder: Path) -> None:
-        digest = hashlib.sha256(json.dumps([vars(f) for f in self.facts]).encode()).hexdigest()[:16]
+        digest = _digest([vars(f) for f in self.facts])
         mine = FactsRunFile(
             format=FactsRunFile.FORMAT,
             version=FactsRunFile.VERSION,
@@ -177,26 +189,32 @@ class FactRuns:
         )
         path = folder / "settings.json"
         if not path.exists():
-            write_json(path, mine.model_dump(mode="json"))
+            self.unwritten = (path, mine)
             return
         there = read_json(path, FactsRunFile)
         differing = [k for k in ("model", "facts") if getattr(there, k) != getattr(mine, k)]
         differing += [k for k, v in mine.settings.items() if there.settings.get(k) != v]
         if differing:
             raise ValueError(
-                f"{folder} holds traces made with another {', '.join(differing)}. Choose another folder, or repeat the "
-                "settings of that run to resume it."
+                f"{folder} holds the traces of a run with other {', '.join(differing)}. Choose another folder, or "
+                "repeat that run's settings to resume it."
             )
 
-    def __iter__(self) -> Iterator[TraceGrid]:
+    def grids(self, tick: Callable[[int], object] = lambda _: None) -> Iterator[TraceGrid]:
+        """The traces of the facts that are not left out; ``tick(1)`` is called after each fact."""
         for number, fact in enumerate(self.facts):
             grid = self._finished(fact) or self._trace(number, fact)
+            tick(1)
             if grid is not None:
                 yield replace(grid, tracer=None)  # a tracer keeps its activations
 
     def _path(self, fact: Fact) -> Path | None:
-        safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in fact.id)
-        return None if self.folder is None else self.folder / "facts" / f"{safe}.json"
+        if self.folder is None:
+            return None
+        plain = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in fact.id[:80])
+        if plain != fact.id:  # two ids may differ in what a file name cannot hold
+            plain += "-" + _digest(fact.id)
+        return self.folder / "facts" / f"{plain}.json"
 
     def _finished(self, fact: Fact) -> TraceGrid | None:
         path = self._path(fact)
@@ -205,6 +223,8 @@ class FactRuns:
     def _trace(self, number: int, fact: Fact) -> TraceGrid | None:
         try:
             question = Question.ask(self.model, fact.prompt, fact.subject, fact.answer)
+            if isinstance(self.corruption, TokenReplacement):  # is there a subject of its length to draw?
+                self.corruption.tokens(ModelView(self.model), question, 1)
         except ValueError as error:
             self.dropped[fact.id] = str(error)
             return None
@@ -214,10 +234,17 @@ class FactRuns:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # said once, of the average
             grid = self._grid(number, question)
-        path = self._path(fact)
-        if path is not None:
-            grid.save(path)
+        self._keep(grid, self._path(fact))
         return grid
+
+    def _keep(self, grid: TraceGrid, path: Path | None) -> None:
+        if path is None:
+            return
+        if self.unwritten is not None:  # not before there is a result: what fails at once leaves nothing behind
+            settings, record = self.unwritten
+            write_json(settings, record.model_dump(mode="json"))
+            self.unwritten = None
+        grid.save(path)
 
     def _grid(self, number: int, question: Question) -> TraceGrid:
         o = self.options
@@ -247,46 +274,6 @@ class FactRuns:
         return f"{len(self.dropped)} of {len(self.facts)} facts left out: " + "; ".join(parts)
 
 
-# ---------------------------------------------------------------------- classes of tokens
-
-
-def class_members(n: int, subject: tuple[int, int]) -> list[list[int]]:
-    """Positions of a prompt of ``n`` tokens in each of :data:`CLASSES`; tokens before the subject are in none."""
-    first, after, last = subject[0], subject[1], n - 1
-    return [
-        [first],
-        list(range(first + 1, after - 1)),
-        [after - 1],
-        [after] if after <= last else [],
-        list(range(after + 1, last)),
-        [last],
-    ]
-
-
-def by_class(grid: TraceGrid) -> TraceGrid:
-    """A trace of one fact as one sample over token classes."""
-    restored = grid.restored.mean(0)
-    tokens: tuple[str, ...] = grid.tokens
-    cells = grid.cells
-    if cells.own is None:
-        members = class_members(len(grid.tokens), grid.subject)
-        restored = torch.stack([_mean_of(restored, m) for m in members])
-        tokens, cells = CLASSES, replace(cells, positions=tuple(range(len(CLASSES))))
-    return replace(
-        grid,
-        restored=restored[None],
-        corrupted=grid.corrupted.mean(0, keepdim=True),
-        clean=grid.clean[:1],
-        cells=cells,
-        tokens=tokens,
-        tracer=None,
-    )
-
-
-def _mean_of(restored: Float[Tensor, "position ..."], members: list[int]) -> Float[Tensor, "..."]:
-    return restored[members].mean(0) if members else torch.full_like(restored[0], torch.nan)
-
-
 def _average(grids: list[TraceGrid], runs: FactRuns) -> TraceGrid:
     first = grids[0]
     facts = {
@@ -304,11 +291,25 @@ def _average(grids: list[TraceGrid], runs: FactRuns) -> TraceGrid:
         clean=torch.cat([g.clean for g in grids]),
         answer="each fact's own",
         subject=(0, 3),
-        notes=(runs.left_out() + ".",) if runs.dropped else (),
+        notes=(),
         provenance=facts,
     )
-    if made.total.low > 0:
-        return made
-    note = f"the total effect {made.total} does not exclude zero: the corruption does not reach the answers."
-    warnings.warn(note, stacklevel=3)
-    return replace(made, notes=(*made.notes, note))
+    said = [runs.left_out() + "."] if runs.dropped else []
+    unknown = sum(g.provenance.get("answer_rank", 0) > 0 for g in grids)
+    if unknown:
+        said.append(f"{unknown} of {len(grids)} answers are not what the model predicts (known_only=False).")
+    doubts = _doubts(made)
+    for doubt in doubts:
+        warnings.warn(doubt, stacklevel=3)
+    return replace(made, notes=(*said, *doubts))
+
+
+def _doubts(made: TraceGrid) -> list[str]:
+    """What a reader must know before trusting the average."""
+    window = window_doubt(made.cells)
+    doubts = [] if window is None else [window]
+    if made.total.low <= UNCHANGED:
+        doubts.append(
+            f"the total effect {made.total} does not exclude zero: the corruption does not reach the answers."
+        )
+    return doubts

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
+from operator import index
 from typing import Any
 
 import torch
@@ -136,9 +137,11 @@ def make_cells(
         if not len(restore):
             raise ValueError("restore= has no hook groups: there is nothing to restore.")
         return Cells((), (), (), n_layers=view.n_layers, own=restore)
-    kinds = _kinds(restore)
+    kinds = check_kinds(restore)
     size = _units_of(view, kinds[0])
-    chosen = () if size == 1 and kinds[0] not in INDEXED else _inside(units, size, kinds[0])
+    if units is not None and kinds[0] not in INDEXED:
+        raise ValueError(f"units={units!r} are heads or neurons, and restore={restore!r} has none. Leave units= out.")
+    chosen = () if kinds[0] not in INDEXED else _inside(units, size, kinds[0])
     cells = Cells(
         kinds,
         _positions(positions, n_tokens, subject),
@@ -152,7 +155,12 @@ def make_cells(
     return cells
 
 
-def _kinds(restore: str | Sequence[str]) -> tuple[str, ...]:
+def check_kinds(restore: str | Sequence[str]) -> tuple[str, ...]:
+    """``restore`` as a tuple of kinds.
+
+    Raises:
+        ValueError: an unknown kind, or kinds that cannot be restored together.
+    """
     kinds = (restore,) if isinstance(restore, str) else tuple(restore)
     unknown = [k for k in kinds if k not in SITE]
     if unknown or not kinds:
@@ -175,11 +183,23 @@ def _window(window: int) -> int:
 
 
 def _inside(given: Iterable[int] | int | None, n: int, what: str) -> tuple[int, ...]:
-    chosen = tuple(range(n)) if given is None else (given,) if isinstance(given, int) else tuple(given)
+    chosen = tuple(range(n)) if given is None else _whole(given, what)
     outside = [i for i in chosen if not 0 <= i < n]
-    if outside or not chosen:
-        raise ValueError(f"{what} {outside[:1] or 'list (empty)'} is outside the model, which has {n} (0 to {n - 1}).")
-    return tuple(int(i) for i in chosen)
+    if outside:
+        raise ValueError(f"{what} {outside[0]} is outside the model, which has {n} (0 to {n - 1}).")
+    return chosen
+
+
+def _whole(given: Any, what: str) -> tuple[int, ...]:
+    """One number or several as a tuple of whole numbers, each once."""
+    try:
+        numbers = tuple(index(i) for i in (given if isinstance(given, Iterable) else [given]))
+    except TypeError:
+        raise ValueError(f"{what} {given!r} must be whole numbers.") from None
+    twice = next((i for k, i in enumerate(numbers) if i in numbers[:k]), None)
+    if twice is not None or not numbers:
+        raise ValueError(f"{what} {twice} is given twice." if numbers else f"no {what} is given: the list is empty.")
+    return numbers
 
 
 def _positions(given: Any, n: int, subject: tuple[int, int]) -> tuple[int, ...]:
@@ -192,11 +212,11 @@ def _positions(given: Any, n: int, subject: tuple[int, int]) -> tuple[int, ...]:
                 f"unknown positions {given!r}: use 'all', 'subject', 'last', a slice or a list of numbers."
             )
         return tuple(named[given])
-    chosen = [given] if isinstance(given, int) else list(range(n))[given] if isinstance(given, slice) else list(given)
+    chosen = _whole(range(n)[given] if isinstance(given, slice) else given, "position")
     outside = [p for p in chosen if not -n <= p < n]
-    if outside or not chosen:
-        raise ValueError(f"position {outside[:1] or 'list (empty)'} is outside the prompt, which has {n} tokens.")
-    return tuple(int(p) % n for p in chosen)
+    if outside:
+        raise ValueError(f"position {outside[0]} is outside the prompt, which has {n} tokens.")
+    return _whole([p % n for p in chosen], "position")
 
 
 # ---------------------------------------------------------------------- severed paths

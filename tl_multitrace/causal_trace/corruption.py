@@ -12,17 +12,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from tl_multitrace.causal_trace.question import Question
 from tl_multitrace.compat import ModelView
 from tl_multitrace.interventions import Interchange, Intervention, NoiseCorruption
 from tl_multitrace.prompts import PromptPairs
+from tl_multitrace.rows import Rows
 from tl_multitrace.tokens import Encoder
 
 KINDS = ("gaussian", "uniform", "fixed", "replace")
@@ -52,31 +53,35 @@ class TokenReplacement:
         """
         if self.prompts is not None:
             return self._given(view, question)
-        width, generator = question.subject[1] - question.subject[0], torch.Generator().manual_seed(self.seed)
+        width, generator = len(question.corrupted), torch.Generator().manual_seed(self.seed)
         pool = self._pool(view, question, width)
         rows = []
         for _ in range(samples):
             drawn = pool[torch.randint(len(pool), (width if pool.shape[1] == 1 else 1,), generator=generator)].flatten()
             row = torch.tensor(question.ids)
-            row[question.subject[0] : question.subject[1]] = drawn
+            row[question.corrupted] = drawn
             rows.append(row)
         return torch.stack(rows)
 
     def _given(self, view: ModelView, question: Question) -> Int[Tensor, "n pos"]:
-        single = isinstance(self.prompts, str) or (
-            len(self.prompts or []) and isinstance((self.prompts or [0])[0], int)
-        )
-        rows = [_ids(view, p, question) for p in ([self.prompts] if single else self.prompts or [])]
+        given = [] if self.prompts is None or not len(self.prompts) else self.prompts
+        single = isinstance(given, str) or (len(given) and isinstance(given[0], int))
+        rows = [_ids(view, p, question) for p in ([given] if single else given)]
+        if not rows:
+            raise ValueError("TokenReplacement(prompts=) is empty: give a corrupted prompt, or leave it out to draw.")
         wrong = next((r for r in rows if len(r) != len(question.ids)), None)
-        if not rows or wrong is not None:
+        if wrong is not None:
             raise ValueError(
-                f"a replacement prompt has {len(wrong or [])} tokens, the prompt {question.text!r} has "
-                f"{len(question.ids)}: positions would not line up. Choose a replacement of the same number of tokens."
+                f"a replacement prompt has {len(wrong)} tokens, the prompt {question.text!r} has {len(question.ids)}: "
+                "positions would not line up. Choose a replacement of the same number of tokens."
             )
+        moved = [p for p in question.masks if any(row[p] != question.ids[p] for row in rows)]
+        if moved:
+            raise ValueError(f"a replacement prompt has no mask at position {moved[0]}, where the answer is read.")
         return torch.tensor(rows)
 
     def _pool(self, view: ModelView, question: Question, width: int) -> Int[Tensor, "options width"]:
-        own = question.ids[question.subject[0] : question.subject[1]]
+        own = tuple(question.ids[p] for p in question.corrupted)
         if self.among:
             encoder = Encoder.of(view, prepend_bos=False)
             # as the subject stands in its prompt: with a space in front where it has one there
@@ -90,22 +95,38 @@ class TokenReplacement:
                 )
             return torch.tensor(fitting)
         special = set(getattr(view.tokenizer, "all_special_ids", []) or [])
-        words = [i for i in range(view.d_vocab) if i not in special and i not in own]
+        known = min(view.d_vocab, len(view.tokenizer)) if view.tokenizer is not None else view.d_vocab
+        words = [i for i in range(known) if i not in special and i not in own]
         return torch.tensor(words)[:, None]
 
 
 def _ids(view: ModelView, prompt: Any, question: Question) -> list[int]:
     if not isinstance(prompt, str):
         return [int(i) for i in prompt]
-    encoder = Encoder.of(view, prepend_bos=False)
-    bare = encoder.prompt(prompt)
-    extra = len(question.ids) - len(bare)
-    if extra in (1, 2):  # BOS, or the two separators of a masked language model
-        return [question.ids[0], *bare, *question.ids[len(question.ids) - extra + 1 :]]
-    return bare
+    before, after = question.frame  # as the prompt itself was read
+    bare = Encoder.of(view, prepend_bos=False).prompt(prompt)
+    return [*question.ids[:before], *bare, *question.ids[len(question.ids) - after :]]
 
 
 Corruption = NoiseCorruption | TokenReplacement
+
+
+@dataclass(frozen=True)
+class _NoiseOnSubject(NoiseCorruption):
+    """Noise on the subject, without the masks in it."""
+
+    masks: tuple[int, ...] = ()
+
+    def _where(self, rows: Rows) -> Bool[Tensor, "rows pos"]:
+        where = super()._where(rows)
+        where[:, list(self.masks)] = False
+        return where
+
+
+def _sparing(corruption: NoiseCorruption, masks: tuple[int, ...]) -> NoiseCorruption:
+    if not masks:
+        return corruption
+    return _NoiseOnSubject(**{f.name: getattr(corruption, f.name) for f in fields(NoiseCorruption)}, masks=masks)
 
 
 @dataclass(frozen=True)
@@ -154,7 +175,7 @@ class Corrupted:
             return cls(pairs, Interchange(), _replaced(corruption, len(tokens)), first)
         n = 1 if corruption.kind == "fixed" else samples
         unit, over = noise_unit(view, corruption, question, subjects)
-        placed = replace(corruption, at="subject", restore=restore, std=unit)
+        placed = replace(_sparing(corruption, question.masks), at="subject", restore=restore, std=unit)
         tokens = clean.expand(n, -1)
         record = {**placed.describe(), "unit_of": over, "samples": n}
         return cls(question.pairs(tokens, tokens), placed, record, question.subject[0])
@@ -172,9 +193,17 @@ def named_corruption(
 
     Raises:
         ValueError: unknown name.
+        TypeError: neither a name nor a corruption.
     """
-    if not isinstance(corruption, str):
+    if isinstance(subjects, str):
+        raise ValueError(f"subjects must be a list of texts, got the single string {subjects!r}.")
+    if isinstance(corruption, NoiseCorruption | TokenReplacement):
         return corruption
+    if not isinstance(corruption, str):
+        raise TypeError(
+            f"corruption must be one of {', '.join(KINDS)}, a NoiseCorruption or a TokenReplacement, got "
+            f"{corruption!r}."
+        )
     if corruption == "replace":
         return TokenReplacement(among=tuple(subjects or ()), seed=seed)
     if corruption not in KINDS:
@@ -188,10 +217,12 @@ def noise_unit(
     """The standard deviation that the noise is measured in, and what it is of."""
     if isinstance(corruption.std, int | float):
         return float(corruption.std), "a given number"
-    if subjects:
+    if corruption.kind == "fixed":
+        return 1.0, "nothing"
+    if subjects is not None:
         return subject_std(view.model, subjects), f"the tokens of {len(subjects)} subjects"
     if corruption.std == "prompts":
-        ids = torch.tensor(question.ids[question.subject[0] : question.subject[1]])
+        ids = torch.tensor([question.ids[p] for p in question.corrupted])
         return float(view.embed(ids).float().std()), "this prompt's subject tokens"
     return view.embedding_moments()[1], "the whole embedding matrix"
 
@@ -212,3 +243,15 @@ def subject_std(model: Any, subjects: Sequence[str]) -> float:
     encoder = Encoder.of(view, prepend_bos=False)
     ids = torch.tensor([i for text in subjects for i in encoder.prompt(text)])
     return float(view.embed(ids).float().std())
+
+
+def describe_corruption(record: dict[str, Any]) -> str:
+    """A corruption in words."""
+    if record["name"] == "replace":
+        return f"tokens replaced, from {record['from']}, {record['samples']} samples, seed {record['seed']}"
+    if record["kind"] == "fixed":
+        return f"embeddings set to {record['value']}"
+    return (
+        f"{record['kind']} noise of {record['noise']:g} x {record['std']:.4g} (standard deviation of "
+        f"{record['unit_of']}), {record['samples']} samples, seed {record['seed']}"
+    )

@@ -61,10 +61,11 @@ def load_facts(path: str | Path) -> list[Fact]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no file {str(path)!r}.")
-    text = path.read_text(encoding="utf-8")
     try:
-        records = json.loads(text) if text.lstrip().startswith("[") else [json.loads(x) for x in text.splitlines() if x]
-    except json.JSONDecodeError as error:
+        text = path.read_text(encoding="utf-8")
+        lines = (x for x in text.splitlines() if x.strip())
+        records = json.loads(text) if text.lstrip().startswith("[") else [json.loads(x) for x in lines]
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is neither a JSON list nor JSON lines ({error}).") from None
     try:
         return as_facts(records)
@@ -77,8 +78,10 @@ def _fact(record: Any, i: int) -> Fact:
         return record if record.id else Fact(record.prompt, record.subject, record.answer, str(i))
     if isinstance(record, Mapping):
         return _from_mapping(record, i)
-    if isinstance(record, list | tuple) and len(record) in (2, 3) and all(isinstance(x, str) for x in record):
-        return Fact(record[0], record[1], record[2] if len(record) == 3 else None, str(i))
+    if isinstance(record, list | tuple) and len(record) in (2, 3) and all(isinstance(x, str) for x in record[:2]):
+        answer = record[2] if len(record) == 3 else None
+        if answer is None or isinstance(answer, str):
+            return Fact(record[0], record[1], answer, str(i))
     raise ValueError(f"fact {i} is {record!r}: give mappings or (prompt, subject, answer) tuples.")
 
 
@@ -86,8 +89,7 @@ def _from_mapping(record: Mapping[str, Any], i: int) -> Fact:
     name = str(record.get("known_id", record.get("case_id", record.get("id", i))))
     rewrite = record.get("requested_rewrite")
     if isinstance(rewrite, Mapping):
-        prompt, subject = str(rewrite["prompt"]).format(rewrite["subject"]), str(rewrite["subject"])
-        return Fact(prompt, subject, _answer(rewrite["target_true"]["str"], prompt), name)
+        return _from_rewrite(rewrite, name, i)
     text, part = record.get("base_prompt", record.get("prompt")), record.get("subject")
     if not isinstance(text, str) or not isinstance(part, str):
         raise ValueError(
@@ -96,6 +98,17 @@ def _from_mapping(record: Mapping[str, Any], i: int) -> Fact:
         )
     answer = record.get("answer", record.get("attribute", record.get("target_true")))
     return Fact(text, part, None if answer is None else _answer(str(answer), text), name)
+
+
+def _from_rewrite(rewrite: Mapping[str, Any], name: str, i: int) -> Fact:
+    """A record of CounterFact as published."""
+    target = rewrite.get("target_true")
+    parts = (rewrite.get("prompt"), rewrite.get("subject"), target.get("str") if isinstance(target, Mapping) else None)
+    if not all(isinstance(part, str) for part in parts):
+        raise ValueError(f"fact {i}: requested_rewrite needs prompt, subject and target_true.str, got {dict(rewrite)}.")
+    template, subject, answer = map(str, parts)
+    prompt = template.replace("{}", subject)
+    return Fact(prompt, subject, _answer(answer, prompt), name)
 
 
 def _answer(answer: str, prompt: str) -> str:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tl_multitrace.tracer import Tracer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors have no single truth to compare by
 class TraceGrid:
     """Probability of the answer in the clean run, the corrupted run, and with each cell restored.
 
@@ -147,7 +147,7 @@ class TraceGrid:
         place: dict[str, Any] = {
             "position": position,
             "token": self.tokens[position],
-            "subject": not self.averaged and self.subject[0] <= position < self.subject[1],
+            "subject": self.subject[0] <= position < self.subject[1],
             "layer": self.cells.layers[int(index[1])],
         }
         return place | ({"unit": self.cells.units[int(index[2])]} if self.cells.units else {})
@@ -168,7 +168,8 @@ class TraceGrid:
         """The best cells as a :class:`~tl_multitrace.circuit.Circuit` over the cells' hook groups.
 
         On a grid that was just traced the chosen cells are restored together: effect, full effect and what the effect
-        loses without each of them are measured. A loaded grid has no model, and the circuit's effect is NaN.
+        loses without each of them are measured. A loaded grid has no model, and hooks alone sever no paths: then the
+        circuit's effect is NaN.
 
         Args:
             k: how many cells.
@@ -264,7 +265,8 @@ class TraceGrid:
         rows = []
         for cell in order.tolist():
             place = self._place(cell)
-            name = place.get("group") or f"{place['token']!r}@{place['position']} layer {place['layer']}"
+            token = place.get("token", "") if self.averaged else f"{place.get('token')!r}@{place.get('position')}"
+            name = place.get("group") or f"{token} layer {place['layer']}"
             unit = f" {self.kind} {place['unit']}" if "unit" in place else ""
             rows.append(
                 f"  {float(self.effect.flatten()[cell]):8.3f} [{low[cell]:.3f}, {high[cell]:.3f}]  {name}{unit}"

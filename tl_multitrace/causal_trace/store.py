@@ -59,6 +59,10 @@ class CellsRecord(BaseModel):
             raise ValueError(f"cells of unknown kind {unknown or self.kinds}.")
         if any(not 0 <= layer < self.n_layers for layer in self.layers):
             raise ValueError(f"layers {self.layers[:4]} lie outside a model of {self.n_layers}.")
+        if any(not 0 <= unit < self.size for unit in self.units):
+            raise ValueError(f"units {self.units[:4]} lie outside layers of {self.size}.")
+        if self.window < 1:
+            raise ValueError(f"a window of {self.window} layers.")
         return Cells(
             tuple(self.kinds),
             tuple(self.positions),
@@ -135,6 +139,7 @@ def load_grid(path: Path) -> TraceGrid:
     file = read_json(path, TraceFile)
     arrays = _arrays(path, file)
     try:
+        _check(file, arrays)
         return TraceGrid(
             restored=arrays["restored"],
             corrupted=arrays["corrupted"],
@@ -149,6 +154,19 @@ def load_grid(path: Path) -> TraceGrid:
         )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def _check(file: TraceFile, arrays: dict[str, Tensor]) -> None:
+    """Refuse what no trace is; raises ValueError."""
+    n, (start, stop) = len(file.tokens), file.subject
+    outside = [p for p in file.cells.positions if not 0 <= p < n]
+    if outside or not 0 <= start <= stop <= n:
+        raise ValueError(f"position {outside[:1] or file.subject} lies outside {n} tokens.")
+    absent = "facts" in file.provenance  # an average has no number where no fact has such a token
+    for name, values in arrays.items():
+        bad = values.isinf() if absent and name == "restored" else ~values.isfinite()
+        if not values.is_floating_point() or bool(bad.any()):
+            raise ValueError(f"{name} holds numbers that are no probabilities.")
 
 
 def _arrays(path: Path, file: TraceFile) -> dict[str, Tensor]:

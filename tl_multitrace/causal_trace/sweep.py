@@ -13,11 +13,13 @@ Memory: the clean activations at the restored sites and the corrupted block inpu
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -25,16 +27,21 @@ from tqdm.auto import tqdm
 
 from tl_multitrace._version import __version__
 from tl_multitrace.causal_trace.cells import Cells, check_severed, held_sites, make_cells
-from tl_multitrace.causal_trace.corruption import Corrupted, Corruption, named_corruption
+from tl_multitrace.causal_trace.corruption import Corrupted, Corruption, describe_corruption, named_corruption
 from tl_multitrace.causal_trace.grid import TraceGrid
-from tl_multitrace.causal_trace.question import Answer, Prompt, Question, Subject
+from tl_multitrace.causal_trace.question import Question
+from tl_multitrace.causal_trace.reading import Answer, Prompt, Subject
 from tl_multitrace.compat import ModelView
 from tl_multitrace.groups import HookGroups, Position
 from tl_multitrace.metrics import AnswerProb
+from tl_multitrace.scores import Score
 from tl_multitrace.tracer import Tracer
 
 MASK_ENTRIES = 1 << 22
 """Numbers in the one-hot masks made at a time: neurons are so many that all of them would not fit."""
+
+UNCHANGED = 1e-6
+"""A total effect up to this may be rounding."""
 
 
 def causal_trace(
@@ -70,7 +77,7 @@ def causal_trace(
         model: a ``HookedTransformer`` or ``TransformerBridge``; for masked language models the prompt holds the mask.
         prompt: text or token ids.
         subject: what is corrupted: a part of the prompt, a ``(start, stop)`` span of positions, or ``"all"`` (every
-            token but BOS).
+            token but BOS and separators). Masks in it are spared.
         answer: text with its leading space, or token ids, one or more; default: the model's top prediction. A warning
             gives its rank where the model predicts something else.
         restore: ``"resid"`` (output of a block), ``"mlp"``, ``"attn"`` (outputs, in windows of layers), ``"head"``,
@@ -99,6 +106,7 @@ def causal_trace(
     Raises:
         ValueError: no samples; a subject that is not in the prompt or splits a token; anything outside the model.
     """
+    check_samples(samples)
     question = Question.ask(model, prompt, subject, answer, answer_position=answer_position, prepend_bos=prepend_bos)
     cells = make_cells(
         model, len(question.ids), question.subject, restore, window, positions=positions, layers=layers, units=units
@@ -136,11 +144,9 @@ def trace_question(
     ``model_record`` is ``ModelView.describe()`` where the caller has it: it reads all weights. ``unit_of`` says what
     the standard deviation that the corruption brings along was taken over.
     """
-    if samples != int(samples) or samples < 1:
-        raise ValueError(f"samples must be a whole number from 1, got {samples!r}: an effect needs at least one draw.")
-    view = ModelView(model)
+    samples, view = check_samples(samples), ModelView(model)
     notes = [question.warn_unpredicted(), _warn_window(cells)]
-    corrupted = Corrupted.of(view, question, corruption, int(samples), subjects)
+    corrupted = Corrupted.of(view, question, corruption, samples, subjects)
     record = corrupted.record | ({"unit_of": unit_of} if unit_of else {})
     groups, table = cells.atoms()
     frozen, held = held_sites(model, cells.groups(), severed) if severed else (None, None)
@@ -167,7 +173,15 @@ def trace_question(
         provenance=_provenance(tracer, question, record) | {"model": model_record or view.describe()},
         tracer=tracer,
     )
-    return _with_notes(grid, [n for n in (*notes, _warn_unchanged(grid)) if n])
+    return _with_notes(grid, [n for n in (*notes, warn_unchanged(grid.total)) if n])
+
+
+def check_samples(samples: Any) -> int:
+    """``samples`` as a whole number from 1; raises ValueError."""
+    whole = isinstance(samples, int | float | np.integer) and math.isfinite(samples) and samples == int(samples)
+    if not whole or samples < 1:
+        raise ValueError(f"samples must be a whole number from 1, got {samples!r}: an effect needs at least one draw.")
+    return int(samples)
 
 
 @dataclass(frozen=True)
@@ -242,23 +256,29 @@ def _with_notes(grid: TraceGrid, notes: list[str]) -> TraceGrid:
     return replace(grid, notes=tuple(notes)) if notes else grid
 
 
-def _warn_window(cells: Cells) -> str | None:
+def window_doubt(cells: Cells) -> str | None:
+    """What is to be said of a window that covers the whole model."""
     if cells.window <= max(1, cells.n_layers):
         return None
-    note = (
+    return (
         f"window {cells.window} is larger than the model's {cells.n_layers} layers, so cells of different layers "
         f"restore nearly the same and layers cannot be told apart. Pass a smaller one, such as "
         f"window={max(1, cells.n_layers // 4)}."
     )
-    warnings.warn(note, stacklevel=4)
+
+
+def _warn_window(cells: Cells) -> str | None:
+    note = window_doubt(cells)
+    if note is not None:
+        warnings.warn(note, stacklevel=4)
     return note
 
 
-def _warn_unchanged(grid: TraceGrid) -> str | None:
-    total = grid.total
-    if total.low > 1e-6:
+def warn_unchanged(total: Score) -> str | None:
+    """Warn where a total effect does not exclude zero; the warning's text, or None."""
+    if total.low > UNCHANGED:
         return None
-    how = "raises" if total.high < -1e-6 else "does not clearly lower"
+    how = "raises" if total.high < -UNCHANGED else "does not clearly lower"
     note = (
         f"the corruption {how} the answer's probability (total effect {total}): there is nothing to restore, and "
         "indirect effects mean little. Use more noise, more samples, or another subject."
@@ -282,15 +302,3 @@ def _provenance(tracer: Tracer, question: Question, corruption: dict[str, Any]) 
         "cost": {"forwards": cost.forwards, "equivalents": cost.equivalents, "seconds": cost.seconds},
         "memory": tracer.memory,
     }
-
-
-def describe_corruption(record: dict[str, Any]) -> str:
-    """A corruption in words."""
-    if record["name"] == "replace":
-        return f"tokens replaced, from {record['from']}, {record['samples']} samples, seed {record['seed']}"
-    if record["kind"] == "fixed":
-        return f"embeddings set to {record['value']}"
-    return (
-        f"{record['kind']} noise of {record['noise']:g} x {record['std']:.4g} (standard deviation of "
-        f"{record['unit_of']}), {record['samples']} samples, seed {record['seed']}"
-    )

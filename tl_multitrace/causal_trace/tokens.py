@@ -12,9 +12,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_multitrace._version import __version__
-from tl_multitrace.causal_trace.corruption import Corrupted, Corruption, named_corruption
-from tl_multitrace.causal_trace.question import Answer, Prompt, Question, Subject
-from tl_multitrace.causal_trace.sweep import Sweep, describe_corruption
+from tl_multitrace.causal_trace.corruption import Corrupted, Corruption, describe_corruption, named_corruption
+from tl_multitrace.causal_trace.question import Question
+from tl_multitrace.causal_trace.reading import Answer, Prompt, Subject
+from tl_multitrace.causal_trace.sweep import Sweep, check_samples, warn_unchanged
 from tl_multitrace.compat import ModelView
 from tl_multitrace.files import File, read_json, write_json
 from tl_multitrace.groups import residual
@@ -25,8 +26,6 @@ from tl_multitrace.tracer import Tracer
 
 if TYPE_CHECKING:
     import pandas as pd
-
-Sets = Literal["corrupt", "restore"]
 
 
 class TokensFile(File):
@@ -44,7 +43,7 @@ class TokensFile(File):
     provenance: dict[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors have no single truth to compare by
 class CausalTokens:
     """Effect of every input token on the answer's probability.
 
@@ -75,6 +74,8 @@ class CausalTokens:
         shape = (len(self.corrupted), len(self.positions))
         if tuple(self.corrupt.shape) != shape or tuple(self.restore.shape) != shape:
             raise ValueError(f"effects of shape {tuple(self.corrupt.shape)} for (samples, positions) {shape}.")
+        if not all(bool(x.isfinite().all()) for x in (self.corrupted, self.corrupt, self.restore)):
+            raise ValueError("an effect is not finite.")
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per tested token: position, token, both effects with their 95 % intervals over samples."""
@@ -145,8 +146,8 @@ class CausalTokens:
         file = read_json(Path(path), TokensFile)
         if any(not 0 <= p < len(file.tokens) for p in file.positions):
             raise ValueError(f"{path}: positions {file.positions[:4]} lie outside {len(file.tokens)} tokens.")
-        arrays = {n: torch.tensor(getattr(file, n)) for n in ("corrupted", "corrupt", "restore")}
         try:
+            arrays = {n: torch.tensor(getattr(file, n)) for n in ("corrupted", "corrupt", "restore")}
             return cls(
                 tokens=tuple(file.tokens),
                 positions=tuple(file.positions),
@@ -173,7 +174,7 @@ def causal_tokens(
     corruption: str | Corruption = "gaussian",
     subjects: Sequence[str] | None = None,
     budgets: int | Iterable[int] | None = None,
-    sets: Sets = "corrupt",
+    sets: str = "corrupt",
     solver: Any = None,
     answer_position: int | None = None,
     prepend_bos: bool | None = None,
@@ -187,7 +188,8 @@ def causal_tokens(
         model: a TransformerLens model; for masked language models the prompt holds the mask.
         prompt: text or token ids.
         answer: as :func:`causal_trace`.
-        tokens: the tokens to test: ``"all"`` (but BOS), a part of the prompt, or a ``(start, stop)`` span.
+        tokens: the tokens to test: ``"all"`` (but BOS, separators and masks), a part of the prompt, or a
+            ``(start, stop)`` span.
         samples: draws of the corruption.
         noise: in standard deviations.
         seed: of the draws and the solver.
@@ -204,27 +206,28 @@ def causal_tokens(
     Raises:
         ValueError: as :func:`causal_trace`.
     """
-    if samples != int(samples) or samples < 1:
-        raise ValueError(f"samples must be a whole number from 1, got {samples!r}: an effect needs at least one draw.")
+    samples = check_samples(samples)
     if sets not in ("corrupt", "restore"):
         raise ValueError(f"sets must be 'corrupt' or 'restore', got {sets!r}.")
     question = Question.ask(model, prompt, tokens, answer, answer_position=answer_position, prepend_bos=prepend_bos)
     question.warn_unpredicted()
     view, chosen = ModelView(model), named_corruption(corruption, noise, seed, subjects)
-    positions = _tested(question)
+    positions = question.corrupted
     groups = residual(model, layers=[0], site="pre", positions=positions)
     tracers, record = {}, {}
     for how in ("corrupt", "restore"):
-        made = Corrupted.of(view, question, chosen, int(samples), subjects, restore=how == "restore")
+        made = Corrupted.of(view, question, chosen, samples, subjects, restore=how == "restore")
         tracers[how] = Tracer(model, made.pairs, groups, AnswerProb(reduce="sum"), made.intervention)
         record = made.record
     effects = {how: Sweep(tracer).effects(progress) for how, tracer in tracers.items()}
+    corrupted = tracers["restore"].base_metric.cpu()
+    warn_unchanged(Score.of((question.probability - corrupted).double().numpy()))
     path = _jointly(tracers[sets], sets, budgets, solver, seed, progress)
     return CausalTokens(
         tokens=question.words,
         positions=tuple(positions),
         clean=question.probability,
-        corrupted=tracers["restore"].base_metric.cpu(),
+        corrupted=corrupted,
         corrupt=effects["corrupt"],
         restore=effects["restore"],
         answer=question.answer_text,
@@ -240,15 +243,8 @@ def causal_tokens(
     )
 
 
-def _tested(question: Question) -> list[int]:
-    # at the mask itself there is nothing to corrupt: it is where the answer is read
-    inside = range(*question.subject)
-    masked = question.answer_position != len(question.ids) - 1
-    return [p for p in inside if not (masked and p == question.answer_position)]
-
-
 def _jointly(
-    tracer: Tracer, sets: Sets, budgets: int | Iterable[int] | None, solver: Any, seed: int, progress: bool | None
+    tracer: Tracer, sets: str, budgets: int | Iterable[int] | None, solver: Any, seed: int, progress: bool | None
 ) -> SubsetPath | None:
     if budgets is None:
         return None

@@ -26,6 +26,8 @@ PALETTES = {"mlp": "Greens", "attn": "Reds"}
 
 NAMES = {"resid": "state", "mlp": "MLP output", "attn": "attention output", "head": "head", "neuron": "neuron"}
 BARS = 30
+ROWS = 100
+"""Tokens that are named in a map; of longer prompts every second, third ... is."""
 
 
 def plot_trace(grid: TraceGrid, *, lines: bool = False, position: int | None = None, ax: Axes | None = None) -> Figure:
@@ -51,14 +53,15 @@ def plot_trace(grid: TraceGrid, *, lines: bool = False, position: int | None = N
         return _bars(grid, ax)
     if lines:
         return _lines(grid, ax)
-    if position is not None and position not in grid.cells.positions:
-        raise ValueError(f"position {position} is not in the trace, which has {grid.cells.positions}.")
+    if position is not None and (not grid.cells.units or position not in grid.cells.positions):
+        there = grid.cells.positions if grid.cells.units else "no heads or neurons to show at one"
+        raise ValueError(f"position {position} cannot be shown: the trace has {there}.")
     effect = grid.effect.double().numpy()
     if grid.cells.units and (position is not None or len(grid.cells.positions) == 1):
         at = 0 if position is None else grid.cells.positions.index(position)
         return _unit_map(grid, effect[at], grid.cells.positions[at], ax)
     if grid.cells.units:
-        effect = np.nanmax(effect, -1)
+        effect = np.fmax.reduce(effect, axis=-1)
     return _token_map(grid, effect, ax)
 
 
@@ -68,17 +71,28 @@ def plot_trace(grid: TraceGrid, *, lines: bool = False, position: int | None = N
 def _token_map(grid: TraceGrid, effect: Float[np.ndarray, "position layer"], ax: Axes | None) -> Figure:
     rows, columns = effect.shape
     cell = min(0.42, max(0.068, 7.0 / columns))
-    height = min(0.3, max(0.13, 9.0 / rows))
+    height = min(0.3, max(0.13, 9.0 / rows)) if rows <= ROWS else 0.13 * ROWS / rows
     with styled():
         figure, ax = new_axes(ax, max(4.4, columns * cell + 2.9), max(2.2, rows * height + 1.4))
         image = _image(ax, grid, effect)
-        ax.set_yticks(range(rows), [_token(grid, p) for p in grid.cells.positions])
+        shown = _named_rows(grid)
+        absent = np.isnan(effect).all(1)
+        ax.set_yticks(shown, [_token(grid, grid.cells.positions[i]) + " (none)" * bool(absent[i]) for i in shown])
         if height < 0.2:
             ax.tick_params(axis="y", labelsize=7)
         _layer_ticks(ax, grid, columns * cell)
         ax.set_xlabel(_layer_label(grid))
         _finish(figure, ax, image, grid, "largest unit's " if grid.cells.units else "")
     return figure
+
+
+def _named_rows(grid: TraceGrid) -> list[int]:
+    """Rows whose token is written beside them: all, or of long prompts every so many, and the subject's."""
+    rows = len(grid.cells.positions)
+    step = -(-rows // ROWS)
+    starred = [i for i, p in enumerate(grid.cells.positions) if grid.subject[0] <= p < grid.subject[1]]
+    own = set(starred[::step])
+    return [i for i in range(rows) if i in own or (i % step == 0 and all(abs(i - s) >= step for s in own))]
 
 
 def _unit_map(grid: TraceGrid, effect: Float[np.ndarray, "layer unit"], position: int, ax: Axes | None) -> Figure:
@@ -91,7 +105,7 @@ def _unit_map(grid: TraceGrid, effect: Float[np.ndarray, "layer unit"], position
         step = max(1, units // 16)
         ax.set_xticks(range(0, units, step), [str(i) for i in grid.cells.units[::step]])
         ax.set_ylabel("layer")
-        ax.set_xlabel(f"{grid.kind} at {_token(grid, position)}")
+        ax.set_xlabel(f"{grid.kind}, at {_token(grid, position)}")
         _finish(figure, ax, image, grid, "")
     return figure
 
@@ -102,7 +116,10 @@ def _image(ax: Axes, grid: TraceGrid, effect: Float[np.ndarray, "rows columns"])
     largest = float(np.nanmax(np.abs(effect))) or 1e-9
     signed = float(np.nanmin(effect)) < -0.15 * largest
     colours = diverging() if signed else mpl.colormaps[PALETTES.get(grid.kind, "Purples")]
-    image = ax.imshow(effect, aspect="auto", cmap=colours, vmin=-largest if signed else 0.0, vmax=largest)
+    colours = colours.with_extremes(bad="#e4e4e4")  # no such token: not the same as no effect
+    image = ax.imshow(
+        effect, aspect="auto", interpolation="nearest", cmap=colours, vmin=-largest if signed else 0.0, vmax=largest
+    )
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     return image
@@ -113,11 +130,17 @@ def _finish(figure: Figure, ax: Axes, image: Any, grid: TraceGrid, which: str) -
     inches = figure.get_size_inches()[1]
     figure.colorbar(image, ax=ax, label=f"{which}indirect effect on {answer}", aspect=max(14, 6 * inches), pad=0.02)
     severed = f", {' and '.join(grid.severed)} severed" if grid.severed else ""
-    what = " and ".join(NAMES[k] for k in grid.cells.kinds)
     who = (
         f"{len(grid.corrupted)} facts" if grid.averaged else f"p {_p(grid.clean)} clean, {_p(grid.corrupted)} corrupted"
     )
-    ax.set_title(f"Restoring one {what}{severed}\n{who}", loc="left", fontsize=10)
+    ax.set_title(f"Restoring {_restored(grid)}{severed}\n{who}", loc="left", fontsize=10)
+
+
+def _restored(grid: TraceGrid) -> str:
+    """What a cell restores, in words."""
+    several = grid.cells.window > 1
+    what = " and ".join(NAMES[k] + "s" * several for k in grid.cells.kinds)
+    return f"{grid.cells.window if several else 'one'} {what}"
 
 
 def _p(values: Any) -> str:
@@ -262,7 +285,7 @@ def show_trace(grid: TraceGrid) -> ShownTokens:
     effect = effect.max(-1) if grid.cells.units else effect
     words = [_starred(grid, p) for p in grid.cells.positions]
     labels = [f"layer {layer}" for layer in grid.cells.layers]
-    caption = f"Indirect effect of restoring one {grid.kind} on p({grid.answer.strip()}), by token; choose a layer"
+    caption = f"Indirect effect of restoring {_restored(grid)} on p({grid.answer.strip()}), by token; choose a layer"
     return _shown("Causal trace", words, effect, labels, caption)
 
 
