@@ -29,6 +29,20 @@ HookFn = Callable[..., Any]
 BLOCK_INPUT = "blocks.{layer}.hook_resid_pre"
 EMBEDDING = "hook_embed"
 
+GRAPH_HOOKS = {
+    "input": "blocks.0.hook_resid_pre",
+    "tok_embeds": EMBEDDING,
+    "pos_embeds": "hook_pos_embed",
+    "head": "blocks.{layer}.attn.hook_result",
+    "mlp": "blocks.{layer}.hook_mlp_out",
+    **{f"{x}_input": f"blocks.{{layer}}.hook_{x}_input" for x in "qkv"},
+    **{x: f"blocks.{{layer}}.attn.hook_{x}" for x in "qkv"},
+    "mlp_input": "blocks.{layer}.hook_mlp_in",
+    "old_mlp_input": "blocks.{layer}.hook_resid_mid",
+    "logits": "blocks.{layer}.hook_resid_post",
+}
+"""The hook points that other tools' circuit files name, by what they stand for there; nothing here is hooked."""
+
 
 def installed_version(package: str = "transformer_lens") -> str:
     """Version of an installed distribution, or ``"not installed"``."""
