@@ -41,6 +41,14 @@ def _checked(read: Callable[[str], object]) -> Callable[[str | None], str | None
     return check
 
 
+From = Annotated[str, typer.Option("--from", callback=_checked(format_by_name), help=f"Format of IN: {NAMES}.")]
+To = Annotated[str, typer.Option("--to", callback=_checked(format_by_name), help="Format of OUT, likewise.")]
+ShapeText = Annotated[
+    str | None,
+    typer.Option(callback=_checked(shape_from_text), help="Layers x heads x d_model, where IN lacks it: 12x12x768."),
+]
+
+
 def register(app: typer.Typer, reported: Reported, say: Say) -> None:
     """Add the command to an app.
 
@@ -49,20 +57,14 @@ def register(app: typer.Typer, reported: Reported, say: Say) -> None:
         reported: turns errors into one line and an exit code, given ``debug`` and ``quiet``.
         say: prints a line on standard output.
     """
-    name_of = _checked(format_by_name)
 
     @app.command("convert")
     def convert_files(
         source: Annotated[Path, typer.Argument(metavar="IN", help="File to read.")],
         target: Annotated[Path, typer.Argument(metavar="OUT", help="File to write; it must not exist yet.")],
-        source_format: Annotated[str, typer.Option("--from", callback=name_of, help=f"Format of IN: {NAMES}.")],
-        target_format: Annotated[str, typer.Option("--to", callback=name_of, help="Format of OUT, likewise.")],
-        shape: Annotated[
-            str | None,
-            typer.Option(
-                callback=_checked(shape_from_text), help="Layers x heads x d_model, where IN lacks it: 12x12x768."
-            ),
-        ] = None,
+        source_format: From,
+        target_format: To,
+        shape: ShapeText = None,
         edges: Annotated[int | None, typer.Option(min=1, help="First keep so many edges, by absolute score.")] = None,
         nodes: Annotated[int | None, typer.Option(min=1, help="Or so many heads and MLPs.")] = None,
         overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")] = False,

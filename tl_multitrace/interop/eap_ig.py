@@ -93,8 +93,8 @@ def shape_of_cfg(cfg: Mapping[str, Any]) -> Shape:
     missing = [key for key in CFG if key not in cfg]
     if missing:
         raise ValueError(f"cfg has no {', '.join(missing)}.")
-    sizes = [whole(cfg[key], f"cfg.{key}") for key in ("n_layers", "n_heads", "d_model")]
-    return Shape(*sizes, parallel_attn_mlp=flag(cfg["parallel_attn_mlp"], "cfg.parallel_attn_mlp"))
+    layers, heads, width = (whole(cfg[key], f"cfg.{key}") for key in ("n_layers", "n_heads", "d_model"))
+    return Shape(layers, heads, width, flag(cfg["parallel_attn_mlp"], "cfg.parallel_attn_mlp"))
 
 
 def cfg_of(graph: CircuitGraph) -> dict[str, Any]:

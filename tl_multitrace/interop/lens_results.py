@@ -38,12 +38,15 @@ _STACKED = {"head": "out", "head:pattern": "pattern", "resid:pre": "resid_pre", 
 _COLUMNS = {"layer": "layer", "head": "head", "head_index": "head", "pos": "pos", "dest_pos": "pos"}
 
 
-def _lens(module: str) -> Any:
-    """A module of TransformerLens 4."""
+def _lens(module: str, name: str) -> Any:
+    """A module of TransformerLens 4, which has this name."""
     try:
-        return importlib.import_module(f"transformer_lens.{module}")
+        found = importlib.import_module(f"transformer_lens.{module}")
     except ImportError:
-        raise ImportError(f"transformer_lens.{module} is not there: this needs TransformerLens 4.") from None
+        found = None
+    if not hasattr(found, name):
+        raise ImportError(f"transformer_lens.{module}.{name} is not there: this needs TransformerLens 4.")
+    return found
 
 
 # ---------------------------------------------------------------------- activation patching
@@ -97,7 +100,7 @@ def to_patching_result(scores: ComponentScores, *, baseline: Float[Tensor, " n"]
     """
     import pandas as pd
 
-    patching = _lens("patching")
+    patching = _lens("patching", "PatchingResult")
     if scores.kind != "effect":
         raise ValueError(
             "a PatchingResult holds effects, and these are estimates (attribution): see attribution_patch."
@@ -189,7 +192,7 @@ def to_attribution_result(graph: CircuitGraph) -> Any:
         ValueError: a node without a position, or one that TransformerLens has no name for.
         ImportError: TransformerLens is older than 4.
     """
-    lens = _lens("tools.analysis.attribution_patching")
+    lens = _lens("tools.analysis.attribution_patching", "AttributionResult")
     nodes = {_lens_source(lens, name): mark.score for name, mark in graph.nodes.items() if mark.score is not None}
     last = graph.shape.n_layers - 1
     edges = {
