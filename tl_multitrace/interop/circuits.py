@@ -106,7 +106,7 @@ def _imported(graph: CircuitGraph) -> dict[str, Any]:
 
 def _not_components(graph: CircuitGraph) -> list[str]:
     notes = list(graph.left_out)
-    if graph.edges:
+    if graph.edges and not _by_nodes(graph):
         flagged = sum(bool(m.in_graph) for m in graph.edges.values())
         notes.append(f"edges ({len(graph.edges)}, {flagged} of them in the circuit)")
     marks = [(node_of(name).kind, mark) for name, mark in graph.nodes.items()]
@@ -116,6 +116,16 @@ def _not_components(graph: CircuitGraph) -> list[str]:
     notes += [f"output dimensions of {parts} heads or embeddings (whole heads are taken)"] if parts else []
     scored = sum(m.dim_scores is not None for _, m in marks)
     return notes + ([f"scores of the output dimensions of {scored} nodes"] if scored else [])
+
+
+def _by_nodes(graph: CircuitGraph) -> bool:
+    """Whether the edges say no more than the nodes do: unscored, and in the circuit exactly where both ends are."""
+    if any(mark.score for mark in graph.edges.values()):
+        return False
+    joined = graph.joined_embeddings()
+    kept = {edge for edge, mark in joined.edges.items() if mark.in_graph}
+    nodes = {name: NodeMark(in_graph=True) for name in joined.chosen}
+    return kept == set(CircuitGraph(graph.shape, nodes).with_edges().edges)
 
 
 # ---------------------------------------------------------------------- from a circuit
