@@ -136,31 +136,33 @@ def prune_scores(draw: Any) -> dict[str, Any]:
     return draw(st.sampled_from([scores, {"IOI": {"ACDC": scores}}]))
 
 
-@st.composite
-def acdc_edges(draw: Any) -> OrderedDict[Any, bool]:
-    """What ACDC's ``save_subgraph`` writes: every edge of its graph, those inside a node too."""
-    cfg = draw(configs(parallel=False))
-    old = draw(st.booleans())
-    mlp_in = "hook_resid_mid" if old else "hook_mlp_in"
-    embeddings = draw(st.sampled_from([["blocks.0.hook_resid_pre"], ["hook_embed", "hook_pos_embed"]]))
-    found: OrderedDict[Any, bool] = OrderedDict()
-    senders: list[tuple[str, Any]] = [(name, (None,)) for name in embeddings]
+def acdc_keys(cfg: dict[str, Any], mlp_in: str = "hook_mlp_in", embeddings: tuple[str, ...] = ()) -> list[Any]:
+    """The keys of ACDC's own graph: every edge between nodes, and those inside a node."""
+    found: list[Any] = []
+    senders: list[Any] = [(name, (None,)) for name in embeddings or ("blocks.0.hook_resid_pre",)]
     for layer in range(cfg["n_layers"]):
         heads = [(None, None, h) for h in range(cfg["n_heads"])]
         for at in heads:
             for x in "qkv":
                 receiver = f"blocks.{layer}.hook_{x}_input"
-                found |= {(receiver, at, name, index): draw(st.booleans()) for name, index in senders}
-                found[f"blocks.{layer}.attn.hook_{x}", at, receiver, at] = draw(st.booleans())
-                inside = (f"blocks.{layer}.attn.hook_result", at, f"blocks.{layer}.attn.hook_{x}", at)
-                found[inside] = draw(st.booleans())
+                found += [(receiver, at, *sender) for sender in senders]
+                found.append((f"blocks.{layer}.attn.hook_{x}", at, receiver, at))
+                found.append((f"blocks.{layer}.attn.hook_result", at, f"blocks.{layer}.attn.hook_{x}", at))
         senders += [(f"blocks.{layer}.attn.hook_result", at) for at in heads]
         receiver = f"blocks.{layer}.{mlp_in}"
-        found |= {(receiver, (None,), name, index): draw(st.booleans()) for name, index in senders}
-        found[f"blocks.{layer}.hook_mlp_out", (None,), receiver, (None,)] = draw(st.booleans())
+        found += [(receiver, (None,), *sender) for sender in senders]
+        found.append((f"blocks.{layer}.hook_mlp_out", (None,), receiver, (None,)))
         senders.append((f"blocks.{layer}.hook_mlp_out", (None,)))
-    last = f"blocks.{cfg['n_layers'] - 1}.hook_resid_post"
-    return found | {(last, (None,), name, index): draw(st.booleans()) for name, index in senders}
+    return found + [(f"blocks.{cfg['n_layers'] - 1}.hook_resid_post", (None,), *sender) for sender in senders]
+
+
+@st.composite
+def acdc_edges(draw: Any) -> OrderedDict[Any, bool]:
+    """What ACDC's ``save_subgraph`` writes, of its newer or its older graph, with one embedding or two."""
+    mlp_in = draw(st.sampled_from(["hook_mlp_in", "hook_resid_mid"]))
+    embeddings = draw(st.sampled_from([(), ("hook_embed", "hook_pos_embed")]))
+    keys = acdc_keys(draw(configs(parallel=False)), mlp_in, embeddings)
+    return OrderedDict((key, draw(st.booleans())) for key in keys)
 
 
 @st.composite

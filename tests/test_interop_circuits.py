@@ -204,6 +204,16 @@ def test_edges_stand_where_both_ends_do() -> None:
     assert all(mark == (None, True) for mark in graph.edges.values())
 
 
+def test_a_saved_circuit_knows_whether_mlps_read_their_layers_heads(tmp_path: Path) -> None:
+    model = build(f"{API}-neox")
+    groups = mt.HookGroups.of(model, [mt.Component("head", 1, 0), mt.Component("mlp", 1)])
+    tracer = mt.Tracer(model, pairs_of(EXAMPLES), groups)
+    found = mt.select(tracer, [1], mt.Exhaustive(), forced=["L1MLP"])[1]
+    circuit = mt.Circuit.load(circuit_of(groups, provenance=found.provenance).save(tmp_path / "a.json"))
+    edges = mt.CircuitGraph.from_circuit(circuit).with_edges().edges
+    assert Edge("input", "m1") in edges and Edge("a1.h0", "m1") not in edges
+
+
 def test_what_has_no_node_is_said() -> None:
     model = model_of()
     parts = [
@@ -270,6 +280,24 @@ def test_marginal_effects_are_node_scores(tmp_path: Path) -> None:
     }
     imported = graph.to_circuit(model)
     assert mt.CircuitGraph.from_circuit(imported).nodes["a2.h3"].score == -2.0  # also without the model at hand
+
+
+def test_marginal_effects_of_dimensions_are_scores_of_neurons(tmp_path: Path) -> None:
+    model = model_of()
+    parts = [mt.Component("mlp_dim", 1, 3), mt.Component("mlp_dim", 1, 7)]
+    circuit = circuit_of(mt.HookGroups.of(model, parts), marginals=(0.5, -2.0))
+    mt.to_eap_ig(circuit, tmp_path / "a.pt", shape=model)
+    graph = mt.from_eap_ig(tmp_path / "a.pt")
+    expected = {3: 0.5, 7: -2.0}
+    assert {i: s for i, s in enumerate(graph.nodes["m1"].dim_scores or ()) if s is not None} == expected
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", mt.LeftOut)
+        imported = graph.to_circuit(model)
+    assert imported.provenance["imported"]["scores"] == {"L1D3": 0.5, "L1D7": -2.0}
+    again = mt.CircuitGraph.from_circuit(imported).nodes["m1"]
+    assert again.dims == graph.nodes["m1"].dims and again.dim_scores == graph.nodes["m1"].dim_scores
+    narrow = mt.CircuitGraph.from_circuit(circuit, Shape(3, 4))
+    assert narrow.left_out == ("MLP output dimensions (the width of the model is not known: pass shape=): L1D3, L1D7",)
 
 
 def test_a_shape_that_is_not_known_is_asked_for(tmp_path: Path) -> None:

@@ -115,6 +115,11 @@ class ModelView:
         return 0 if getattr(self.model.cfg, "attn_only", False) else self._number("d_mlp")
 
     @property
+    def parallel_attn_mlp(self) -> bool:
+        """Whether an MLP reads its block's input, and so not the heads of its own block."""
+        return bool(getattr(self.model.cfg, "parallel_attn_mlp", False))
+
+    @property
     def d_vocab(self) -> int:
         """Number of token ids."""
         return self._number("d_vocab")
@@ -173,6 +178,7 @@ class ModelView:
             "d_model": self.d_model,
             "d_mlp": self.d_mlp,
             "d_vocab": self.d_vocab,
+            "parallel_attn_mlp": self.parallel_attn_mlp,
             "digest": self.digest(),
             "transformer_lens": installed_version(),
             "torch": torch.__version__,

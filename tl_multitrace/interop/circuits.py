@@ -83,7 +83,7 @@ def _groups(shape: Shape, chosen: list[Component], model: Any) -> HookGroups:
 
 def _model_facts(shape: Shape, model: Any) -> dict[str, Any]:
     if model is not None:
-        return ModelView(model).describe() | {"parallel_attn_mlp": shape.parallel_attn_mlp}
+        return ModelView(model).describe()
     facts: dict[str, Any] = {"name": "unknown", "parallel_attn_mlp": shape.parallel_attn_mlp}
     if shape.exact:
         facts |= {"n_layers": shape.n_layers, "n_heads": shape.n_heads}
@@ -93,11 +93,16 @@ def _model_facts(shape: Shape, model: Any) -> dict[str, Any]:
 
 
 def _imported(graph: CircuitGraph) -> dict[str, Any]:
-    scores = {
-        _components(name, NodeMark())[0].label: mark.score
-        for name, mark in graph.nodes.items()
-        if mark.score is not None and node_of(name).layer is not None
-    }
+    scores: dict[str, float] = {}
+    for name, mark in graph.nodes.items():
+        node = node_of(name)
+        if node.layer is None:
+            continue
+        if mark.score is not None:
+            scores[_components(name, NodeMark())[0].label] = mark.score
+        if node.kind == "mlp":
+            dims = [(i, s) for i, s in enumerate(mark.dim_scores or ()) if s is not None]
+            scores |= {Component("mlp_dim", node.layer, i, node.position).label: s for i, s in dims}
     roles = {
         role: [c.label for name in names for c in _components(name, NodeMark())] for role, names in graph.groups.items()
     }
@@ -114,7 +119,7 @@ def _not_components(graph: CircuitGraph) -> list[str]:
     notes += [f"{strange} nodes that are no heads or MLPs"] if strange else []
     parts = sum(bool(m.in_graph) and m.dims is not None and not all(m.dims) for kind, m in marks if kind != "mlp")
     notes += [f"output dimensions of {parts} heads or embeddings (whole heads are taken)"] if parts else []
-    scored = sum(m.dim_scores is not None for _, m in marks)
+    scored = sum(m.dim_scores is not None for kind, m in marks if kind != "mlp")
     return notes + ([f"scores of the output dimensions of {scored} nodes"] if scored else [])
 
 
@@ -166,7 +171,7 @@ def graph_of_circuit(circuit: Circuit, shape: Shape | Any = None) -> CircuitGrap
         for site in sites:
             for name, mark in _marks(site, score, known):
                 nodes[name] = _joined(nodes.get(name), mark)
-    return CircuitGraph(known, nodes, left_out=tuple(_without_node(circuit)))
+    return CircuitGraph(known, nodes, left_out=tuple(_without_node(circuit, known)))
 
 
 def _shape_of(circuit: Circuit, facts: Mapping[str, Any]) -> Shape:
@@ -212,20 +217,26 @@ def _marks(site: Component, score: float | None, shape: Shape) -> Iterator[tuple
     elif site.kind == "mlp_dim" and shape.d_model is None:
         yield mlp_name(site.layer, at), NodeMark(None, True)
     elif site.kind == "mlp_dim":
-        yield mlp_name(site.layer, at), NodeMark(None, True, tuple(i == site.index for i in range(shape.d_model or 0)))
+        dims = tuple(i == site.index for i in range(shape.d_model or 0))
+        scores = None if score is None else tuple(score if on else None for on in dims)
+        yield mlp_name(site.layer, at), NodeMark(None, True, dims, scores)
 
 
 def _joined(old: NodeMark | None, new: NodeMark) -> NodeMark:
-    """Both marks of one node: dimensions add up, a whole node swallows them."""
+    """Both marks of one node: dimensions add up, a whole node swallows them, the strongest score stays."""
     if old is None:
         return new
-    dims = None
+    dims = dim_scores = None
     if old.dims is not None and new.dims is not None:
         dims = tuple(a or b for a, b in zip(old.dims, new.dims, strict=True))
-    return NodeMark(new.score if old.score is None else old.score, True, dims)
+        empty = (None,) * len(dims)
+        pairs = zip(old.dim_scores or empty, new.dim_scores or empty, strict=True)
+        dim_scores = tuple(a if b is None else b for a, b in pairs) if old.dim_scores or new.dim_scores else None
+    score = max((m.score for m in (old, new) if m.score is not None), key=abs, default=None)
+    return NodeMark(score, True, dims, dim_scores)
 
 
-def _without_node(circuit: Circuit) -> Iterator[str]:
+def _without_node(circuit: Circuit, shape: Shape) -> Iterator[str]:
     """What of the circuit has no place in a graph, in words."""
     sites = [(c, s) for c, group in zip(circuit.components, circuit.groups.sites, strict=True) for s in group]
     whole = {s.layer for _, s in sites if s.kind == "mlp"}
@@ -236,6 +247,9 @@ def _without_node(circuit: Circuit) -> Iterator[str]:
             for _, s in sites
             if s.kind == "mlp_dim"
             and (s.layer in whole or any(o.kind == "neuron" and o.layer == s.layer for _, o in sites))
+        ],
+        "MLP output dimensions (the width of the model is not known: pass shape=)": [
+            s.label for _, s in sites if s.kind == "mlp_dim" and shape.d_model is None
         ],
         "attention layers as one (all their heads stand for them)": [s.label for _, s in sites if s.kind == "attn"],
         "residual states": [s.label for _, s in sites if s.kind == "resid"],

@@ -61,7 +61,8 @@ def _nodes(content: dict[str, Any], shape: Shape) -> dict[str, NodeMark]:
         dims = [tuple(row) for row in found.tolist()]
     dim_scores: list[Any] = [None] * n
     if "neurons_scores" in content:
-        dim_scores = [tuple(r) for r in numbers(tensor(content["neurons_scores"], "neurons_scores", (n, width)))]
+        rows = numbers(tensor(content["neurons_scores"], "neurons_scores", (n, width)))
+        dim_scores = [None if all(s is None for s in row) else tuple(row) for row in rows]
     marks = map(NodeMark, scores, flags, dims, dim_scores)
     return {**dict(zip(shape.sources(), marks, strict=True)), "logits": NodeMark(in_graph=True)}
 

@@ -168,8 +168,7 @@ class Shape:
     def of(cls, model: Any) -> Shape:
         """Of a TransformerLens model."""
         view = ModelView(model)
-        parallel = bool(getattr(view.model.cfg, "parallel_attn_mlp", False))
-        return cls(view.n_layers, view.n_heads, view.d_model, parallel, not view.d_mlp)
+        return cls(view.n_layers, view.n_heads, view.d_model, view.parallel_attn_mlp, not view.d_mlp)
 
     @classmethod
     def around(cls, names: Iterable[str]) -> Shape:
