@@ -181,7 +181,7 @@ def kept_edges(draw: Any) -> list[list[str]]:
 @st.composite
 def head_groups(draw: Any) -> dict[str, list[list[int | None]]]:
     """Lists of heads by role, never all empty."""
-    heads = st.tuples(st.integers(0, 11), st.one_of(st.none(), st.integers(0, 11))).map(list)
+    heads = st.tuples(st.integers(0, 3), st.one_of(st.none(), st.integers(0, 3))).map(list)
     groups: dict[str, list[list[int | None]]] = draw(
         st.dictionaries(st.text(), st.lists(heads, max_size=5), min_size=1, max_size=4)
     )

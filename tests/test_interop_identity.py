@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,30 @@ def test_the_file_comes_back_as_it_was(name: str, data: Any, tmp_path_factory: p
         ours = write(graph, folder / f"ours.{suffix}")
     assert read(ours) == graph
     assert same(loaded(ours), content)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+@pytest.mark.filterwarnings("ignore::tl_multitrace.LeftOut")
+def test_every_format_goes_into_every_other(name: str, data: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Written and readable, once, or refused for a reason that is said."""
+    strategy, suffix, read, _ = FORMATS[name]
+    folder = tmp_path_factory.mktemp("across")
+    graph = read(written(data.draw(strategy), folder / f"theirs.{suffix}"))
+    if name == "auto-circuit":
+        graph = graph.keep(edges=data.draw(st.integers(1, len(graph.edges))))
+    graph = graph.with_shape(replace(graph.shape, d_model=graph.shape.d_model or 4))
+    for other, (_, ending, back, write) in FORMATS.items():
+        try:
+            ours = write(graph, folder / f"{other}.{ending}")
+        except ValueError as error:
+            assert re.search("parallel|own layer's heads|Choose first", str(error)), error
+            continue
+        try:
+            assert isinstance(back(ours), mt.CircuitGraph)
+        except ValueError as error:  # a circuit of no heads tells no shape
+            assert "names no head and no MLP" in str(error)
 
 
 def test_the_comparison_itself() -> None:

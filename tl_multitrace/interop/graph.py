@@ -135,9 +135,9 @@ class CircuitGraph:
         edges = {edge: mark._replace(in_graph=edge in best) for edge, mark in self.edges.items()}
         unflagged = {name: mark._replace(in_graph=None) for name, mark in self.nodes.items()}
         graph = replace(self, edges=edges, nodes=unflagged)
-        chosen = set(graph._connected())
-        nodes = {name: mark._replace(in_graph=name in chosen) for name, mark in unflagged.items()}
-        return replace(graph, nodes=nodes)
+        chosen = graph._connected()
+        named = {**dict.fromkeys(chosen, NodeMark()), **unflagged}
+        return replace(graph, nodes={name: mark._replace(in_graph=name in chosen) for name, mark in named.items()})
 
     def _kept_nodes(self, best: set[str]) -> CircuitGraph:
         def kept(name: str) -> bool:

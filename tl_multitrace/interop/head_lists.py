@@ -60,7 +60,10 @@ def to_head_lists(
     """
     graph = as_graph(item, shape).flat()
     groups = graph.groups or {GROUP: tuple(n for n in graph.chosen if node_of(n).kind == "head")}
-    pairs = {role: [[node_of(name).layer, node_of(name).head] for name in names] for role, names in groups.items()}
+    parts = {
+        role: [node for name in names if (node := node_of(name)).layer is not None] for role, names in groups.items()
+    }
+    pairs = {role: [[node.layer, node.head] for node in nodes] for role, nodes in parts.items()}
     written = save_json(path, pairs, overwrite=overwrite)
     listed = {name for names in groups.values() for name in names}
     missing = [name for name in graph.chosen if node_of(name).layer is not None and name not in listed]

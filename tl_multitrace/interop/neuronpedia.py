@@ -84,6 +84,7 @@ def to_neuronpedia(
     own = graph.extra if graph.format == FORMAT else {}
     tokens = list(prompt_tokens)
     metadata = own.get("metadata", _metadata(tokens, slug, scan))
+    metadata = {**metadata, "prompt_tokens": tokens, "prompt": "".join(tokens)} if tokens else metadata
     last = max(len(metadata.get("prompt_tokens") or []) - 1, 0)
     links = _links(graph)
     raw = own.get("nodes", {})
