@@ -59,6 +59,7 @@ ROOMS = [
     "run_folder",
     "show",
     "cli_trace",
+    "cli_convert",
     "cli",
     "__init__",
     "__main__",

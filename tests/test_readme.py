@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tl_multitrace import cli
+from tl_multitrace.interop import FORMATS
 from tl_multitrace.solvers import SOLVERS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -103,6 +104,7 @@ def test_the_commands_exist(command: str, monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(f"tl_multitrace.cli_trace.{name}", lambda *_: [])
     for name in ("_trace_prompt", "_trace_facts"):
         monkeypatch.setattr(f"tl_multitrace.cli_trace.{name}", lambda *_, **__: done.append("trace"))
+    monkeypatch.setattr("tl_multitrace.cli_convert.convert", lambda *_, **__: done.append("convert"))
     result = CliRunner().invoke(cli.app, shlex.split(command)[1:])
     assert result.exit_code == 0, result.output
     assert done == [shlex.split(command)[1]]
@@ -121,6 +123,13 @@ def test_two_commands_do_the_set_up() -> None:
 def test_every_solver_is_in_the_table() -> None:
     rows = re.findall(r"^\| `(\w+)` \(`([\w-]+)`\)", README, re.MULTILINE)
     assert {name: key for key, name in rows} == {name: kind.__name__ for name, kind in SOLVERS.items()}
+
+
+def test_every_format_is_in_the_table() -> None:
+    rows = re.findall(r"^\| .* \(`([\w-]+)`\) \| `(\w+)`, `(\w+)` \|", README, re.MULTILINE)
+    assert {key: (read, write) for key, read, write in rows} == {
+        key: (kind.read.__name__, kind.write.__name__) for key, kind in FORMATS.items()
+    }
 
 
 def test_local_links_lead_somewhere() -> None:

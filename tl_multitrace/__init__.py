@@ -1,5 +1,6 @@
 """Which components of a language model carry a behaviour, found by intervention."""
 
+from tl_multitrace import interop
 from tl_multitrace._version import __version__
 from tl_multitrace.answers import Answers
 from tl_multitrace.causal_trace import TraceGrid, average_causal_trace, causal_tokens, causal_trace
@@ -7,6 +8,27 @@ from tl_multitrace.circuit import Circuit
 from tl_multitrace.compat import ModelView
 from tl_multitrace.cost import Cost, HookError, NonFiniteError
 from tl_multitrace.groups import Component, HookGroups, attn_layers, heads, mlp_dims, mlps, neurons, residual
+from tl_multitrace.interop import (
+    CircuitGraph,
+    ComponentScores,
+    LeftOut,
+    from_acdc,
+    from_attribution_result,
+    from_auto_circuit,
+    from_eap_ig,
+    from_edge_pruning,
+    from_head_lists,
+    from_neuronpedia,
+    from_patching_result,
+    to_acdc,
+    to_attribution_result,
+    to_auto_circuit,
+    to_eap_ig,
+    to_edge_pruning,
+    to_head_lists,
+    to_neuronpedia,
+    to_patching_result,
+)
 from tl_multitrace.interventions import (
     Interchange,
     Intervention,
@@ -55,7 +77,9 @@ __all__ = [
     "Answers",
     "AttributionPatching",
     "Circuit",
+    "CircuitGraph",
     "Component",
+    "ComponentScores",
     "Cost",
     "Exhaustive",
     "Greedy",
@@ -66,6 +90,7 @@ __all__ = [
     "Interchange",
     "Intervention",
     "KLDivergence",
+    "LeftOut",
     "LogitDiff",
     "MeanAblation",
     "Metric",
@@ -92,8 +117,17 @@ __all__ = [
     "causal_tokens",
     "causal_trace",
     "compare_solvers",
+    "from_acdc",
+    "from_attribution_result",
+    "from_auto_circuit",
+    "from_eap_ig",
+    "from_edge_pruning",
+    "from_head_lists",
+    "from_neuronpedia",
+    "from_patching_result",
     "groups_from_text",
     "heads",
+    "interop",
     "load_model",
     "mlp_dims",
     "mlps",
@@ -103,4 +137,12 @@ __all__ = [
     "task",
     "task_from_file",
     "tasks",
+    "to_acdc",
+    "to_attribution_result",
+    "to_auto_circuit",
+    "to_eap_ig",
+    "to_edge_pruning",
+    "to_head_lists",
+    "to_neuronpedia",
+    "to_patching_result",
 ]

@@ -29,6 +29,20 @@ HookFn = Callable[..., Any]
 BLOCK_INPUT = "blocks.{layer}.hook_resid_pre"
 EMBEDDING = "hook_embed"
 
+GRAPH_HOOKS = {
+    "input": "blocks.0.hook_resid_pre",
+    "tok_embeds": EMBEDDING,
+    "pos_embeds": "hook_pos_embed",
+    "head": "blocks.{layer}.attn.hook_result",
+    "mlp": "blocks.{layer}.hook_mlp_out",
+    **{f"{x}_input": f"blocks.{{layer}}.hook_{x}_input" for x in "qkv"},
+    **{x: f"blocks.{{layer}}.attn.hook_{x}" for x in "qkv"},
+    "mlp_input": "blocks.{layer}.hook_mlp_in",
+    "old_mlp_input": "blocks.{layer}.hook_resid_mid",
+    "logits": "blocks.{layer}.hook_resid_post",
+}
+"""The hook points that other tools' circuit files name, by what they stand for there; nothing here is hooked."""
+
 
 def installed_version(package: str = "transformer_lens") -> str:
     """Version of an installed distribution, or ``"not installed"``."""
@@ -101,6 +115,11 @@ class ModelView:
         return 0 if getattr(self.model.cfg, "attn_only", False) else self._number("d_mlp")
 
     @property
+    def parallel_attn_mlp(self) -> bool:
+        """Whether an MLP reads its block's input, and so not the heads of its own block."""
+        return bool(getattr(self.model.cfg, "parallel_attn_mlp", False))
+
+    @property
     def d_vocab(self) -> int:
         """Number of token ids."""
         return self._number("d_vocab")
@@ -164,6 +183,7 @@ class ModelView:
             "d_model": self.d_model,
             "d_mlp": self.d_mlp,
             "d_vocab": self.d_vocab,
+            "parallel_attn_mlp": self.parallel_attn_mlp,
             "digest": self.digest(),
             "transformer_lens": installed_version(),
             "torch": torch.__version__,

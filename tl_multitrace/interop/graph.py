@@ -1,0 +1,326 @@
+"""The in-between type of all foreign formats: nodes and edges of a circuit, with scores and flags.
+
+Our own :class:`~tl_multitrace.circuit.Circuit` is a set of components with measured effects. Other tools describe a
+circuit by the edges between components, by a score on every edge, or by a list of heads. A :class:`CircuitGraph` holds
+whatever such a file holds, no more: ``None`` means that the file does not say.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tl_multitrace.interop.names import EMBEDDINGS, QKV, Edge, Shape, is_edge, node_of, unplaced
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from tl_multitrace.circuit import Circuit
+
+
+class LeftOut(UserWarning):
+    """A format cannot hold something that was to be written; the message lists what."""
+
+
+class Mark(NamedTuple):
+    """What a file says of an edge.
+
+    ``score``: how much the edge matters, in the tool's own unit and sign; ``in_graph``: whether the circuit has it.
+    """
+
+    score: float | None = None
+    in_graph: bool | None = None
+
+
+class NodeMark(NamedTuple):
+    """What a file says of a node: as :class:`Mark`, and per dimension of its output (``[d_model]``) the same."""
+
+    score: float | None = None
+    in_graph: bool | None = None
+    dims: tuple[bool, ...] | None = None
+    dim_scores: tuple[float | None, ...] | None = None
+
+
+@dataclass(frozen=True)
+class CircuitGraph:
+    """A circuit as other tools write it.
+
+    Attributes:
+        shape: layers, heads and width of the model it is of.
+        nodes: by name (``a9.h6``, ``m0``, ``input``, ``logits``; ``a9.h6@5`` at a position), what is said of them.
+        edges: by ends, what is said of them.
+        groups: named lists of nodes, such as the roles of heads.
+        format: name of the format it was read from, ``""`` for none.
+        extra: what only that format holds, kept so that writing it again loses nothing.
+        left_out: what could not be taken over when this graph was made, in words.
+
+    Raises:
+        ValueError: a node or edge outside the shape.
+    """
+
+    shape: Shape
+    nodes: Mapping[str, NodeMark] = field(default_factory=dict)
+    edges: Mapping[Edge, Mark] = field(default_factory=dict)
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    format: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    left_out: tuple[str, ...] = field(default=(), compare=False)
+
+    def __post_init__(self) -> None:
+        for name in (*self.nodes, *(name for names in self.groups.values() for name in names)):
+            if not self.shape.holds(name):
+                raise ValueError(f"node {name!r} is outside a model of {self.shape}.")
+        for edge in self.edges:
+            if not self.shape.has_edge(edge):
+                raise ValueError(f"edge {edge.name!r} is outside a model of {self.shape}.")
+
+    # ------------------------------------------------------------------ what is chosen
+
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        """Names of the nodes in the circuit.
+
+        Flagged ones where nodes are flagged. Else, where edges are: nodes that an edge of the circuit enters and
+        another leaves (embeddings need none to enter, logits none to leave).
+
+        Raises:
+            ValueError: nothing is flagged, there are only scores.
+        """
+        if any(mark.in_graph is not None for mark in self.nodes.values()):
+            return tuple(name for name, mark in self.nodes.items() if mark.in_graph)
+        if any(mark.in_graph is not None for mark in self.edges.values()):
+            return self._connected()
+        raise ValueError(
+            "the file holds scores but says of no node or edge that it is in the circuit. Choose first, such as "
+            "graph.keep(edges=200) or graph.keep(nodes=20)."
+        )
+
+    def _connected(self) -> tuple[str, ...]:
+        kept = [edge for edge, mark in self.edges.items() if mark.in_graph]
+        entered, left = {e.target for e in kept}, {e.source for e in kept}
+        names = dict.fromkeys(name for e in kept for name in (e.source, e.target))
+        entered |= {name for name in names if node_of(name).kind in EMBEDDINGS}
+        left |= {name for name in names if node_of(name).kind == "logits"}
+        return tuple(name for name in names if name in entered and name in left)
+
+    def keep(self, *, edges: int | None = None, nodes: int | None = None, signed: bool = False) -> CircuitGraph:
+        """The graph with its best-scored edges or nodes in the circuit, and no others.
+
+        Args:
+            edges: so many edges; nodes are then in where such edges enter and leave them.
+            nodes: instead, so many heads and MLPs; edges are then in where both ends are.
+            signed: rank by the score itself; default by its absolute value.
+
+        Raises:
+            ValueError: not one of the two, or fewer scores than asked for.
+        """
+        if (edges is None) == (nodes is None):
+            raise ValueError("give one of edges= and nodes=.")
+        marks: Mapping[Any, Mark | NodeMark] = self.edges if nodes is None else self.nodes
+        scored = {
+            key: mark.score
+            for key, mark in marks.items()
+            if mark.score is not None and (isinstance(key, Edge) or node_of(key).kind in ("head", "mlp"))
+        }
+        count = edges if nodes is None else nodes
+        if count is None or not 0 < count <= len(scored):
+            what = "edges" if nodes is None else "heads and MLPs"
+            raise ValueError(f"{count} {what} cannot be kept: {len(scored)} have a score.")
+        best = set(sorted(scored, key=lambda k: scored[k] if signed else abs(scored[k]), reverse=True)[:count])
+        return self._kept_edges(best) if nodes is None else self._kept_nodes(best)
+
+    def _kept_edges(self, best: set[Edge]) -> CircuitGraph:
+        edges = {edge: mark._replace(in_graph=edge in best) for edge, mark in self.edges.items()}
+        unflagged = {name: mark._replace(in_graph=None) for name, mark in self.nodes.items()}
+        graph = replace(self, edges=edges, nodes=unflagged)
+        chosen = graph._connected()
+        named = {**dict.fromkeys(chosen, NodeMark()), **unflagged}
+        return replace(graph, nodes={name: mark._replace(in_graph=name in chosen) for name, mark in named.items()})
+
+    def _kept_nodes(self, best: set[str]) -> CircuitGraph:
+        def kept(name: str) -> bool:
+            return name in best or node_of(name).kind not in ("head", "mlp")
+
+        nodes = {name: mark._replace(in_graph=kept(name)) for name, mark in self.nodes.items()}
+        edges = {e: mark._replace(in_graph=kept(e.source) and kept(e.target)) for e, mark in self.edges.items()}
+        return replace(self, nodes=nodes, edges=edges)
+
+    # ------------------------------------------------------------------ for formats that hold less
+
+    def flat(self) -> CircuitGraph:
+        """Without positions and without nodes that are no components.
+
+        Of a node or edge at several positions the score of the largest absolute value stays, and it is in the circuit
+        where it is at any position.
+        """
+        placed = sum(unplaced(name) != name for name in (*self.nodes, *(e.source for e in self.edges)))
+        strange = [name for name in self._names() if node_of(name).kind == "other"]
+        if not placed and not strange:
+            return self
+        nodes = _merged((unplaced(n), m) for n, m in self.nodes.items() if node_of(n).kind != "other")
+        edges = _merged(
+            (Edge(unplaced(e.source), unplaced(e.target), e.input), mark)
+            for e, mark in self.edges.items()
+            if "other" not in (node_of(e.source).kind, node_of(e.target).kind)
+        )
+        notes = [f"the positions of {placed} nodes and edges (the strongest stands for all)"] if placed else []
+        notes += [f"{len(strange)} nodes that are no heads or MLPs ({_some(strange)})"] if strange else []
+        groups = {
+            role: tuple(unplaced(n) for n in names if node_of(n).kind != "other") for role, names in self.groups.items()
+        }
+        return replace(self, nodes=nodes, edges=edges, groups=groups, left_out=(*self.left_out, *notes))
+
+    def with_edges(self, score: float | None = None) -> CircuitGraph:
+        """With flagged edges that a model has, for a format that needs them.
+
+        Where no edge is flagged, one is in the circuit exactly when both its ends are; embeddings and logits always
+        are. Where there are no edges at all, these are all edges of the model for which that holds. This is EAP-IG's
+        reading of a circuit of nodes.
+
+        Args:
+            score: of edges that are made here.
+        """
+        if not self.edges:
+            ends = self._ends()
+            edges = {e: Mark(score, True) for e in self.shape.edges() if e.source in ends and e.target in ends}
+            return replace(self, edges=edges)
+        if any(mark.in_graph is not None for mark in self.edges.values()):
+            return self
+        ends = self._ends()
+        flags = {e: mark._replace(in_graph=e.source in ends and e.target in ends) for e, mark in self.edges.items()}
+        return replace(self, edges=flags)
+
+    def _ends(self) -> set[str]:
+        inner = {name for name in self.chosen if node_of(name).kind in ("head", "mlp")}
+        return inner | {*EMBEDDINGS, "logits"}
+
+    def with_inputs(self) -> CircuitGraph:
+        """With q, k and v told apart: an edge to a head as a whole becomes three, without its score.
+
+        Edges that no model has (two heads of one layer, which a graph over positions may link) are left out.
+        """
+        edges: dict[Edge, Mark] = {}
+        strange, whole = 0, 0
+        for edge, mark in self.edges.items():
+            vague = node_of(edge.target).kind == "head" and not edge.input
+            whole += vague
+            for letter in QKV if vague else (edge.input,):
+                split = Edge(edge.source, edge.target, letter)
+                if not is_edge(split):
+                    strange += 1
+                    break
+                edges[split] = mark._replace(score=None) if vague else mark
+        notes = [f"the weights of {whole} edges to heads as a whole (q, k and v are told apart)"] if whole else []
+        notes += [f"{strange} edges between nodes that do not feed each other at one position"] if strange else []
+        return replace(self, edges=edges, left_out=(*self.left_out, *notes)) if notes else self
+
+    def joined_embeddings(self) -> CircuitGraph:
+        """With one node ``input`` for token and position embeddings."""
+        if not any(node_of(name).kind in EMBEDDINGS[1:] for name in self._names()):
+            return self
+
+        def joined(name: str) -> str:
+            return "input" if node_of(name).kind in EMBEDDINGS[1:] else name
+
+        nodes = _merged((joined(name), mark) for name, mark in self.nodes.items())
+        edges = _merged((Edge(joined(e.source), e.target, e.input), mark) for e, mark in self.edges.items())
+        note = "the difference between token and position embeddings"
+        return replace(self, nodes=nodes, edges=edges, left_out=(*self.left_out, note))
+
+    def _names(self) -> dict[str, None]:
+        return dict.fromkeys([*self.nodes, *(name for e in self.edges for name in (e.source, e.target))])
+
+    def with_shape(self, shape: Shape | Any) -> CircuitGraph:
+        """The same nodes and edges in a model's shape, where a file does not tell it.
+
+        Args:
+            shape: a :class:`Shape`, or a TransformerLens model.
+
+        Raises:
+            ValueError: a node is outside it.
+        """
+        return replace(self, shape=shape if isinstance(shape, Shape) else self.shape.fits(shape))
+
+    # ------------------------------------------------------------------ from and to a Circuit
+
+    @classmethod
+    def from_circuit(cls, circuit: Circuit, shape: Shape | Any = None) -> CircuitGraph:
+        """The nodes of one of our circuits; see :func:`tl_multitrace.interop.circuits.graph_of_circuit`."""
+        from tl_multitrace.interop.circuits import graph_of_circuit
+
+        return graph_of_circuit(circuit, shape)
+
+    def to_circuit(self, model: Any = None) -> Circuit:
+        """The chosen heads and MLPs as a circuit; see :func:`tl_multitrace.interop.circuits.circuit_of_graph`."""
+        from tl_multitrace.interop.circuits import circuit_of_graph
+
+        return circuit_of_graph(self, model)
+
+    # ------------------------------------------------------------------ showing
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per edge: source, target, input (q, k, v), score, in_graph."""
+        import pandas as pd
+
+        rows = [(e.source, e.target, e.input, mark.score, mark.in_graph) for e, mark in self.edges.items()]
+        return pd.DataFrame(rows, columns=["source", "target", "input", "score", "in_graph"])
+
+    def __repr__(self) -> str:
+        nodes = sum(bool(mark.in_graph) for mark in self.nodes.values())
+        edges = sum(bool(mark.in_graph) for mark in self.edges.values())
+        scored = sum(mark.score is not None for mark in self.edges.values())
+        return (
+            f"CircuitGraph({self.format or 'no format'}: {self.shape}; {nodes} of {len(self.nodes)} nodes and {edges} "
+            f"of {len(self.edges)} edges in the circuit, {scored} edge scores)"
+        )
+
+
+def _merged(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
+    """Marks by key, where several share one: the largest score, and in the circuit where any is."""
+    found: dict[Any, Any] = {}
+    for key, mark in pairs:
+        if key in found:
+            other = found[key]
+            flags = [m.in_graph for m in (other, mark) if m.in_graph is not None]
+            scores = [m.score for m in (other, mark) if m.score is not None]
+            mark = other._replace(in_graph=any(flags) if flags else None, score=max(scores, key=abs, default=None))
+        found[key] = mark
+    return found
+
+
+def _some(names: Iterable[str], most: int = 4) -> str:
+    listed = list(names)
+    return ", ".join(listed[:most]) + (" ..." if len(listed) > most else "")
+
+
+def unheld(graph: CircuitGraph, *holds: str) -> list[str]:
+    """What of a graph a format cannot hold, in words.
+
+    Args:
+        graph: to be written.
+        holds: of ``"node flags"``, ``"node scores"``, ``"edge flags"``, ``"edge scores"``, ``"dimensions"``,
+            ``"groups"``: what the format does hold.
+    """
+    nodes, edges = graph.nodes.values(), graph.edges.values()
+    both = {
+        "node scores": sum(m.score is not None for m in nodes),
+        "edge scores": sum(m.score is not None for m in edges),
+        "dimensions": sum(m.dims is not None or m.dim_scores is not None for m in nodes),
+        "groups": len(graph.groups),
+    }
+    words = {
+        "node scores": "the scores of {} nodes",
+        "edge scores": "the scores of {} edges",
+        "dimensions": "the chosen output dimensions of {} nodes",
+        "groups": "the names of {} groups of nodes",
+    }
+    return [words[what].format(count) for what, count in both.items() if count and what not in holds]
+
+
+def say_left_out(notes: Iterable[str], holder: str) -> None:
+    """Warn of what a format (or a circuit) cannot hold, once for all of it."""
+    listed = list(dict.fromkeys(notes))
+    if listed:
+        warnings.warn(f"{holder} cannot hold: {'; '.join(listed)}.", LeftOut, stacklevel=3)

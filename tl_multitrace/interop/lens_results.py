@@ -1,0 +1,269 @@
+"""TransformerLens' own results (4.x): ``PatchingResult`` and the result of ``attribution_patch``.
+
+Both patch from the clean run into the corrupted one. That is this package's mask with base = corrupted and source =
+clean, so a cell of a patching sweep is the effect of one component's mask, and a node of an attribution is the
+derivative at the empty mask. What has no such meaning is refused: sweeps of q, k or v alone, and single pattern
+entries, are no components here.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_multitrace.groups import Component, HookGroups
+from tl_multitrace.interop.component_scores import ComponentScores
+from tl_multitrace.interop.graph import CircuitGraph, Mark, NodeMark
+from tl_multitrace.interop.names import QKV, Edge, Node, Shape, head_name, mlp_name, node_of, placed
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+WHAT = {
+    "head": ("head", "z"),
+    "head:pattern": ("head", "pattern"),
+    "mlp": ("mlp", "out"),
+    "attn": ("attn", "out"),
+    "resid:pre": ("resid", "pre"),
+    "resid:mid": ("resid", "mid"),
+}
+"""What a sweep patched, and the component that is the same here."""
+
+_STACKED = {"head": "out", "head:pattern": "pattern", "resid:pre": "resid_pre", "attn": "attn_out", "mlp": "mlp_out"}
+_COLUMNS = {"layer": "layer", "head": "head", "head_index": "head", "pos": "pos", "dest_pos": "pos"}
+
+
+def _lens(module: str, name: str) -> Any:
+    """A module of TransformerLens 4, which has this name."""
+    try:
+        found = importlib.import_module(f"transformer_lens.{module}")
+    except ImportError:
+        found = None
+    if not hasattr(found, name):
+        raise ImportError(f"transformer_lens.{module}.{name} is not there: this needs TransformerLens 4.")
+    return found
+
+
+# ---------------------------------------------------------------------- activation patching
+
+
+def from_patching_result(result: Any, model: Any, what: str, *, metric: str | None = None) -> ComponentScores:
+    """A TransformerLens patching sweep as effects of single components.
+
+    Args:
+        result: a ``PatchingResult`` with a baseline: ``get_act_patch_...(..., reduce="none", baseline=True)``.
+        model: the model it ran on.
+        what: which activation was swept, since the result does not tell: ``"head"`` (``attn_head_out``),
+            ``"head:pattern"``, ``"mlp"``, ``"attn"``, ``"resid:pre"``, ``"resid:mid"``. Of a stacked sweep
+            (``get_act_patch_..._every``) that part is taken.
+        metric: which, where there are several.
+
+    Returns:
+        Patched minus unpatched metric per prompt, ``[n, groups]``; one row where the sweep kept only means.
+
+    Raises:
+        ValueError: no baseline, several metrics and none named, or cells that are no such component.
+    """
+    if what not in WHAT:
+        raise ValueError(f"unknown sweep {what!r}: use {', '.join(WHAT)}. Sweeps of q, k or v are no components here.")
+    if len(result.metric_names) > 1 and metric is None:
+        raise ValueError(f"name one metric with metric=: the result has {', '.join(result.metric_names)}.")
+    one = result[metric or result.metric_names[0]]
+    if one.baseline is None:
+        raise ValueError("the result has no baseline, so its effects are not known: run the sweep with baseline=True.")
+    cells = len(one.index_df)
+    effects: Tensor = one.effect().detach().cpu().reshape(cells, -1)
+    rows = _rows(one, what)
+    components = [_component(one.index_df.iloc[i], what) for i in rows]
+    return ComponentScores(HookGroups.of(model, components), effects[rows].T.contiguous(), "effect")
+
+
+def to_patching_result(scores: ComponentScores, *, baseline: Float[Tensor, " n"] | None = None) -> Any:
+    """Effects of single components as a TransformerLens ``PatchingResult``.
+
+    Args:
+        scores: of kind ``"effect"``, of components of one kind.
+        baseline: the unpatched metric per prompt; default 0, so that the result's values are the effects themselves.
+
+    Returns:
+        A result whose ``effect()``, intervals and p-values are of these scores. Its axes are those of the sweep where
+        the components fill a grid (layer, then position, then head), else one flat axis.
+
+    Raises:
+        ValueError: estimates instead of effects, several kinds of components, or positions that are no numbers.
+        ImportError: TransformerLens is older than 4.
+    """
+    import pandas as pd
+
+    patching = _lens("patching", "PatchingResult")
+    if scores.kind != "effect":
+        raise ValueError(
+            "a PatchingResult holds effects, and these are estimates (attribution): see attribution_patch."
+        )
+    names, cells = _cells(scores.groups)
+    frame = pd.DataFrame(cells, columns=names)
+    sizes = [int(frame[name].max()) + 1 for name in names]
+    grid = len(frame) == torch.Size(sizes).numel() and frame.equals(frame.sort_values(names, ignore_index=True))
+    n = len(scores.values)
+    base = torch.zeros(n, dtype=scores.values.dtype) if baseline is None else torch.as_tensor(baseline)
+    if base.shape != (n,):
+        raise ValueError(f"baseline must be [{n}], one number per prompt, got {list(base.shape)}.")
+    values = scores.values.T + base
+    return patching.PatchingResult(
+        values=values.reshape(*sizes, n) if grid else values,
+        axis_names=names if grid else [],
+        index_df=frame,
+        metric_names=["metric"],
+        reduced=False,
+        baseline=base,
+    )
+
+
+def _rows(result: Any, what: str) -> list[int]:
+    """The rows of the sweep that are of this activation."""
+    columns = [name for name in result.index_df.columns if name != "patch_type"]
+    wanted = {"layer", "head"} if WHAT[what][0] == "head" else {"layer", "pos"}
+    found = {_COLUMNS.get(name, name) for name in columns}
+    if found not in (wanted, wanted | {"pos"}):
+        raise ValueError(f"a sweep of {what} has the axes {sorted(wanted)}, this one has {columns}.")
+    if "patch_type" not in result.index_df:
+        return list(range(len(result.index_df)))
+    types = list(result.patch_type_names or [])
+    if _STACKED.get(what) not in types:
+        raise ValueError(f"the stacked sweep has no {what}: it has {', '.join(types)}.")
+    number = types.index(_STACKED[what])
+    return [i for i, kind in enumerate(result.index_df["patch_type"]) if kind == number]
+
+
+def _component(row: pd.Series[Any], what: str) -> Component:
+    cell = {_COLUMNS.get(str(name), str(name)): int(value) for name, value in row.items()}
+    kind, site = WHAT[what]
+    return Component(kind, cell["layer"], cell.get("head"), cell.get("pos"), site)
+
+
+def _cells(groups: HookGroups) -> tuple[list[str], list[list[int]]]:
+    """Axis names and one row per component."""
+    kinds = {(c.kind, c.site) for c in groups.components}
+    everywhere = {c.position is None for c in groups.components}
+    if len(kinds) != 1 or next(iter(kinds)) not in WHAT.values() or len(everywhere) != 1:
+        raise ValueError(f"a sweep is of one of {', '.join(WHAT)}, all at positions or all without, got {groups!r}.")
+    wrong = [c.label for c in groups.components if c.position is not None and not _is_place(c.position)]
+    wrong += [c.label for c, sites in zip(groups.components, groups.sites, strict=True) if sites != (c,)]
+    if wrong:
+        raise ValueError(f"{wrong[0]} is no cell of a sweep: cells are single components at single positions.")
+    head, at = groups.components[0].kind == "head", not everywhere.pop()
+    names = ["layer", *(["pos"] if at else []), *(["head"] if head else [])]
+    return names, [[c.layer, *([c.position] if at else []), *([c.index] if head else [])] for c in groups.components]  # type: ignore[list-item]
+
+
+def _is_place(position: Any) -> bool:
+    return isinstance(position, int) and position >= 0
+
+
+# ---------------------------------------------------------------------- attribution patching
+
+
+def from_attribution_result(result: Any, model: Any = None) -> CircuitGraph:
+    """The result of TransformerLens' ``attribution_patch`` as a graph of scored nodes and edges, per position.
+
+    Args:
+        result: an ``AttributionResult`` of node or edge granularity.
+        model: the model it ran on; default: the smallest shape that has the nodes.
+
+    Returns:
+        Node scores equal the mean derivative at the empty mask (``ComponentScores.of(tracer, "attribution")``) with the
+        corrupted prompts as base. Nothing is chosen yet: ``graph.keep(edges=200)`` chooses.
+    """
+    nodes = {_source(node): NodeMark(float(score)) for node, score in result.node_scores.items()}
+    edges = {Edge(_source(a), *_target(b)): Mark(float(score)) for (a, b), score in (result.edge_scores or {}).items()}
+    names = [*nodes, *(name for e in edges for name in (e.source, e.target))]
+    return CircuitGraph(Shape.given(model, names), nodes, edges, format="transformer-lens")
+
+
+def to_attribution_result(graph: CircuitGraph) -> Any:
+    """A graph of scored nodes and edges at positions as TransformerLens' ``AttributionResult``.
+
+    Raises:
+        ValueError: a node without a position, or one that TransformerLens has no name for.
+        ImportError: TransformerLens is older than 4.
+    """
+    lens = _lens("tools.analysis.attribution_patching", "AttributionResult")
+    nodes = {_lens_source(lens, name): mark.score for name, mark in graph.nodes.items() if mark.score is not None}
+    last = graph.shape.n_layers - 1
+    edges = {
+        (_lens_source(lens, e.source), _lens_target(lens, e, last)): mark.score
+        for e, mark in graph.edges.items()
+        if mark.score is not None
+    }
+    return lens.AttributionResult(node_scores=nodes, edge_scores=edges)
+
+
+def scores_of_graph(graph: CircuitGraph, model: Any) -> ComponentScores:
+    """The node scores of an attribution as scores of components, one row; heads at ``z`` and whole MLPs.
+
+    Raises:
+        ValueError: no head or MLP has a score.
+    """
+    scored = {
+        name: mark.score
+        for name, mark in graph.nodes.items()
+        if mark.score is not None and node_of(name).kind in ("head", "mlp")
+    }
+    if not scored:
+        raise ValueError("no head or MLP of the graph has a score.")
+    parts = {name: node_of(name) for name in scored}
+    components = [Component(n.kind, int(n.layer or 0), n.head, n.position) for n in parts.values()]
+    values = torch.tensor([list(scored.values())], dtype=torch.float64)
+    return ComponentScores(HookGroups.of(model, components), values, "attribution")
+
+
+def _source(node: Any) -> str:
+    names = {
+        "embed": lambda: placed("input", node.position),
+        "attn_head_out": lambda: head_name(node.layer, node.head, node.position),
+        "mlp_out": lambda: mlp_name(node.layer, node.position),
+    }
+    if node.kind not in names:
+        raise ValueError(f"{node.kind} is no writer to the residual stream.")
+    return names[node.kind]()
+
+
+def _target(node: Any) -> tuple[str, str]:
+    if node.kind == "logits":
+        return placed("logits", node.position), ""
+    if node.kind == "mlp_in":
+        return mlp_name(node.layer, node.position), ""
+    if node.kind not in [f"{x}_input" for x in QKV]:
+        raise ValueError(f"{node.kind} does not read from the residual stream.")
+    return head_name(node.layer, node.head, node.position), node.kind[0]
+
+
+def _lens_source(lens: Any, name: str) -> Any:
+    node = _with_position(name)
+    kinds: Mapping[str, str] = {"input": "embed", "head": "attn_head_out", "mlp": "mlp_out"}
+    if node.kind not in kinds:
+        raise ValueError(f"TransformerLens has no writer for {name!r}.")
+    return lens.Node(kind=kinds[node.kind], position=node.position, layer=node.layer, head=node.head)
+
+
+def _lens_target(lens: Any, edge: Edge, last: int) -> Any:
+    node = _with_position(edge.target)
+    if node.kind == "logits":
+        return lens.Node(kind="logits", position=node.position, layer=last)
+    if node.kind == "mlp":
+        return lens.Node(kind="mlp_in", position=node.position, layer=node.layer)
+    if node.kind != "head" or edge.input not in QKV:
+        raise ValueError(f"TransformerLens has no reader for {edge.name!r}.")
+    return lens.Node(kind=f"{edge.input}_input", position=node.position, layer=node.layer, head=node.head)
+
+
+def _with_position(name: str) -> Node:
+    node = node_of(name)
+    if node.position is None:
+        raise ValueError(f"{name!r} has no position, and every node of TransformerLens' attribution has one.")
+    return node
