@@ -130,6 +130,11 @@ class ModelView:
         return bool(local or window or getattr(self.model.cfg, "use_local_attn", False))
 
     @property
+    def parallel(self) -> bool:
+        """Whether a block's MLP reads what its attention reads, so that neither sees the other (GPT-NeoX)."""
+        return bool(getattr(self.model.cfg, "parallel_attn_mlp", False))
+
+    @property
     def tokenizer(self) -> Any:
         """The model's tokenizer, or None."""
         return getattr(self.model, "tokenizer", None)
