@@ -6,6 +6,7 @@ from tl_multitrace.causal_trace import TraceGrid, average_causal_trace, causal_t
 from tl_multitrace.circuit import Circuit
 from tl_multitrace.compat import ModelView
 from tl_multitrace.cost import Cost, HookError, NonFiniteError
+from tl_multitrace.flow import information_flow
 from tl_multitrace.groups import Component, HookGroups, attn_layers, heads, mlp_dims, mlps, neurons, residual
 from tl_multitrace.interventions import (
     Interchange,
@@ -94,6 +95,7 @@ __all__ = [
     "compare_solvers",
     "groups_from_text",
     "heads",
+    "information_flow",
     "load_model",
     "mlp_dims",
     "mlps",
