@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 
+from tl_multitrace.flow import expected_cost, information_flow
 from tl_multitrace.interventions import intervention_by_name
 from tl_multitrace.loading import load_model
 from tl_multitrace.metrics import metric_by_name
@@ -135,7 +136,28 @@ def _run_job(job: Job, log: Log, progress: bool) -> Run:
         circuit = path[path.sizes[-1]]
         log.cost |= path.cost
         title = str(log.facts["title"])
-        return Run(path, circuit, tracer=tracer, held_out=held, title=title, facts=log.facts).measured()
+        run = Run(path, circuit, tracer=tracer, held_out=held, title=title, facts=log.facts).measured()
+    return _with_flow(run, tracer, log)
+
+
+FLOW_COST = 0.3
+"""What tracing the edges between components may cost, as a share of the search's cost."""
+
+FLOW_PROMPTS = 8
+"""Fewest prompts that edges are measured on."""
+
+
+def _with_flow(run: Run, tracer: Tracer, log: Log) -> Run:
+    """The run with its flow graph, on as many prompts as stay cheap beside the search; without it where none do."""
+    cost = expected_cost(run.circuit, tracer)
+    affordable = FLOW_COST * float(run.path.cost.get("equivalents", 0)) / cost if cost else 0.0
+    n = min(tracer.n, int(affordable * tracer.n))
+    if n < min(FLOW_PROMPTS, tracer.n):
+        log.tell(f"Edges between the {len(run.circuit)} components left out: about {cost:.0f} forward equivalents")
+        return run
+    with log.step("flow", f"Tracing edges between the components, on {n} prompts"):
+        pairs = tracer.pairs.split(n / tracer.n, seed=0)[0] if n < tracer.n else tracer.pairs
+        return replace(run, flow=information_flow(run.circuit, tracer, pairs=pairs))
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from tl_multitrace.circuit import Circuit
 from tl_multitrace.flow.nodes import ANSWER, Chosen, Edge, Nodes, Tokens, chosen_components, token_positions, token_text
 from tl_multitrace.flow.patching import PathPatching
 from tl_multitrace.groups import Component, Position
+from tl_multitrace.interventions import Interchange
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.scores import Score
 from tl_multitrace.tracer import Tracer
@@ -92,6 +93,30 @@ def information_flow(
     effects = runs.direct_effects(progress)
     facts = _facts(runs, total, patched)
     return _graph(nodes, effects, facts, _Rule(total, min_share, significant, seed, runs.noise), prompts)
+
+
+def expected_cost(circuit: Chosen, tracer: Tracer) -> float:
+    """Forward equivalents that :func:`information_flow` takes at most, tokens included; equal ones cost nothing.
+
+    A run per edge from its receiver's layer on, and two kinds of run per sender.
+    """
+    components = chosen_components(circuit, tracer.groups)
+    nodes = Nodes.of(tracer.model, components, _changed_tokens(tracer))
+    total, n_layers = 2.0, tracer.view.n_layers  # base and source run
+    for sender in range(len(nodes.groups)):
+        layers = [nodes[r].layer for r in nodes.receivers(sender) for _ in nodes.inputs(r)]
+        total += 4 * (1 - nodes[sender].layer / n_layers) + sum(1 - layer / n_layers for layer in layers)
+    return total
+
+
+def _changed_tokens(tracer: Tracer) -> list[int]:
+    """Positions whose embeddings may differ between base and source."""
+    pairs, every = tracer.pairs, list(range(int(tracer.pairs.lengths.max())))
+    width = min(pairs.base_tokens.shape[1], pairs.source_tokens.shape[1], len(every))
+    if tracer.intervention.name != Interchange.name or bool((pairs.shifts != 0).any()):
+        return every
+    same = (pairs.base_tokens[:, :width] == pairs.source_tokens[:, :width]).all(0).tolist()
+    return [p for p in every if p >= width or not same[p]]
 
 
 def _tracer_of(circuit: Chosen, tracer: Tracer | None) -> Tracer:

@@ -157,16 +157,15 @@ def token_positions(tokens: Tokens, pairs: PromptPairs) -> list[Place]:
 
 
 def token_text(pairs: PromptPairs, position: Position) -> str:
-    """The tokens at a position in base and source, where all prompts agree on one; else an example of them."""
+    """Base and source token at a position, of the first prompts in which they differ, and a mark where not in all."""
     if not isinstance(position, int) or not pairs.base_words:
         return ""
     rows = [i for i, words in enumerate(pairs.base_words) if -len(words) <= position < len(words)]
-    both = list(dict.fromkeys(_both(pairs, i, position) for i in rows))
-    return both[0] + (" …" if len(both) > 1 else "") if both else ""
+    both = sorted(dict.fromkeys(_both(pairs, i, position) for i in rows), key=lambda words: words[0] == words[1])
+    return " / ".join(both[0]) + (" …" if len(both) > 1 else "") if both else ""
 
 
-def _both(pairs: PromptPairs, i: int, position: int) -> str:
+def _both(pairs: PromptPairs, i: int, position: int) -> tuple[str, str]:
     base, source = pairs.base_words[i], pairs.source_words[i]
     at = position % len(base) + int(pairs.shifts[i])
-    there = source[at].strip() if 0 <= at < len(source) else "–"
-    return f"{base[position].strip()} / {there}"
+    return base[position].strip(), source[at].strip() if 0 <= at < len(source) else "–"
