@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import BaseModel, Field, FiniteFloat
 
 from tl_multitrace.files import File, read_json, write_json, write_text
+from tl_multitrace.flow.nodes import MLP
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -124,19 +125,22 @@ def to_graphml(graph: nx.Graph) -> str:
     import networkx as nx
 
     plain = nx.MultiDiGraph() if graph.is_directed() else nx.MultiGraph()
-    plain.graph.update(graph.graph)
-    plain.add_nodes_from(graph.nodes(data=True))
+    plain.graph.update(_readable(graph.graph))
+    for name, attributes in graph.nodes(data=True):
+        plain.add_node(_text(name), **_readable(attributes))
     # programs take two edges of one id for one edge, and "q" is the input of many
     for number, (a, b, _, attributes) in enumerate(_edges(graph)):
-        plain.add_edge(a, b, key=f"e{number}", **{k: _readable(v) for k, v in attributes.items()})
-    for attributes in plain.nodes.values():
-        attributes.update({k: _readable(v) for k, v in attributes.items()})
+        plain.add_edge(_text(a), _text(b), key=f"e{number}", **_readable(attributes))
     return "\n".join(nx.generate_graphml(plain)) + "\n"
 
 
-def _readable(value: Any) -> Any:
+def _readable(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: _text(v) if isinstance(v, str) else v for k, v in attributes.items()}
+
+
+def _text(value: Any) -> str:
     # XML 1.0 has no way to write control characters, not even escaped
-    return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]", "\ufffd", value) if isinstance(value, str) else value
+    return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]", "\ufffd", str(value))
 
 
 def to_dot(graph: nx.Graph) -> str:
@@ -169,11 +173,12 @@ def _look(attributes: Mapping[str, Any], widest: float) -> dict[str, Any]:
 
 
 def _ranks(graph: nx.Graph) -> list[list[str]]:
-    by_layer: dict[int, list[str]] = {}
+    """Nodes that are computed at the same time: a block's MLP comes after its attention."""
+    by_step: dict[tuple[int, bool], list[str]] = {}
     for name, attributes in graph.nodes(data=True):
         if "layer" in attributes and graph.is_directed():
-            by_layer.setdefault(int(attributes["layer"]), []).append(name)
-    return [names for _, names in sorted(by_layer.items()) if len(names) > 1]
+            by_step.setdefault((int(attributes["layer"]), attributes.get("kind") in MLP), []).append(name)
+    return [names for _, names in sorted(by_step.items()) if len(names) > 1]
 
 
 def _attributes(values: Mapping[str, Any]) -> str:

@@ -126,7 +126,7 @@ def _ports(drawn: Sequence[Drawn]) -> dict[tuple[str, str], float]:
 
 def _draw_node(ax: Axes, place: Place, name: str, attributes: Mapping[str, Any], linked: bool) -> None:
     text = str(attributes.get("text") or "")
-    label = _plain(str(attributes.get("label", name))) + (f"\n{_plain(text)}" if text else "")
+    label = _short(str(attributes.get("label", name))) + (f"\n{_short(text)}" if text else "")
     style: dict[str, Any] = {"boxstyle": "round,pad=0.3", "facecolor": "white", "edgecolor": GREY}
     style |= {} if linked else {"linestyle": ":"}
     ax.text(*place, label, fontsize=8, color="black", ha="center", va="center", bbox=style, zorder=3, linespacing=1.15)
@@ -134,8 +134,11 @@ def _draw_node(ax: Axes, place: Place, name: str, attributes: Mapping[str, Any],
 
 def _plain(text: str) -> str:
     """Text that matplotlib does not read as mathematics."""
-    short = text if len(text) <= 22 else text[:21] + "…"
-    return short.replace("$", r"\$")
+    return text.replace("$", r"\$")
+
+
+def _short(text: str) -> str:
+    return _plain(text if len(text) <= 22 else text[:21] + "…")
 
 
 def _finish(
@@ -160,7 +163,7 @@ def _legend(ax: Axes, unit: str, largest: float) -> None:
 
     signs = ((POSITIVE, "raises the metric"), (NEGATIVE, "lowers it"))
     handles = [Line2D([], [], color=c, linewidth=3, label=text) for c, text in signs]
-    handles.append(Line2D([], [], color=GREY, linewidth=WIDEST, label=f"{largest:.3g} ({unit})"))
+    handles.append(Line2D([], [], color=GREY, linewidth=WIDEST, label=f"{largest:.3g} ({_plain(unit)})"))
     ax.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=3)
 
 
