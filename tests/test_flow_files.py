@@ -185,6 +185,13 @@ def test_every_edge_is_drawn_by_size_and_sign() -> None:
     assert up != down == colours["edge-L1N7-answer-out"]
 
 
+def test_components_outside_the_circuit_are_grey() -> None:
+    graph = small()
+    graph.nodes["L1N7"]["chosen"] = False
+    faces = {t.get_text(): t.get_bbox_patch().get_facecolor() for t in plot_flow(graph).axes[0].texts}
+    assert faces["L1N7"] != faces["L1H0"] == faces["answer"]
+
+
 def test_what_is_left_out_is_said() -> None:
     figure = plot_flow(small(), most=2)
     assert set(curves(figure)) == {"edge-L0H1-answer-out", "edge-@2-L0H1-v"}

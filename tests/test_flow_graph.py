@@ -15,6 +15,7 @@ from test_flow import APIS, MODELS, components, model_of
 
 import tl_multitrace as mt
 from tiny_models import NATIVE, _bridge_native, _hooked, randomise
+from tl_multitrace.flow import expected_cost
 from tl_multitrace.flow.nodes import Nodes
 from tl_multitrace.flow.patching import PathPatching
 
@@ -193,7 +194,7 @@ def test_what_nodes_and_edges_carry() -> None:
     tracer, graph = tiny()
     assert isinstance(graph, nx.DiGraph)
     assert nx.is_directed_acyclic_graph(nx.DiGraph(graph))
-    assert graph.nodes["L1MLP"] == {"kind": "mlp", "layer": 1, "label": "L1MLP", "site": "out"}
+    assert graph.nodes["L1MLP"] == {"kind": "mlp", "layer": 1, "label": "L1MLP", "site": "out", "chosen": True}
     assert graph.nodes["@3"] == {"kind": "token", "layer": -1, "label": "@3", "position": "3"}
     assert graph.nodes["answer"]["layer"] == 3
     assert set(graph["L0H1"]) == {"L1MLP", "L2H3", "answer"}
@@ -223,6 +224,26 @@ def test_weak_and_doubtful_edges_can_be_left_out() -> None:
     assert ties(strong) == {e: v for e, v in every.items() if abs(v) * UNIT >= least} != every
     assert set(ties(clear)) == {(a, b, x) for a, b, x, d in graph.edges(keys=True, data=True) if d["significant"]}
     assert set(strong) >= {"L0H1", "L1MLP", "L2H3", "answer"}, "components stay, with or without edges"
+
+
+def test_edges_through_components_that_were_not_chosen() -> None:
+    tracer, _ = tiny()
+    bare = mt.information_flow(["L0H1", "L2H3"], tracer, min_share=0.0)
+    graph = mt.information_flow(["L0H1", "L2H3"], tracer, min_share=0.0, through=mt.mlps(tracer.model))
+    assert {n for n, d in graph.nodes(data=True) if d.get("chosen") is False} == {"L0MLP", "L1MLP", "L2MLP"}
+    assert graph.graph["circuit_effect"] == bare.graph["circuit_effect"]
+    assert ties(bare) == pytest.approx(
+        {edge: effect for edge, effect in ties(graph).items() if set(edge[:2]) <= set(bare)}
+    )
+    both = mt.information_flow(["L0H1", "L1MLP"], tracer, min_share=0.0, through=mt.mlps(tracer.model))
+    assert both.nodes["L1MLP"]["chosen"] and not both.nodes["L2MLP"]["chosen"]
+
+
+def test_the_expected_cost_is_near_what_it_takes() -> None:
+    tracer, _ = tiny()
+    for labels, through in ([["L0H1", "L1MLP", "L2H3"], None], [["L0H1", "L2H3"], mt.mlps(tracer.model)]):
+        spent = mt.information_flow(labels, tracer, through=through).graph["forward_equivalents"]
+        assert 0.6 * spent < expected_cost(labels, tracer, through) < 1.5 * spent
 
 
 def test_cost_is_counted_and_shared_between_receivers() -> None:

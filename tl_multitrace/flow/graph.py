@@ -15,7 +15,7 @@ from tl_multitrace._version import __version__
 from tl_multitrace.circuit import Circuit
 from tl_multitrace.flow.nodes import ANSWER, Chosen, Edge, Nodes, Tokens, chosen_components, token_positions, token_text
 from tl_multitrace.flow.patching import PathPatching
-from tl_multitrace.groups import Component, Position
+from tl_multitrace.groups import Component, HookGroups, Position
 from tl_multitrace.interventions import Interchange
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.scores import Score
@@ -33,6 +33,7 @@ def information_flow(
     *,
     pairs: PromptPairs | None = None,
     tokens: Tokens = True,
+    through: HookGroups | None = None,
     patched: Sequence[Component | str] = (),
     min_share: float = 0.01,
     significant: bool = False,
@@ -59,6 +60,8 @@ def information_flow(
         pairs: other prompts to measure on, such as held-out ones.
         tokens: also the effects of the prompts' embeddings, token by token: all that differ between base and source,
             or those at these positions (``"last"``, a span's name, a number).
+        through: further components to draw edges through, such as ``mlps(model)`` for a circuit of heads: what passes
+            from A to B by one of them is on no edge without it. They have ``chosen`` False.
         patched: components that are at their source values in the run that edges are measured in, and stay there as
             receivers. Where two components only work together, each edge of one is zero in the base run, and shows
             once the other is patched. The edges *from* patched components are what taking the source value away
@@ -72,8 +75,8 @@ def information_flow(
         A directed graph; two nodes can have an edge per input: ``graph[a][b][input]``. Edges carry ``effect`` (mean
         over prompts, in the metric's unit), ``low`` and ``high`` (95 % bootstrap interval), ``significant``,
         ``share`` (effect over the whole circuit's; not where that is 0), ``input``, ``unit``, ``n``. Nodes carry
-        ``kind`` (a component's, ``"token"`` or ``"answer"``), ``layer`` (tokens -1), ``label``, and ``text`` for
-        tokens. ``graph.graph`` says what was measured, on what, and what it cost.
+        ``kind`` (a component's, ``"token"`` or ``"answer"``), ``layer`` (tokens -1), ``label``, components ``chosen``,
+        tokens ``text``. ``graph.graph`` says what was measured, on what, and what it cost.
 
     Raises:
         ValueError: no tracer; no components; a residual state or a group of several sites among them; a share outside
@@ -84,23 +87,28 @@ def information_flow(
         raise ValueError(f"min_share must lie in [0, 1], got {min_share!r}: it is a share of the circuit's effect.")
     tracer = _tracer_of(circuit, tracer)
     prompts = tracer.pairs if pairs is None else pairs
-    components = chosen_components(circuit, tracer.groups)
-    nodes = Nodes.of(tracer.model, components, token_positions(tokens, prompts))
+    chosen = chosen_components(circuit, tracer.groups)
+    nodes = Nodes.of(tracer.model, _with(chosen, through), token_positions(tokens, prompts), len(chosen))
     runs = PathPatching(tracer, nodes, prompts, _numbers(patched, nodes))
     whole = torch.zeros(len(nodes.groups))
-    whole[list(nodes.components)] = 1.0
+    whole[: len(chosen)] = 1.0
     total = float(runs.effect(whole).double().mean())
     effects = runs.direct_effects(progress)
     facts = _facts(runs, total, patched)
     return _graph(nodes, effects, facts, _Rule(total, min_share, significant, seed, runs.noise), prompts)
 
 
-def expected_cost(circuit: Chosen, tracer: Tracer) -> float:
+def _with(chosen: list[Component], through: HookGroups | None) -> list[Component]:
+    more = [] if through is None else chosen_components(through, through)
+    return [*chosen, *(c for c in more if c not in chosen)]
+
+
+def expected_cost(circuit: Chosen, tracer: Tracer, through: HookGroups | None = None) -> float:
     """Forward equivalents that :func:`information_flow` takes at most, tokens included; equal ones cost nothing.
 
     A run per edge from its receiver's layer on, and two kinds of run per sender.
     """
-    components = chosen_components(circuit, tracer.groups)
+    components = _with(chosen_components(circuit, tracer.groups), through)
     nodes = Nodes.of(tracer.model, components, _changed_tokens(tracer))
     total, n_layers = 2.0, tracer.view.n_layers  # base and source run
     for sender in range(len(nodes.groups)):
@@ -189,7 +197,7 @@ def _graph(
 
     graph = nx.MultiDiGraph(**facts)
     for number in nodes.components:
-        graph.add_node(nodes.name(number), **_component(nodes[number]))
+        graph.add_node(nodes.name(number), **_component(nodes[number]), chosen=number < nodes.n_chosen)
     graph.add_node(ANSWER, kind="answer", layer=int(facts["n_layers"]), label=ANSWER)
     for edge, values in effects.items():
         found = rule.score(values)

@@ -45,15 +45,19 @@ class Nodes:
         groups: one group per node.
         n_components: how many of them are components; the rest are tokens.
         parallel: whether a block's MLP does not see its attention.
+        n_chosen: how many of the components are the circuit's; the others are there for what passes through them.
     """
 
     groups: HookGroups
     n_components: int
     parallel: bool
+    n_chosen: int
 
     @classmethod
-    def of(cls, model: Any, components: Sequence[Component], positions: Sequence[Place]) -> Nodes:
-        """Nodes of a model, checked.
+    def of(
+        cls, model: Any, components: Sequence[Component], positions: Sequence[Place], n_chosen: int | None = None
+    ) -> Nodes:
+        """Nodes of a model, checked; all of the circuit unless ``n_chosen`` says how many.
 
         Raises:
             ValueError: something that cannot be a node, or is outside the model.
@@ -62,7 +66,7 @@ class Nodes:
             _check(component)
         made = HookGroups.of(model, components)
         groups = made + residual(model, [0], positions=positions) if positions else made
-        return cls(groups, len(made), ModelView(model).parallel)
+        return cls(groups, len(made), ModelView(model).parallel, len(made) if n_chosen is None else n_chosen)
 
     @property
     def components(self) -> range:

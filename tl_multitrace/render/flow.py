@@ -25,6 +25,9 @@ ARRIVE = 0.4
 PORT = {"q": -0.22, "k": 0.0, "v": 0.22}
 """Rows from a node's middle at which an edge enters it, by input."""
 
+OUTSIDE = "#dcdcdc"
+"""Fill of components that are not the circuit's own."""
+
 THIN = {"linewidth": 0.6}
 
 
@@ -34,7 +37,8 @@ def plot_flow(
     """Direct effects between components, layer by layer from left to right.
 
     An edge's width is the size of its effect; blue raises the metric, red lowers it. The letter where it enters says by
-    which input: queries, keys or values. Components without an edge are dotted, and left out where they are many.
+    which input: queries, keys or values. Grey nodes are not of the circuit, but there for what passes through them.
+    Components without an edge are dotted, and left out where they are many.
 
     Args:
         graph: of :func:`~tl_multitrace.information_flow`.
@@ -128,6 +132,7 @@ def _draw_node(ax: Axes, place: Place, name: str, attributes: Mapping[str, Any],
     text = str(attributes.get("text") or "")
     label = _short(str(attributes.get("label", name))) + (f"\n{_short(text)}" if text else "")
     style: dict[str, Any] = {"boxstyle": "round,pad=0.3", "facecolor": "white", "edgecolor": GREY}
+    style |= {} if attributes.get("chosen", True) else {"facecolor": OUTSIDE}
     style |= {} if linked else {"linestyle": ":"}
     ax.text(*place, label, fontsize=8, color="black", ha="center", va="center", bbox=style, zorder=3, linespacing=1.15)
 

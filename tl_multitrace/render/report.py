@@ -161,8 +161,9 @@ def _flow_section(run: Run) -> Markup | None:
     alt = "Direct effects between tokens, components and answer, layer by layer. The numbers follow in a table."
     caption = (
         "Direct effects by path patching: the metric's change when one input of one component, and nothing else, sees "
-        "another's source value. Line width: size; letters: queries, keys, values. What passes through components "
-        "outside the circuit has no edge here."
+        "another's source value. Line width: size; letters: queries, keys, values. Grey: not of the circuit, there for "
+        "what passes through it. What passes through components that are not shown is on no edge."
     )
-    numbers = sections.flow_table(run.flow)
+    facts = f"Measured on {run.flow.graph.get('n')} prompts, in {run.flow.graph.get('unit')}."
+    numbers = join([tag("p", facts), sections.flow_table(run.flow)])
     return section("flow", "How the components connect", _figure("flow", figure, alt, caption), numbers)
