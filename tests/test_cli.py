@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 import tl_multitrace as mt
 from tl_multitrace import cli
-from tl_multitrace.job import Job, Log
+from tl_multitrace.job import Job, Log, run_job
 from tl_multitrace.run_folder import OWN_FILES, read_run, writing
 from tl_multitrace.spec import budgets_from_text, groups_from_text
 
@@ -63,6 +63,27 @@ def test_the_record_of_a_run(finished: tuple[Path, Any]) -> None:
     assert set(record["timings"]) == {"model", "prompts", "search", "scores", "flow", "report"}
     assert record["cost"]["equivalents"] > 0
     assert record["facts"]["kept"] == 16
+
+
+@pytest.mark.parametrize(
+    ("components", "solver", "told"),
+    [
+        ("heads@0", None, "Tracing edges between the components, on "),
+        ("heads@0,resid@1", "top-k", "left out: L1RESID is a residual state"),
+        ("heads,mlps", "attribution", "left out: they would take longer than the search"),
+    ],
+)
+def test_edges_are_traced_where_there_are_any_and_they_are_cheap(
+    components: str, solver: str | None, told: str
+) -> None:
+    lines: list[str] = []
+    job = Job(task="professions", components=components, budget="8", n=16, solver=solver, device="cpu", held_out=0.0)
+    run = run_job(job, Log(lines.append))
+    assert any(told in line for line in lines), lines
+    assert (run.flow is not None) == ("Tracing" in told)
+    if run.flow is not None:
+        assert (run.circuit.provenance["metric"], run.flow.graph["unit"]) == ("odds_ratio", "nats")
+        assert {n for n, d in run.flow.nodes(data=True) if d.get("chosen") is False} == {f"L{i}MLP" for i in range(4)}
 
 
 def test_effects_have_one_row_per_prompt_and_agree_with_the_circuit(finished: tuple[Path, Any]) -> None:

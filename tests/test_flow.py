@@ -73,7 +73,7 @@ def check(name: str, examples: list[Example], most: int | None, patched: tuple[i
 
 @pytest.mark.parametrize("name", MODELS)
 def test_edges_are_plain_path_patching(name: str) -> None:
-    check(name, EXAMPLES, None if name == MODELS[0] else 40)
+    check(name, EXAMPLES, 120 if name == MODELS[0] else 30)
 
 
 @pytest.mark.parametrize("patched", [(0, 2, 6), (1, 12, 13)], ids=["heads", "attention weights and neurons"])
@@ -84,3 +84,15 @@ def test_edges_of_a_run_in_which_components_are_patched(patched: tuple[int, ...]
 @pytest.mark.parametrize("options", [{"batch_size": 2}, {"memory_limit": 0}, {"memory_limit": 0, "batch_size": 1}])
 def test_answers_of_several_tokens_however_the_work_is_cut_up(options: dict[str, Any]) -> None:
     check(MODELS[1], LONG, 25, **options)
+
+
+def test_a_blocks_mlp_sees_its_attention_unless_they_are_parallel() -> None:
+    for name in MODELS:
+        if "attn-only" in name:
+            continue
+        nodes = Nodes.of(
+            model_of(name), [C("head", 1, 0), C("attn", 1), C("mlp", 1), C("neuron", 1, 0), C("head", 2, 0)], [0]
+        )
+        inside = [] if "neox" in name else [2, 3]
+        assert [nodes.receivers(i) for i in (0, 1)] == [[*inside, 4]] * 2
+        assert [nodes.receivers(i) for i in (2, 3, 4, 5)] == [[4], [4], [], [0, 1, 2, 3, 4]]

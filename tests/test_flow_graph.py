@@ -31,8 +31,10 @@ KINDS = {
 
 
 def groups_of(circuit: PlantedCircuit, extra: mt.HookGroups | None = None) -> mt.HookGroups:
-    """All candidates of a planted circuit, so that edges to idle ones would show."""
-    groups = mt.HookGroups.of(circuit.model, [KINDS[kind](layer, i) for kind, layer, i in circuit.components])
+    """All candidates of a planted circuit, so that edges to idle ones would show; of a large one every sixth."""
+    members = set().union(*circuit.minimal["restoring"])
+    every = circuit.components if len(circuit.components) < 40 else [*members, *set(circuit.components[::6]) - members]
+    groups = mt.HookGroups.of(circuit.model, [KINDS[kind](layer, i) for kind, layer, i in every])
     return groups if extra is None else groups + extra
 
 
