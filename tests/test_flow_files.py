@@ -227,6 +227,15 @@ def test_nodes_and_edges_keep_their_distance(make: Any) -> None:
     assert [step(graph.nodes[n]) for n in order] == sorted(step(graph.nodes[n]) for n in order)
 
 
+def test_a_circuit_without_edges_is_drawn_too() -> None:
+    graph = small()
+    graph.remove_edges_from(list(graph.edges(keys=True)))
+    figure = plot_flow(graph)
+    assert not curves(figure) and {"L0H1", "answer"} <= {t.get_text() for t in figure.axes[0].texts}
+    graph.add_nodes_from((f"L0N{i}", {"kind": "neuron", "layer": 0, "label": f"L0N{i}"}) for i in range(50))
+    assert [t.get_text() for t in plot_flow(graph).axes[0].texts] == ["answer"]
+
+
 def test_other_graphs_are_no_flow() -> None:
     knowledge = nx.Graph([("fact 0", "L0H1")])
     backwards = small()

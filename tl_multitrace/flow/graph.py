@@ -73,7 +73,8 @@ def information_flow(
 
     Returns:
         A directed graph; two nodes can have an edge per input: ``graph[a][b][input]``. Edges carry ``effect`` (mean
-        over prompts, in the metric's unit), ``low`` and ``high`` (95 % bootstrap interval), ``significant``,
+        over prompts, in the metric's unit), ``low`` and ``high`` (95 % bootstrap interval; of one prompt there is none,
+        and both are the effect), ``significant`` (the interval excludes 0),
         ``share`` (effect over the whole circuit's; not where that is 0), ``input``, ``unit``, ``n``. Nodes carry
         ``kind`` (a component's, ``"token"`` or ``"answer"``), ``layer`` (tokens -1), ``label``, components ``chosen``,
         tokens ``text``. ``graph.graph`` says what was measured, on what, and what it cost.

@@ -6,7 +6,8 @@
        and values may be shared by a group of query heads; nothing but the receiver's output is taken on.
     3. The base run with that output in its place and everything downstream running: the metric's change is the effect.
 
-(Wang et al. 2022, arXiv:2211.00593; Goldowsky-Dill et al. 2023, arXiv:2304.05969, who freeze MLPs too, as here.)
+(Goldowsky-Dill et al. 2023, arXiv:2304.05969. Wang et al. 2022, arXiv:2211.00593, let MLPs run between sender and
+receiver; here they are kept like the heads, so that an edge is what the sender does with nothing in between.)
 Of the answer itself step 1 is all: the change of the metric is the sender's direct effect on the logits.
 
 Step 1 serves all receivers of a sender, step 2 all attention receivers: attention outputs are kept at the base run's in
