@@ -17,13 +17,14 @@ from typer.testing import CliRunner
 
 import tl_multitrace as mt
 from tl_multitrace import cli
-from tl_multitrace.job import Job, Log
+from tl_multitrace.job import Job, Log, run_job
 from tl_multitrace.run_folder import OWN_FILES, read_run, writing
 from tl_multitrace.spec import budgets_from_text, groups_from_text
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = ["run", "--task", "ioi", "--components", "heads", "--budget", "2", "--n", "16", "--device", "cpu"]
 FILES = {"circuit.json", "path.json", "effects.csv", "views.json", "report.html", "run.json", "figures"}
+FILES |= {"flow.json", "flow.graphml", "flow.dot"}
 
 
 def call(*arguments: object) -> Any:
@@ -48,7 +49,7 @@ def test_a_run_folder_holds_everything(finished: tuple[Path, Any]) -> None:
     out, _ = finished
     assert {p.name for p in out.iterdir()} == FILES == set(OWN_FILES)
     assert {p.name for p in (out / "figures").iterdir()} == {
-        f"{name}.{kind}" for name in ("circuit", "path", "subgroups") for kind in ("png", "svg")
+        f"{name}.{kind}" for name in ("circuit", "path", "subgroups", "flow") for kind in ("png", "svg")
     }
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in out.glob("figures/*.png"))
     assert [p.name for p in out.parent.iterdir()] == ["run"]  # no temporary folder
@@ -59,9 +60,30 @@ def test_the_record_of_a_run(finished: tuple[Path, Any]) -> None:
     assert (record["status"], record["seed"], record["arguments"]["task"]) == ("complete", 0, "ioi")
     assert record["versions"]["tl_multitrace"] == mt.__version__
     assert {"python", "torch", "transformer_lens"} <= set(record["versions"])
-    assert set(record["timings"]) == {"model", "prompts", "search", "scores", "report"}
+    assert set(record["timings"]) == {"model", "prompts", "search", "scores", "flow", "report"}
     assert record["cost"]["equivalents"] > 0
     assert record["facts"]["kept"] == 16
+
+
+@pytest.mark.parametrize(
+    ("components", "solver", "told"),
+    [
+        ("heads@0", None, "Tracing edges between the components, on "),
+        ("heads@0,resid@1", "top-k", "left out: L1RESID is a residual state"),
+        ("heads,mlps", "attribution", "left out: they would take longer than the search"),
+    ],
+)
+def test_edges_are_traced_where_there_are_any_and_they_are_cheap(
+    components: str, solver: str | None, told: str
+) -> None:
+    lines: list[str] = []
+    job = Job(task="professions", components=components, budget="8", n=16, solver=solver, device="cpu", held_out=0.0)
+    run = run_job(job, Log(lines.append))
+    assert any(told in line for line in lines), lines
+    assert (run.flow is not None) == ("Tracing" in told)
+    if run.flow is not None:
+        assert (run.circuit.provenance["metric"], run.flow.graph["unit"]) == ("odds_ratio", "nats")
+        assert {n for n, d in run.flow.nodes(data=True) if d.get("chosen") is False} == {f"L{i}MLP" for i in range(4)}
 
 
 def test_effects_have_one_row_per_prompt_and_agree_with_the_circuit(finished: tuple[Path, Any]) -> None:

@@ -7,6 +7,7 @@ from tl_multitrace.causal_trace import TraceGrid, average_causal_trace, causal_t
 from tl_multitrace.circuit import Circuit
 from tl_multitrace.compat import ModelView
 from tl_multitrace.cost import Cost, HookError, NonFiniteError
+from tl_multitrace.flow import information_flow, knowledge_graph, load_graph, save_graph
 from tl_multitrace.groups import Component, HookGroups, attn_layers, heads, mlp_dims, mlps, neurons, residual
 from tl_multitrace.interop import (
     CircuitGraph,
@@ -127,12 +128,16 @@ __all__ = [
     "from_patching_result",
     "groups_from_text",
     "heads",
+    "information_flow",
     "interop",
+    "knowledge_graph",
+    "load_graph",
     "load_model",
     "mlp_dims",
     "mlps",
     "neurons",
     "residual",
+    "save_graph",
     "select",
     "task",
     "task_from_file",

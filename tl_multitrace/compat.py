@@ -74,9 +74,8 @@ class ModelView:
         if not (hasattr(self.model, "hook_dict") and hasattr(self.model, "cfg")):
             raise TypeError(
                 "expected a TransformerLens model (HookedTransformer or TransformerBridge), got "
-                f"{type(self.model).__name__}. "
-                "Wrap a Hugging Face model with TransformerBridge.boot_transformers(name, hf_model=model, "
-                "tokenizer=tokenizer)."
+                f"{type(self.model).__name__}. Wrap a Hugging Face model with "
+                "TransformerBridge.boot_transformers(name, hf_model=model, tokenizer=tokenizer)."
             )
 
     # ------------------------------------------------------------------ facts
@@ -213,10 +212,8 @@ class ModelView:
         points = self._points()
         if name not in points:
             near = [n for n in points if n.split(".")[-1] == name.split(".")[-1]][:3]
-            raise KeyError(
-                f"{type(self.model).__name__} has no hook point {name!r}"
-                + (f"; it has {', '.join(near)} ..." if near else "")
-            )
+            known = f"; it has {', '.join(near)} ..." if near else ""
+            raise KeyError(f"{type(self.model).__name__} has no hook point {name!r}{known}")
         return points[name]
 
     def has_point(self, name: str) -> bool:

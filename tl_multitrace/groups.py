@@ -61,6 +61,14 @@ SITES: dict[tuple[str, str], SiteKind] = {
 }
 """Every kind of component and the activation that stands for it."""
 
+ATTENTION_INPUTS = {
+    "q": "blocks.{layer}.attn.hook_q",
+    "k": "blocks.{layer}.attn.hook_k",
+    "v": "blocks.{layer}.attn.hook_v",
+}
+"""What an attention layer reads, ``[batch, pos, head, d_head]``; under grouped queries keys and values have fewer
+heads than queries."""
+
 _DEFAULT_SITE = {"head": "z", "neuron": "post", "mlp_dim": "out", "mlp": "out", "attn": "out", "resid": "pre"}
 _LABEL = {
     "head": "H{index}",

@@ -12,9 +12,12 @@ from typing import Any, Literal
 
 import torch
 
+from tl_multitrace.cost import HookError
+from tl_multitrace.flow import expected_cost, information_flow
+from tl_multitrace.groups import HookGroups, mlps
 from tl_multitrace.interventions import intervention_by_name
 from tl_multitrace.loading import load_model
-from tl_multitrace.metrics import metric_by_name
+from tl_multitrace.metrics import LogitDiff, OddsRatio, metric_by_name
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.render import Run
 from tl_multitrace.solvers import select, solver_by_name
@@ -135,7 +138,48 @@ def _run_job(job: Job, log: Log, progress: bool) -> Run:
         circuit = path[path.sizes[-1]]
         log.cost |= path.cost
         title = str(log.facts["title"])
-        return Run(path, circuit, tracer=tracer, held_out=held, title=title, facts=log.facts).measured()
+        run = Run(path, circuit, tracer=tracer, held_out=held, title=title, facts=log.facts).measured()
+    return _with_flow(run, tracer, log)
+
+
+FLOW_COST = 0.3
+"""What tracing the edges between components may cost, as a share of the search's cost."""
+
+FLOW_PROMPTS = 8
+"""Fewest prompts that edges are measured on."""
+
+
+def _with_flow(run: Run, tracer: Tracer, log: Log) -> Run:
+    """The run with its flow graph, as far as there can be one and it is cheap beside the search.
+
+    Ratios of odds are measured by their logarithm, in which the effects of edges one after the other are of one size.
+    """
+    if isinstance(tracer.metric, OddsRatio):
+        metric = LogitDiff(reduce=tracer.metric.reduce)
+        tracer = Tracer(tracer.model, tracer.pairs, tracer.groups, metric, tracer.intervention)
+    try:
+        through, n = _affordable(run, tracer)
+        if not n:
+            log.tell(
+                f"Edges between the {len(run.circuit)} components left out: they would take longer than the search"
+            )
+            return run
+        with log.step("flow", f"Tracing edges between the components, on {n} prompts"):
+            pairs = tracer.pairs.split(n / tracer.n, seed=0)[0] if n < tracer.n else tracer.pairs
+            return replace(run, flow=information_flow(run.circuit, tracer, pairs=pairs, through=through))
+    except (ValueError, HookError) as error:  # residual states, windows of layers: a circuit need not have edges
+        log.tell(f"Edges between the components left out: {error}")
+        return run
+
+
+def _affordable(run: Run, tracer: Tracer) -> tuple[HookGroups | None, int]:
+    """Whether to trace edges through all MLP layers too, and on how many prompts; 0 where neither is cheap."""
+    budget = FLOW_COST * float(run.path.cost.get("equivalents", 0))
+    for through in (mlps(tracer.model), None) if tracer.view.d_mlp else (None,):
+        n = min(tracer.n, int(budget / expected_cost(run.circuit, tracer, through) * tracer.n))
+        if n >= min(FLOW_PROMPTS, tracer.n):
+            return through, n
+    return None, 0
 
 
 @contextlib.contextmanager

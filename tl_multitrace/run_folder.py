@@ -7,6 +7,7 @@
 ``figures/``            the report's figures, as PNG and SVG
 ``report.html``         everything on one page
 ``views.json``          what the page's views of the model are drawn from
+``flow.*``              direct effects between the components: JSON, GraphML, DOT
 ``run.json``            status, arguments, versions, seed, timings, cost
 ======================  ==============================================================
 """
@@ -33,7 +34,8 @@ from tl_multitrace.job import Job, Log
 from tl_multitrace.render import Run, write_report
 
 RECORD, REPORT, FIGURES = "run.json", "report.html", "figures"
-OWN_FILES = (RECORD, REPORT, FIGURES, "circuit.json", "path.json", "effects.csv", "views.json")
+FLOW_FILES = ("flow.json", "flow.graphml", "flow.dot")
+OWN_FILES = (RECORD, REPORT, FIGURES, "circuit.json", "path.json", "effects.csv", "views.json", *FLOW_FILES)
 """What a run writes; a folder with anything else in it is never replaced."""
 
 PNG_DPI = 160

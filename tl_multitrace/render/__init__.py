@@ -1,6 +1,7 @@
 """Figures, circuitsvis views and the one-file HTML report."""
 
 from tl_multitrace.render.curves import plot_path, plot_subgroups
+from tl_multitrace.render.flow import plot_flow
 from tl_multitrace.render.maps import plot_circuit
 from tl_multitrace.render.notebook import Shown, show
 from tl_multitrace.render.report import write_report
@@ -13,6 +14,7 @@ __all__ = [
     "Views",
     "load_views",
     "plot_circuit",
+    "plot_flow",
     "plot_path",
     "plot_subgroups",
     "save_views",

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tl_multitrace._version import __version__
 from tl_multitrace.files import write_text
 from tl_multitrace.render import sections
 from tl_multitrace.render.curves import plot_path, plot_subgroups, solver_name, subgroup_scores, unit_of
 from tl_multitrace.render.embed import asset, bundle, page
+from tl_multitrace.render.flow import check_flow, plot_flow
 from tl_multitrace.render.html import Markup, join, number, table, tag
 from tl_multitrace.render.maps import plot_circuit
 from tl_multitrace.render.run import Run
 from tl_multitrace.render.sections import section
 from tl_multitrace.render.style import inked, to_svg
 
+if TYPE_CHECKING:
+    import networkx as nx
+
 MAX_PAGE = 6_000_000
 """Bytes that a page stays below."""
 
 
-def write_report(run: Run, path: str | Path, overwrite: bool = False) -> Path:
+def write_report(run: Run, path: str | Path, overwrite: bool = False, *, flow: nx.MultiDiGraph | None = None) -> Path:
     """Write one self-contained HTML file: what was found, where, how sure that is, and what it does to the prompts.
 
     The page fetches nothing, runs only its own scripts, follows the reader's light or dark theme, prints, and keeps its
@@ -30,6 +35,8 @@ def write_report(run: Run, path: str | Path, overwrite: bool = False) -> Path:
         run: what to report; from a search in this session, or ``Run.from_folder(folder)``.
         path: file to write.
         overwrite: replace an existing file.
+        flow: direct effects between the components, as :func:`~tl_multitrace.information_flow` gives them; default:
+            the run's own, if it has any.
 
     Returns:
         The file written.
@@ -40,6 +47,7 @@ def write_report(run: Run, path: str | Path, overwrite: bool = False) -> Path:
     place = Path(path)
     if place.exists() and not overwrite:  # before anything is measured
         raise FileExistsError(f"{place} exists. Choose another name, or pass overwrite=True to replace it.")
+    run = run if flow is None else replace(run, flow=check_flow(flow))
     return write_text(place, report_html(run.measured()), overwrite=overwrite)
 
 
@@ -51,11 +59,12 @@ def report_html(run: Run) -> str:
         _path_section(run),
         _subgroups_section(run),
         sections.components_section(run.circuit),
+        _flow_section(run),
         sections.views_section(run.views) if run.views is not None and run.views.examples else None,
         sections.prompts_section(run.effects, unit_of(run.circuit)) if run.effects is not None else None,
         sections.provenance_section(run),
     ]
-    scripts = (bundle(), asset("report.js")) if parts[5] is not None else (asset("report.js"),)
+    scripts = (bundle(), asset("report.js")) if parts[6] is not None else (asset("report.js"),)
     main = tag("main", tag("p", sections.sentence(run.circuit), class_="lead"), parts, id="content")
     body = join([_header(run), main, _footer()])
     made = page(run.name, body, scripts=scripts)
@@ -70,6 +79,7 @@ CONTENTS = {
     "budget": "Budgets",
     "subgroups": "Subgroups",
     "components": "Components",
+    "flow": "Flow",
     "views": "Inside the model",
     "prompts": "Prompts",
     "provenance": "Provenance",
@@ -79,6 +89,7 @@ CONTENTS = {
 def _header(run: Run) -> Markup:
     absent = {
         "subgroups": not run.subgroups(),
+        "flow": run.flow is None,
         "views": run.views is None or not run.views.examples,
         "prompts": run.effects is None,
     }
@@ -140,3 +151,19 @@ def _subgroups_section(run: Run) -> Markup | None:
     made = _figure("subgroups", figure, alt, "Mean effect per subgroup, with 95% intervals over prompts.")
     numbers = table(columns, rows, caption="Effect per subgroup", sort=True, hidden=True)
     return section("subgroups", "Subgroups", made, numbers)
+
+
+def _flow_section(run: Run) -> Markup | None:
+    if run.flow is None:
+        return None
+    with inked():
+        figure = plot_flow(run.flow)
+    alt = "Direct effects between tokens, components and answer, layer by layer. The numbers follow in a table."
+    caption = (
+        "Direct effects by path patching: the metric's change when one input of one component, and nothing else, sees "
+        "another's source value. Line width: size; letters: queries, keys, values. Grey: not of the circuit, there for "
+        "what passes through it. What passes through components that are not shown is on no edge."
+    )
+    facts = f"Measured on {run.flow.graph.get('n')} prompts, in {run.flow.graph.get('unit')}."
+    numbers = join([tag("p", facts), sections.flow_table(run.flow)])
+    return section("flow", "How the components connect", _figure("flow", figure, alt, caption), numbers)

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from tl_multitrace.circuit import Circuit
 from tl_multitrace.files import write_text
+from tl_multitrace.flow import load_graph, save_graph
 from tl_multitrace.metrics import Metric
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.render.capture import make_views
 from tl_multitrace.render.curves import chance_by_size, plot_path, plot_subgroups, unit_of
+from tl_multitrace.render.flow import check_flow, plot_flow
 from tl_multitrace.render.maps import plot_circuit
 from tl_multitrace.render.style import to_file
 from tl_multitrace.render.views import Views, load_views, save_views
@@ -21,11 +23,13 @@ from tl_multitrace.solvers import SubsetPath
 from tl_multitrace.tracer import Tracer
 
 if TYPE_CHECKING:
+    import networkx as nx
     import pandas as pd
     from matplotlib.figure import Figure
 
 EFFECT_COLUMNS = ("split", "pair", "label", "base", "source", "answers", "wrong_answers", "metric", "effect")
 CIRCUIT, PATH, EFFECTS, VIEWS, OTHERS = "circuit.json", "path.json", "effects.csv", "views.json", "path-*.json"
+FLOW, FLOW_EXPORTS = "flow.json", ("flow.graphml", "flow.dot")
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ class Run:
         views: data of the circuitsvis views.
         facts: more provenance, such as the command that was run.
         chance: effect of random sets by size.
+        flow: direct effects between the circuit's components, as ``information_flow(circuit)`` gives them.
     """
 
     path: SubsetPath
@@ -55,6 +60,7 @@ class Run:
     views: Views | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     chance: Mapping[int, Score] | None = None
+    flow: nx.MultiDiGraph | None = None
 
     @property
     def name(self) -> str:
@@ -96,7 +102,8 @@ class Run:
             FileExistsError: one of the files exists and ``overwrite`` is False.
         """
         place = Path(folder)
-        there = [place / name for name in (CIRCUIT, PATH, EFFECTS, VIEWS) if (place / name).exists()]
+        flow = () if self.flow is None else (FLOW, *FLOW_EXPORTS)
+        there = [place / name for name in (CIRCUIT, PATH, EFFECTS, VIEWS, *flow) if (place / name).exists()]
         if there and not overwrite:  # before anything is measured or written
             raise FileExistsError(f"{there[0]} exists. Choose another folder, or pass overwrite=True to replace it.")
         run = self.measured()
@@ -108,17 +115,21 @@ class Run:
             write_text(place / EFFECTS, run.effects.to_csv(index=False, lineterminator="\n"), overwrite=overwrite)
         if run.views is not None:
             save_views(run.views, place / VIEWS, overwrite=overwrite)
+        for name in flow:
+            save_graph(self.flow, place / name, overwrite=overwrite)
         for name, figure in run.figures().items():
             write_text(place / f"{name}.svg", to_file(figure), overwrite=overwrite)
         return run
 
     def figures(self) -> dict[str, Figure]:
-        """The report's figures by name: ``circuit``, ``path``, and ``subgroups`` where the prompts have any."""
+        """The report's figures: ``circuit``, ``path``, ``subgroups`` where prompts have any, ``flow`` where known."""
         made = {"circuit": plot_circuit(self.circuit), "path": plot_path(self.path_with_chance(), *self.others)}
         parts = self.subgroups()
         if parts:
             (effects, labels), held = parts["search"], parts.get("held out")
             made["subgroups"] = plot_subgroups(effects, labels, held_out=held, unit=unit_of(self.circuit))
+        if self.flow is not None:
+            made["flow"] = plot_flow(self.flow)
         return made
 
     def subgroups(self) -> dict[str, tuple[list[float], list[str]]]:
@@ -150,7 +161,21 @@ class Run:
             others=tuple(SubsetPath.load(p) for p in sorted(place.glob(OTHERS))),
             effects=read_effects(place / EFFECTS) if (place / EFFECTS).is_file() else None,
             views=load_views(place / VIEWS) if (place / VIEWS).is_file() else None,
+            flow=load_flow(place / FLOW) if (place / FLOW).is_file() else None,
         )
+
+
+def load_flow(path: Path) -> nx.MultiDiGraph:
+    """Read ``flow.json``.
+
+    Raises:
+        ValueError: not a graph of direct effects as this package writes it.
+    """
+    graph = load_graph(path)
+    try:
+        return check_flow(graph)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def _score(tracer: Tracer, circuit: Circuit) -> Score:

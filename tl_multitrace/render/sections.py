@@ -204,6 +204,31 @@ def budgets_table(path: Any, chance: Mapping[int, Score]) -> Markup:
     return tag("details", tag("summary", "The numbers, and the set for every budget"), made)
 
 
+def flow_table(graph: Any) -> Markup:
+    """The edges of a flow graph, strongest first."""
+    import pandas as pd
+
+    edges = sorted(graph.edges(data=True), key=lambda edge: -abs(edge[2]["effect"]))
+    columns = ("effect", "low", "high", "share", "n")
+    frame = pd.DataFrame(
+        [{"from": a, "to": b, "input": d.get("input", "")} | {c: d.get(c) for c in columns} for a, b, d in edges],
+        columns=["from", "to", "input", *columns],
+    )
+    rows = [
+        [
+            f"{a} → {b}",
+            d.get("input", ""),
+            d["effect"],
+            f"{number(d['low'])} to {number(d['high'])}",
+            _percent(d.get("share")),
+        ]
+        for a, b, d in edges[:MOST_ROWS]
+    ]
+    heads = ["edge", "input", f"effect ({graph.graph.get('unit', 'effect')})", "95% interval", "share"]
+    made = table(heads, rows, caption="Direct effects", sort=True, hidden=True)
+    return tag("details", tag("summary", "The numbers"), made, csv_link(frame, "flow.csv"))
+
+
 def csv_link(frame: pd.DataFrame, name: str) -> Markup | None:
     """A link that saves a table as CSV, from the page itself; none where it is too large."""
     content = frame.to_csv(index=False, lineterminator="\n").encode("utf-8")

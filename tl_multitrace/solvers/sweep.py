@@ -39,7 +39,7 @@ class SweepSettings:
 
     k_min: int = 2
     k_max: int = 6
-    k_late: int = 3
+    k_late: int = 4
     first_min: int = 16
     first_max: int = 24
     drops: int = 2

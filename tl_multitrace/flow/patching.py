@@ -1,0 +1,297 @@
+"""Direct effects by path patching: what one component does to another's input, and that input to the metric.
+
+    1. Sender at its other value, every later attention and MLP output kept at its value in the base run. What a
+       receiver's queries, keys, values or MLP are now has changed by the sender's direct contribution alone.
+    2. The base run with one of these inputs put in the receiver's place: the receiver's own output is recorded. Keys
+       and values may be shared by a group of query heads; nothing but the receiver's output is taken on.
+    3. The base run with that output in its place and everything downstream running: the metric's change is the effect.
+
+(Goldowsky-Dill et al. 2023, arXiv:2304.05969. Wang et al. 2022, arXiv:2211.00593, let MLPs run between sender and
+receiver; here they are kept like the heads, so that an edge is what the sender does with nothing in between.)
+Of the answer itself step 1 is all: the change of the metric is the sender's direct effect on the logits.
+
+Step 1 serves all receivers of a sender, step 2 all attention receivers: attention outputs are kept at the base run's in
+every layer, so no layer sees what was changed in another. Step 3 is one run per edge, restarted at the receiver.
+Memory: the attention and MLP outputs of one batch, and queries, keys and values where there are attention receivers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from tl_multitrace.answers import Answers
+from tl_multitrace.budget import TILE_TOKENS
+from tl_multitrace.cost import HookError
+from tl_multitrace.engine import Prefix
+from tl_multitrace.flow.nodes import Edge, Nodes
+from tl_multitrace.flow.taps import Taps
+from tl_multitrace.groups import ATTENTION_INPUTS, SITES
+from tl_multitrace.mixing import Plan, mix
+from tl_multitrace.prompts import PromptPairs
+from tl_multitrace.rows import Batch
+from tl_multitrace.tracer import Tracer
+
+ATTENTION_OUT, MLP_OUT = SITES["attn", "out"].hook, SITES["mlp", "out"].hook
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The run that a batch's edges are measured in.
+
+    Attributes:
+        batch: its prompts.
+        base: answers of the base run, which some metrics are relative to.
+        values: activations by hook name.
+        metric: per example.
+        quiet: ``kept`` for a run in which no component's output changes.
+    """
+
+    batch: Batch
+    base: Answers
+    values: Mapping[str, Tensor]
+    metric: Float[Tensor, " e"]
+    quiet: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A receiver's output under one changed input, whose effect on the metric is wanted."""
+
+    edge: Edge
+    hook: str
+    value: Float[Tensor, "rows ..."]
+
+
+class PathPatching(Tracer):
+    """Measures the edges between some nodes.
+
+    Args:
+        tracer: model, metric and intervention.
+        nodes: components and tokens.
+        pairs: prompts.
+        patched: nodes that are at their source values in the run that edges are measured in.
+    """
+
+    def __init__(self, tracer: Tracer, nodes: Nodes, pairs: PromptPairs, patched: Sequence[int] = ()) -> None:
+        super().__init__(
+            tracer.model,
+            pairs,
+            nodes.groups,
+            tracer.metric,
+            tracer.intervention,
+            batch_size=tracer.batch_size,
+            dtype=tracer.dtype,
+            memory_limit=tracer.memory_limit,
+        )
+        self.nodes, self.taps = nodes, Taps()
+        self.background = torch.zeros(len(nodes.groups), device=self.view.device, dtype=self.dtype)
+        self.background[list(patched)] = 1.0
+        self._reference_inputs = Prefix(self.background.cpu().numpy())
+        self._tile_tokens = TILE_TOKENS.get(self.view.device.type, 512)
+        eps = torch.finfo(self.view.dtype).eps
+        self._rounding = 16 * eps if eps < 1e-4 else 0.0  # half precision: runs that agree agree exactly
+        layers = range(self.view.n_layers)
+        self._attention_out = [ATTENTION_OUT.format(layer=i) for i in layers]
+        self._mlp_out = [MLP_OUT.format(layer=i) for i in layers] if self.view.d_mlp else []
+
+    @property
+    def noise(self) -> float:
+        """Size of an effect that may be rounding alone."""
+        return 4 * self._rounding * max(1.0, float(self._base_values.abs().max()))
+
+    # ------------------------------------------------------------------ all edges
+
+    def direct_effects(self, progress: bool | None = None) -> dict[Edge, Float[Tensor, " n"]]:
+        """Effect of every edge per prompt: the metric with the edge minus without; edges that carry nothing left out.
+
+        Raises:
+            HookError: the model ignores edits at queries, keys, values or layer outputs, or does not compute them.
+            NonFiniteError: the metric became NaN or infinite.
+        """
+        found: dict[Edge, Tensor] = {}
+        with self._tapped(), torch.no_grad():
+            self._probe(self.rows.batch(torch.tensor([0]), self.view.device))
+            work = [(i, s) for i in range(len(self._batches)) for s in range(len(self.groups))]
+            reference: Reference | None = None
+            for i, sender in tqdm(work, desc="senders", disable=not progress, leave=False):
+                if reference is None or reference.batch is not self._batches[i]:
+                    reference = self._reference(self._batches[i], self._base[i])
+                for edge, values in self._from(sender, reference):
+                    zeros = torch.zeros(self.rows.n_examples, dtype=self.dtype, device=self.view.device)
+                    found.setdefault(edge, zeros)[reference.batch.examples] = values
+        return {edge: self._unsorted(values[None])[0].cpu() for edge, values in found.items()}
+
+    @contextmanager
+    def _tapped(self) -> Iterator[None]:
+        with self.session(), self.view.attached([(name, self.taps.hook(name)) for name in self._points()]):
+            yield
+
+    def _points(self) -> list[str]:
+        """Hook points that are watched or kept: layer outputs, the receivers' own, and what attention reads."""
+        own = [component.hook_name for component in self.groups]
+        inputs = [self._input(x, layer) for x in ATTENTION_INPUTS for layer in self._layers(self.nodes.components)]
+        return list(dict.fromkeys([*inputs, *own, *self._attention_out, *self._mlp_out]))
+
+    def _layers(self, nodes: Iterable[int]) -> list[int]:
+        """Layers of the attention receivers among some nodes."""
+        return sorted({self.nodes[n].layer for n in nodes if self.nodes.is_attention(n)})
+
+    @staticmethod
+    def _input(which: str, layer: int) -> str:
+        return ATTENTION_INPUTS[which].format(layer=layer)
+
+    def _run(self, batch: Batch, masks: Float[Tensor, "k groups"], layer: int = 0) -> Answers:
+        start = layer if layer in self._reference_inputs.residuals else 0
+        return self._engine.answers(batch, masks[:, None], start=start, prefix=self._reference_inputs)
+
+    def _reference(self, batch: Batch, base: Answers) -> Reference:
+        keeps = 0 < 2 * self._prefix_bytes <= self.memory_limit
+        with self.taps.doing(record=self._points()) as seen:
+            record = [self._reference_inputs] if keeps else []
+            answers = self._engine.answers(batch, self.background[None, None], record=record)
+        quiet = {name: seen[name] for name in (*self._attention_out, *self._mlp_out)}
+        return Reference(batch, base, seen, self.metric(answers, base), quiet)
+
+    # ------------------------------------------------------------------ one sender
+
+    def _from(self, sender: int, at: Reference) -> Iterator[tuple[Edge, Float[Tensor, " e"]]]:
+        if not self._differs(sender, at):
+            return
+        receivers = [r for r in self.nodes.receivers(sender) if not self.background[r]]
+        sign = -1.0 if self.background[sender] else 1.0
+        inputs, direct = self._send(sender, receivers, at)
+        yield Edge(sender, None, "out"), sign * direct
+        jobs = [*self._mlp_jobs(sender, receivers, inputs), *self._attention_jobs(sender, receivers, inputs, at)]
+        for job, effect in self._measure([j for j in jobs if self._changed(j, at)], at):
+            yield job.edge, sign * effect
+
+    def _differs(self, sender: int, at: Reference) -> bool:
+        """Whether the sender's other value is another one: a token may be the same in both prompts."""
+        if self.background[sender]:
+            return True
+        name = self.nodes[sender].hook_name
+        source, base = self._engine.sources.get(self._engine, name, at.batch), at.values[name]
+        changed = mix(base, source, self._share(name, [sender], at.batch)) - base
+        return bool(changed.abs().max() > self._rounding * base.abs().max())
+
+    def _send(
+        self, sender: int, receivers: Sequence[int], at: Reference
+    ) -> tuple[dict[str, Tensor], Float[Tensor, " e"]]:
+        """Inputs of all receivers with the sender at its other value, and its direct effect on the metric."""
+        mask = self.background.clone()
+        mask[sender] = 1.0 - mask[sender]
+        own = self.nodes.writes_at(sender)
+        record = {self._input(x, layer) for x in ATTENTION_INPUTS for layer in self._layers(receivers)}
+        record |= {self.nodes[r].hook_name for r in receivers if not self.nodes.is_attention(r)}
+        kept = {name: value for name, value in at.quiet.items() if name != own}
+        with self.taps.doing(record=record, kept=kept) as seen:
+            answers = self._run(at.batch, mask[None], self.nodes[sender].layer)
+        return seen, self._effect(answers, at)[0]
+
+    def _mlp_jobs(self, sender: int, receivers: Sequence[int], inputs: Mapping[str, Tensor]) -> list[Job]:
+        """An MLP's output follows from its input in the same run."""
+        found = [r for r in receivers if not self.nodes.is_attention(r)]
+        return [Job(Edge(sender, r, "in"), (name := self.nodes[r].hook_name), inputs[name]) for r in found]
+
+    def _attention_jobs(
+        self, sender: int, receivers: Sequence[int], inputs: Mapping[str, Tensor], at: Reference
+    ) -> list[Job]:
+        """Outputs of attention receivers under changed queries, keys and values: one copy of the batch for each."""
+        found = [r for r in receivers if self.nodes.is_attention(r)]
+        layers, ways = self._layers(found), list(ATTENTION_INPUTS)
+        if not layers:
+            return []
+        only = torch.eye(len(ways), device=self.view.device)[..., None, None, None]  # [way, copy, 1, 1, 1]
+        swaps = {
+            (name := self._input(x, layer)): (inputs[name], only[i]) for i, x in enumerate(ways) for layer in layers
+        }
+        with self.taps.doing(record={self.nodes[r].hook_name for r in found}, kept=at.quiet, swaps=swaps) as seen:
+            self._run(at.batch, self.background.expand(len(ways), -1), layers[0])
+        outputs = {name: value.unflatten(0, (len(ways), -1)) for name, value in seen.items()}
+        return [
+            Job(Edge(sender, r, x), (name := self.nodes[r].hook_name), outputs[name][ways.index(x)])
+            for r in found
+            for x in self.nodes.inputs(r)
+        ]
+
+    # ------------------------------------------------------------------ from a receiver's output to the metric
+
+    def _changed(self, job: Job, at: Reference) -> bool:
+        assert job.edge.receiver is not None
+        base = at.values[job.hook]
+        changed = mix(base, job.value, self._share(job.hook, [job.edge.receiver], at.batch)) - base
+        return bool(changed.abs().max() > self._rounding * base.abs().max())
+
+    def _measure(self, jobs: Sequence[Job], at: Reference) -> Iterator[tuple[Job, Float[Tensor, " e"]]]:
+        """Effects of receivers' outputs, several in one forward where they are of one layer."""
+        size = max(1, self._tile_tokens // at.batch.tokens.numel())
+        for hook in dict.fromkeys(job.hook for job in jobs):
+            here = [job for job in jobs if job.hook == hook]
+            for first in range(0, len(here), size):
+                part = here[first : first + size]
+                yield from zip(part, self._effects_of(part, hook, at), strict=True)
+
+    def _effects_of(self, jobs: Sequence[Job], hook: str, at: Reference) -> Float[Tensor, "k e"]:
+        receivers = [job.edge.receiver for job in jobs if job.edge.receiver is not None]
+        swap = torch.stack([job.value for job in jobs]), self._share(hook, receivers, at.batch)
+        with self.taps.doing(swaps={hook: swap}):
+            answers = self._run(at.batch, self.background.expand(len(jobs), -1), self.nodes[receivers[0]].layer)
+        return self._effect(answers, at)
+
+    def _effect(self, answers: Answers, at: Reference) -> Float[Tensor, "k e"]:
+        k = len(answers.right) // len(at.metric)
+        values = self.metric(answers, at.base.repeated(k))
+        self._check(values, at.batch, None, "the metric")
+        return values.reshape(k, -1) - at.metric
+
+    def _share(self, hook: str, nodes: Sequence[int], batch: Batch) -> Float[Tensor, "k ..."]:
+        """Where each of some nodes has its activation."""
+        plan: Plan = self._engine.plans[hook]
+        masks = torch.zeros(len(nodes), 1, len(self.groups), device=self.view.device, dtype=self.dtype)
+        masks[torch.arange(len(nodes)), 0, list(nodes)] = 1.0
+        return plan.share(masks, plan.selection(batch.places), batch.places)
+
+    # ------------------------------------------------------------------ checks
+
+    def _probe(self, batch: Batch) -> None:
+        """Check that the model uses what is put in at inputs and kept at outputs.
+
+        Raises:
+            HookError: it ignores either.
+        """
+        at = self._reference(batch, self._base[0].picked(self._base[0].right.new_zeros(1, dtype=torch.long)))
+        for names in (self._attention_out, self._mlp_out):
+            poison = {name: torch.full_like(at.values[name], torch.nan) for name in names}
+            with self.taps.doing(kept=poison):
+                answers = self._run(batch, self.background[None])
+            if names and bool(answers.token_logp[answers.present].isfinite().any()):
+                self._ignored(names[0])
+        for which in ATTENTION_INPUTS if batch.tokens.shape[1] > 1 else ():  # one token attends to itself alone
+            self._probe_input(which, batch, at)
+
+    def _probe_input(self, which: str, batch: Batch, at: Reference) -> None:
+        # not by NaN: HookedTransformer puts zeros in its place in attention weights
+        names = {layer: self._input(which, layer) for layer in self._layers(self.nodes.components)}
+        noise = torch.Generator().manual_seed(0)
+        swaps = {}
+        for name in names.values():
+            value = torch.randn(at.values[name].shape, generator=noise).to(at.values[name])
+            swaps[name] = value, torch.ones(1, 1, 1, 1, device=self.view.device)
+        outs = [self._attention_out[layer] for layer in names]
+        with self.taps.doing(record=outs, kept=at.quiet, swaps=swaps) as seen:
+            self._run(batch, self.background[None])
+        if names and all(torch.equal(seen[name], at.values[name]) for name in outs):
+            self._ignored(next(iter(names.values())))
+
+    def _ignored(self, name: str) -> None:
+        raise HookError(
+            f"{type(self.view.model).__name__} ignores what a hook at {name} returns, so effects along single paths "
+            "cannot be measured on it. Load the model with eager attention (attn_implementation='eager')."
+        )
