@@ -48,7 +48,7 @@ ROOMS = [
     "solvers",
     "causal_trace",
     "flow",
-    "evaluate",
+    "evaluation",
     "interop",
     "tasks",
     "render",
@@ -68,7 +68,7 @@ ROOMS = [
 # is found by its name.
 LAZY = {
     "mixing": {"groups"},
-    "render": {"circuit", "solvers", "causal_trace", "flow", "evaluate"},
+    "render": {"circuit", "solvers", "causal_trace", "flow", "evaluation"},
     "demo": {"loading", "tasks"},
 }
 
