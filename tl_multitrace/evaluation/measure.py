@@ -6,8 +6,7 @@
     completeness     1 - f(full minus C) = effect(C) / effect(all)     which is the share of the whole mask's effect
     minimality of c  f(C) - f(C minus c)
 
-``full`` and ``empty`` count the hook groups of the search and nothing else of the model. Where base and source prompts
-change places under interchange, faithfulness and completeness do too.
+``full`` and ``empty`` count the hook groups of the search and nothing else of the model.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ def _draw_ablations(ax: Axes, report: CircuitReport) -> None:
 
 def _draw_rows(ax: Axes, rows: dict[str, Any], colour: str) -> None:
     ax.axvline(0, color=GREY, linewidth=0.8)
-    _draw_points(ax, list(range(len(rows))), list(rows.values()), 0, None, colour)
+    _draw_points(ax, [float(i) for i in range(len(rows))], list(rows.values()), 0, None, colour)
     _name_rows(ax, list(rows))
 
 
