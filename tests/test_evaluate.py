@@ -255,6 +255,7 @@ def test_prompts_of_the_search_are_pointed_out() -> None:
 def test_no_effect_of_everything_leaves_ratios_undefined() -> None:
     same = replace(held_out(), source_tokens=held_out().base_tokens)
     found = mt.evaluate(circuit(), same, draws=5)
+    assert set(found.ablations[0].full_effects) == {0.0}
     assert found.faithfulness is None
     assert found.completeness is None
     assert list(found.minimality.values()) == [None] * 3

@@ -35,9 +35,9 @@ def nulls() -> tuple[list[mt.Significance], list[mt.Significance]]:
     them on the prompts of the search."""
     on_held_out, on_search = [], []
     for i, (path, train, held_out) in enumerate(null_tasks(TASKS)):
-        on_held_out.append(mt.significance(path, held_out, draws=39, replacements=0))
-        if i < 50:
-            on_search.append(mt.significance(path, train, draws=39, replacements=0))
+        on_held_out.append(mt.significance(path, held_out, draws=19, replacements=0))
+        if i < 40:
+            on_search.append(mt.significance(path, train, draws=19, replacements=0))
     return on_held_out, on_search
 
 

@@ -132,7 +132,18 @@ def _runs(tracer: Tracer, subject: Subject, minimality: bool) -> Float[np.ndarra
     with_one[torch.arange(len(with_one)), list(subject.members)[: len(with_one)]] = 1.0
     patched = tracer.effects(torch.stack([mask, torch.ones_like(mask)]))
     kept = tracer.effects(torch.cat([rest[None], with_one]), reference=rest if minimality else None)
-    return torch.cat([patched, kept]).double().cpu().numpy()
+    return rounded(tracer, torch.cat([patched, kept]))
+
+
+def rounded(tracer: Tracer, values: Float[Tensor, "*k n"]) -> Float[np.ndarray, "*k n"]:
+    """Effects as float64, with those that are nothing but rounding set to zero.
+
+    Else a ratio to no effect would be a number, and a test would find a sign in it.
+    """
+    scale = 1.0 if tracer.metric.relative else float(tracer.base_metric.abs().max())
+    floor = 16 * torch.finfo(tracer.dtype).eps * scale
+    found = values.double().cpu().numpy()
+    return np.where(np.abs(found) <= floor, 0.0, found)
 
 
 def _ratios(means: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
@@ -149,15 +160,14 @@ def _drawn(tracer: Tracer, subject: Subject, draws: int, seed: int) -> Float[np.
 
 def mean_effects(tracer: Tracer, masks: Float[Tensor, "k groups"], part: int = 256) -> Float[np.ndarray, " k"]:
     """Mean effect per mask, a few hundred masks at a time."""
-    means = [tracer.effects(some).double().mean(-1) for some in masks.split(part)]
-    return torch.cat(means).cpu().numpy()
+    return np.concatenate([rounded(tracer, tracer.effects(some)).mean(-1) for some in masks.split(part)])
 
 
 def log_effects(tracer: Tracer, mask: Float[Tensor, " groups"]) -> Float[np.ndarray, " n"] | None:
     """Per-example effect on the metric's log scale; None for a metric that has none."""
     if not (tracer.metric.relative and tracer.metric.needs_wrong):
         return None
-    return tracer.log_effect(mask).double().cpu().numpy()
+    return rounded(tracer, tracer.log_effect(mask))
 
 
 def _chance_scores(

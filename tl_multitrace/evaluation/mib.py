@@ -24,6 +24,7 @@ from jaxtyping import Float
 from scipy.integrate import trapezoid
 
 from tl_multitrace.evaluation.estimate import Estimate, Statistic, estimates
+from tl_multitrace.evaluation.measure import rounded
 from tl_multitrace.evaluation.result import Result, ResultFile, intervention_name
 from tl_multitrace.evaluation.subject import Interventions, subject_of
 from tl_multitrace.groups import HookGroups
@@ -288,7 +289,7 @@ def _rest_effects(tracer: Tracer, kept: Sequence[Subset]) -> Float[np.ndarray, "
     masks = torch.ones(len(kept) + 1, len(tracer.groups))
     for row, members in zip(masks[1:], kept, strict=True):
         row[list(members)] = 0.0
-    values = tracer.effects(masks).double().cpu().numpy()
+    values = rounded(tracer, tracer.effects(masks))
     if not values[0].mean():
         raise ValueError(
             "patching every component has no effect on these prompts, so faithfulness is not defined. Use prompts "

@@ -23,7 +23,7 @@ from scipy import stats
 
 from tl_multitrace.evaluation.chance import chance_p, random_sets, sign_flip_p
 from tl_multitrace.evaluation.evaluator import seen_before
-from tl_multitrace.evaluation.measure import log_effects, mean_effects
+from tl_multitrace.evaluation.measure import log_effects, mean_effects, rounded
 from tl_multitrace.evaluation.result import Result, ResultFile, intervention_name
 from tl_multitrace.evaluation.subject import Judged, Subject, subject_of
 from tl_multitrace.groups import Component, HookGroups
@@ -200,7 +200,7 @@ def significance(
     subject = subject_of(circuit, budget=budget, tracer=tracer, model=model, groups=groups, metric=metric)
     on = subject.tracer(pairs)
     with on.session():
-        effect = float(on.effect(subject.mask).double().mean())
+        effect = float(mean_effects(on, subject.mask[None])[0])
         whole = _scaled(on, subject.mask)
         drawn = mean_effects(on, random_sets(subject.groups, subject.members, draws, seed))
         tests = _tests(on, subject, whole, effect, replacements, seed) if replacements else ()
@@ -222,7 +222,7 @@ def significance(
 def _scaled(tracer: Tracer, mask: torch.Tensor) -> Float[np.ndarray, " n"]:
     """Per-example effect on the scale on which exchanging answers turns its sign."""
     logged = log_effects(tracer, mask)
-    return tracer.effect(mask).double().cpu().numpy() if logged is None else logged
+    return rounded(tracer, tracer.effect(mask)) if logged is None else logged
 
 
 def _tests(
@@ -232,7 +232,7 @@ def _tests(
     for member in subject.members:
         without = subject.mask
         without[member] = 0.0
-        mean = float(tracer.effect(without).double().mean())
+        mean = float(mean_effects(tracer, without[None])[0])
         p_zero = sign_flip_p(whole - _scaled(tracer, without), subject.sign, seed)
         others = _instead(subject, member, replacements, seed)
         masks = without.repeat(len(others), 1)
