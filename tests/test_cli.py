@@ -24,6 +24,7 @@ from tl_multitrace.spec import budgets_from_text, groups_from_text
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = ["run", "--task", "ioi", "--components", "heads", "--budget", "2", "--n", "16", "--device", "cpu"]
 FILES = {"circuit.json", "path.json", "effects.csv", "views.json", "report.html", "run.json", "figures"}
+FILES |= {"evaluation.json", "stability.json"}
 
 
 def call(*arguments: object) -> Any:
@@ -48,7 +49,9 @@ def test_a_run_folder_holds_everything(finished: tuple[Path, Any]) -> None:
     out, _ = finished
     assert {p.name for p in out.iterdir()} == FILES == set(OWN_FILES)
     assert {p.name for p in (out / "figures").iterdir()} == {
-        f"{name}.{kind}" for name in ("circuit", "path", "subgroups") for kind in ("png", "svg")
+        f"{name}.{kind}"
+        for name in ("circuit", "path", "subgroups", "evaluation", "stability")
+        for kind in ("png", "svg")
     }
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in out.glob("figures/*.png"))
     assert [p.name for p in out.parent.iterdir()] == ["run"]  # no temporary folder
@@ -59,7 +62,7 @@ def test_the_record_of_a_run(finished: tuple[Path, Any]) -> None:
     assert (record["status"], record["seed"], record["arguments"]["task"]) == ("complete", 0, "ioi")
     assert record["versions"]["tl_multitrace"] == mt.__version__
     assert {"python", "torch", "transformer_lens"} <= set(record["versions"])
-    assert set(record["timings"]) == {"model", "prompts", "search", "scores", "report"}
+    assert set(record["timings"]) == {"model", "prompts", "search", "scores", "evaluation", "stability", "report"}
     assert record["cost"]["equivalents"] > 0
     assert record["facts"]["kept"] == 16
 

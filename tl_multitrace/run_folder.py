@@ -7,6 +7,8 @@
 ``figures/``            the report's figures, as PNG and SVG
 ``report.html``         everything on one page
 ``views.json``          what the page's views of the model are drawn from
+``evaluation.json``     the circuit on held-out prompts: faithfulness, random sets
+``stability.json``      which components come back on resampled prompts
 ``run.json``            status, arguments, versions, seed, timings, cost
 ======================  ==============================================================
 """
@@ -32,8 +34,9 @@ from tl_multitrace.files import File, read_json, write_json
 from tl_multitrace.job import Job, Log
 from tl_multitrace.render import Run, write_report
 
+JUDGED = ("evaluation.json", "stability.json")
 RECORD, REPORT, FIGURES = "run.json", "report.html", "figures"
-OWN_FILES = (RECORD, REPORT, FIGURES, "circuit.json", "path.json", "effects.csv", "views.json")
+OWN_FILES = (RECORD, REPORT, FIGURES, "circuit.json", "path.json", "effects.csv", "views.json", *JUDGED)
 """What a run writes; a folder with anything else in it is never replaced."""
 
 PNG_DPI = 160

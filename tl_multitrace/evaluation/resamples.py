@@ -154,7 +154,7 @@ def stability(
     resamples: int = 20,
     seeds: int | Sequence[int] = 0,
     *,
-    budget: int | None = None,
+    budget: int | Mapping[str, int] | None = None,
     direction: Direction = "maximize",
     threshold: float = 0.8,
     progress: bool | None = None,
@@ -167,7 +167,8 @@ def stability(
         resamples: draws of the prompts per seed; each is one search.
         seeds: one, or several; a seed decides the draws and goes to the solver. Every run has a draw of its own, so the
             intervals count all of them.
-        budget: of each search; default 10, or all groups where there are fewer.
+        budget: of each search, or one for each kind of group as :func:`select` takes them; default 10, or all groups
+            where there are fewer.
         direction: ``"maximize"`` or ``"minimize"``.
         threshold: share of the runs from which a component counts as stable.
         progress: show a progress bar; default: the tracer's setting.
@@ -179,10 +180,11 @@ def stability(
     runs = [(seed, draw) for seed in dict.fromkeys(listed) for draw in range(resamples)]
     if len(runs) < 2 or not 0 < threshold <= 1:
         raise ValueError(f"need 2 runs or more and a threshold up to 1, got {len(runs)} runs, threshold {threshold}.")
-    size = min(BUDGET, len(tracer.groups)) if budget is None else budget
+    limits = min(BUDGET, len(tracer.groups)) if budget is None else budget
+    size = sum(limits.values()) if isinstance(limits, Mapping) else limits
     found, name = [], ""
     for seed, draw in tqdm(runs, desc="resamples", disable=not (tracer.progress if progress is None else progress)):
-        path = select(_resampled(tracer, seed, draw), size, solver, direction=direction, seed=seed, progress=False)
+        path = select(_resampled(tracer, seed, draw), limits, solver, direction=direction, seed=seed, progress=False)
         found.append(path.choice(size).members)
         name = str(path.provenance["solver"]["name"])
     return _stability(tracer, found, size, name, direction, threshold, listed)

@@ -52,12 +52,14 @@ def evaluation_section(report: CircuitReport) -> Markup:
         figure = plot_report(report)
     frame = report.to_dataframe()
     rows = [
-        [r["score"], r["of"], r["ablation"], _known(r["value"]), _interval(r), r["n"], MEANINGS[r["score"]]]
+        [_named(r), r["ablation"], _known(r["value"]), _interval(r), MEANINGS[r["score"]]]
         for r in frame[frame["score"] != "share"].to_dict("records")
     ]
-    columns = ["score", "of", "ablation", "value", "95% interval", "prompts", "meaning"]
+    columns = ["score", "ablation", "value", "95% interval", "meaning"]
     alt = "Effect by subgroup, faithfulness by ablation and minimality by component. The numbers follow in a table."
-    caption = f"Points are means over prompts, bars 95% intervals. {report.direction.capitalize()} {report.metric}."
+    caption = (
+        f"Means over {len(report.prompts)} prompts with 95% intervals. {report.direction.capitalize()} {report.metric}."
+    )
     return section(
         "evaluation",
         "How good, how sure",
@@ -109,6 +111,11 @@ def stability_section(found: Stability) -> Markup:
 
 def _notes(notes: tuple[str, ...]) -> Markup | None:
     return tag("div", tag("ul", [tag("li", note) for note in notes]), class_="note") if notes else None
+
+
+def _named(row: dict[Any, Any]) -> str:
+    of = f": {row['of']}" if row["of"] else ""
+    return f"{row['score']}{of}" + (f" ({row['n']} prompts)" if row["score"] == "subgroup effect" else "")
 
 
 def _known(value: Any) -> float | None:

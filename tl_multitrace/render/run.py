@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tl_multitrace.circuit import Circuit
+from tl_multitrace.evaluation import CircuitReport, Stability
 from tl_multitrace.files import write_text
 from tl_multitrace.metrics import Metric
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.render.capture import make_views
 from tl_multitrace.render.curves import chance_by_size, plot_path, plot_subgroups, unit_of
+from tl_multitrace.render.judged import plot_report, plot_stability
 from tl_multitrace.render.maps import plot_circuit
 from tl_multitrace.render.style import to_file
 from tl_multitrace.render.views import Views, load_views, save_views
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 EFFECT_COLUMNS = ("split", "pair", "label", "base", "source", "answers", "wrong_answers", "metric", "effect")
 CIRCUIT, PATH, EFFECTS, VIEWS, OTHERS = "circuit.json", "path.json", "effects.csv", "views.json", "path-*.json"
+EVALUATION, STABILITY = "evaluation.json", "stability.json"
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class Run:
         views: data of the circuitsvis views.
         facts: more provenance, such as the command that was run.
         chance: effect of random sets by size.
+        evaluation: of the circuit on held-out prompts.
+        stability: of the search on resampled prompts.
     """
 
     path: SubsetPath
@@ -55,6 +60,8 @@ class Run:
     views: Views | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     chance: Mapping[int, Score] | None = None
+    evaluation: CircuitReport | None = None
+    stability: Stability | None = None
 
     @property
     def name(self) -> str:
@@ -96,7 +103,9 @@ class Run:
             FileExistsError: one of the files exists and ``overwrite`` is False.
         """
         place = Path(folder)
-        there = [place / name for name in (CIRCUIT, PATH, EFFECTS, VIEWS) if (place / name).exists()]
+        there = [
+            place / name for name in (CIRCUIT, PATH, EFFECTS, VIEWS, EVALUATION, STABILITY) if (place / name).exists()
+        ]
         if there and not overwrite:  # before anything is measured or written
             raise FileExistsError(f"{there[0]} exists. Choose another folder, or pass overwrite=True to replace it.")
         run = self.measured()
@@ -108,17 +117,24 @@ class Run:
             write_text(place / EFFECTS, run.effects.to_csv(index=False, lineterminator="\n"), overwrite=overwrite)
         if run.views is not None:
             save_views(run.views, place / VIEWS, overwrite=overwrite)
+        for name, judged in ((EVALUATION, run.evaluation), (STABILITY, run.stability)):
+            if judged is not None:
+                judged.save(place / name, overwrite=overwrite)
         for name, figure in run.figures().items():
             write_text(place / f"{name}.svg", to_file(figure), overwrite=overwrite)
         return run
 
     def figures(self) -> dict[str, Figure]:
-        """The report's figures by name: ``circuit``, ``path``, and ``subgroups`` where the prompts have any."""
+        """The report's figures: ``circuit``, ``path``, and ``subgroups``, ``evaluation``, ``stability`` where known."""
         made = {"circuit": plot_circuit(self.circuit), "path": plot_path(self.path_with_chance(), *self.others)}
         parts = self.subgroups()
         if parts:
             (effects, labels), held = parts["search"], parts.get("held out")
             made["subgroups"] = plot_subgroups(effects, labels, held_out=held, unit=unit_of(self.circuit))
+        if self.evaluation is not None:
+            made["evaluation"] = plot_report(self.evaluation)
+        if self.stability is not None:
+            made["stability"] = plot_stability(self.stability)
         return made
 
     def subgroups(self) -> dict[str, tuple[list[float], list[str]]]:
@@ -150,6 +166,8 @@ class Run:
             others=tuple(SubsetPath.load(p) for p in sorted(place.glob(OTHERS))),
             effects=read_effects(place / EFFECTS) if (place / EFFECTS).is_file() else None,
             views=load_views(place / VIEWS) if (place / VIEWS).is_file() else None,
+            evaluation=CircuitReport.load(place / EVALUATION) if (place / EVALUATION).is_file() else None,
+            stability=Stability.load(place / STABILITY) if (place / STABILITY).is_file() else None,
         )
 
 
