@@ -10,7 +10,7 @@ from tl_multitrace.evaluation.report import CircuitReport
 from tl_multitrace.evaluation.resamples import Stability
 from tl_multitrace.files import write_text
 from tl_multitrace.render.embed import asset, page
-from tl_multitrace.render.html import Markup, join, number, table, tag
+from tl_multitrace.render.html import Markup, Percent, join, number, table, tag
 from tl_multitrace.render.judged import plot_report, plot_stability
 from tl_multitrace.render.sections import csv_link, section
 from tl_multitrace.render.style import inked, to_svg
@@ -52,13 +52,15 @@ def evaluation_section(report: CircuitReport) -> Markup:
         figure = plot_report(report)
     frame = report.to_dataframe()
     rows = [
-        [_named(r), r["ablation"], _known(r["value"]), _interval(r), MEANINGS[r["score"]]]
+        [_named(r, len(report.ablations) > 1), _known(r["value"]), _interval(r), MEANINGS[r["score"]]]
         for r in frame[frame["score"] != "share"].to_dict("records")
     ]
-    columns = ["score", "ablation", "value", "95% interval", "meaning"]
+    columns = ["score", "value", "95% interval", "meaning"]
     alt = "Effect by subgroup, faithfulness by ablation and minimality by component. The numbers follow in a table."
+    kinds = ", ".join(a.name for a in report.ablations)
     caption = (
-        f"Means over {len(report.prompts)} prompts with 95% intervals. {report.direction.capitalize()} {report.metric}."
+        f"Means over {len(report.prompts)} prompts with 95% intervals. {report.direction.capitalize()} {report.metric}; "
+        f"ablation: {kinds}."
     )
     return section(
         "evaluation",
@@ -89,7 +91,12 @@ def stability_section(found: Stability) -> Markup:
         figure = plot_stability(found)
     frame = found.to_dataframe()
     rows = [
-        [r["component"], r["frequency"], f"{number(r['low'])} to {number(r['high'])}", "yes" if r["stable"] else "no"]
+        [
+            r["component"],
+            Percent(r["frequency"]),
+            f"{number(r['low'])} to {number(r['high'])}",
+            "yes" if r["stable"] else "no",
+        ]
         for r in frame.head(MOST_ROWS).to_dict("records")
     ]
     text = (
@@ -113,8 +120,8 @@ def _notes(notes: tuple[str, ...]) -> Markup | None:
     return tag("div", tag("ul", [tag("li", note) for note in notes]), class_="note") if notes else None
 
 
-def _named(row: dict[Any, Any]) -> str:
-    of = f": {row['of']}" if row["of"] else ""
+def _named(row: dict[Any, Any], several: bool) -> str:
+    of = (f": {row['of']}" if row["of"] else "") + (f", {row['ablation']}" if several else "")
     return f"{row['score']}{of}" + (f" ({row['n']} prompts)" if row["score"] == "subgroup effect" else "")
 
 
