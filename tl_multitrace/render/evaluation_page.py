@@ -57,11 +57,8 @@ def evaluation_section(report: CircuitReport) -> Markup:
     ]
     columns = ["score", "value", "95% interval", "meaning"]
     alt = "Effect by subgroup, faithfulness by ablation and minimality by component. The numbers follow in a table."
-    kinds = ", ".join(a.name for a in report.ablations)
-    caption = (
-        f"Means over {len(report.prompts)} prompts with 95% intervals. {report.direction.capitalize()} {report.metric}; "
-        f"ablation: {kinds}."
-    )
+    about = f"{report.direction.capitalize()} {report.metric}; ablation: {', '.join(a.name for a in report.ablations)}."
+    caption = f"Means over {len(report.prompts)} prompts with 95% intervals. {about}"
     return section(
         "evaluation",
         "How good, how sure",
