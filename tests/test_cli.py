@@ -173,6 +173,7 @@ USAGE = {
     "budget text": (["--task", "ioi", "--budget", "ten"], "budgets must be numbers such as 5, 0-3"),
     "direction": (["--task", "ioi", "--direction", "up"], "maximize"),
     "held out": (["--task", "ioi", "--held-out", "1.5"], "0.9"),
+    "stability": (["--task", "ioi", "--stability", "1"], "--stability needs 2 searches or more to compare"),
 }
 
 

@@ -16,6 +16,8 @@ from render_cases import EVIL, EVIL_IMAGE, prompts, run
 
 import tl_multitrace as mt
 from tl_multitrace.evaluation.result import Result
+from tl_multitrace.render import Run
+from tl_multitrace.render.report import report_html
 
 KINDS = ("report", "mib", "recovery", "significance", "stability", "comparison")
 
@@ -168,6 +170,20 @@ def test_the_page_holds_the_scores_and_fetches_nothing(tmp_path: Path) -> None:
         assert word in text
     with pytest.raises(FileExistsError, match="pass overwrite=True"):
         value.write_html(tmp_path / "e.html")
+
+
+def test_a_runs_report_and_folder_hold_evaluation_and_stability(tmp_path: Path) -> None:
+    judged = dataclasses.replace(run(), evaluation=result("report"), stability=result("stability"))
+    judged.save(tmp_path / "run")
+    again = Run.from_folder(tmp_path / "run")
+    assert (again.evaluation, again.stability) == (judged.evaluation, judged.stability)
+    assert {"evaluation", "stability"} <= set(again.figures())
+    page = Page(report_html(again))
+    assert {"evaluation", "stability"} <= set(page.ids)
+    assert {"#evaluation", "#stability"} <= set(page.links)
+    assert len(page.ids) == len(set(page.ids))
+    bare = Page(report_html(dataclasses.replace(again, evaluation=None, stability=None)))
+    assert not {"evaluation", "stability", "#evaluation", "#stability"} & {*bare.ids, *bare.links}
 
 
 def test_text_of_prompts_cannot_inject() -> None:

@@ -95,6 +95,13 @@ def test_each_run_has_prompts_and_a_seed_of_its_own() -> None:
 ON_A_FIRST = [e.base[0] for e in ON_A]
 
 
+def test_resampled_prompts_always_find_others_of_their_length() -> None:
+    pairs = pairs_of(random_examples(8, seed=6))  # two prompts of each length
+    tracer = mt.Tracer(model(), pairs, mt.heads(model()), intervention=mt.ResampleAblation())
+    found = mt.stability(tracer, mt.TopK(), 8, budget=2)
+    assert (len(found.sets), found.intervention) == (8, mt.ResampleAblation().describe())
+
+
 def test_the_same_seeds_give_the_same_result() -> None:
     again = mt.stability(tracer(), mt.TopK(), 6, [0, 1], budget=3, threshold=0.3)
     assert again == repeated()

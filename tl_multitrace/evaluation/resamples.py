@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -16,6 +16,7 @@ from tl_multitrace.circuit import Circuit
 from tl_multitrace.evaluation.estimate import Estimate, frequency
 from tl_multitrace.evaluation.result import Result, ResultFile, intervention_name
 from tl_multitrace.groups import Component
+from tl_multitrace.interventions import ResampleAblation
 from tl_multitrace.scores import Score
 from tl_multitrace.solvers.path import marginal_effects
 from tl_multitrace.solvers.search import Direction, Subset
@@ -193,8 +194,10 @@ def stability(
 def _resampled(tracer: Tracer, seed: int, draw: int) -> Tracer:
     n = tracer.n
     index = np.random.default_rng([seed, 75, draw]).integers(0, n, n)
-    pairs = tracer.pairs[index.tolist()]
-    return Tracer(tracer.model, pairs, tracer.groups, tracer.metric, tracer.intervention, dtype=tracer.dtype)
+    pairs, intervention = tracer.pairs[index.tolist()], tracer.intervention
+    if isinstance(intervention, ResampleAblation) and intervention.reference is None:
+        intervention = replace(intervention, reference=tracer.pairs)  # a draw may hold only one prompt of some length
+    return Tracer(tracer.model, pairs, tracer.groups, tracer.metric, intervention, dtype=tracer.dtype)
 
 
 def _stability(
