@@ -117,6 +117,24 @@ def test_one_seed_one_result() -> None:
     assert first.cost["forwards"] == again.cost["forwards"]
 
 
+def test_screening_in_lower_precision() -> None:
+    """Gradients differ by rounding, and nothing else: what is chosen is scored, and chosen, in full precision."""
+    tracer = random_problem(3)
+    mask = torch.full((len(tracer.groups),), 0.5)
+    (_, exact), (_, low) = (tracer.effect_and_gradient(mask, dtype=d) for d in (None, torch.bfloat16))
+    assert not torch.equal(exact, low)
+    assert torch.nn.functional.cosine_similarity(exact.flatten(), low.flatten(), dim=0) > 0.99
+    path = mt.select(tracer, range(1, 9), mt.ScreenedSearch(screen_dtype="bfloat16"))
+    plain = mt.select(tracer, range(1, 9))
+    assert path.provenance["solver"]["screen_dtype"] == "bfloat16"
+    for choice in path.choices:
+        assert choice.score.mean == pytest.approx(float(tracer.effect(path[choice.size].mask).mean()), rel=1e-6)
+    assert np.min(np.array(path.effects) / np.array(plain.effects)) >= 0.97
+    assert tracer.effect_and_gradient(mask)[1].equal(exact)  # the precision is back
+    with pytest.raises(ValueError, match="screen_dtype must be None or one of 'bfloat16', 'float16', got 'int8'"):
+        mt.ScreenedSearch(screen_dtype="int8")
+
+
 def test_more_effort_costs_more_and_finds_no_less() -> None:
     efforts: tuple[Any, ...] = ("low", "normal", "high")
     paths = [mt.select(random_problem(1), range(1, 7), mt.ScreenedSearch(effort=e)) for e in efforts]

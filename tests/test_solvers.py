@@ -69,7 +69,7 @@ class Toy(mt.Tracer):
     def _values(self, mask: Tensor) -> Tensor:
         return self.problem(mask.double()) * (1 + self.SPREAD)
 
-    def metric_values(self, masks: Tensor, **options: Any) -> Tensor:
+    def _metric_values(self, masks: Tensor, *options: Any) -> Tensor:
         self.asked += [tuple(m.nonzero().flatten().tolist()) for m in masks]
         self.cost.forwards += len(masks)
         return torch.stack([self._base_values + self._values(m)[self.rows.order] for m in masks])

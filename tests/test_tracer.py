@@ -52,9 +52,11 @@ def test_effects_are_the_plain_loops(name: str, batch_size: int | None, limit: i
     torch.testing.assert_close(tracer.effects(masks), wanted, **tolerance)
     for reference in (masks[6], masks[2], masks[7]):  # each change overwrites the stored block inputs
         torch.testing.assert_close(tracer.effects(masks, reference=reference), wanted, **tolerance)
+    for several in (masks[[2, 6]], masks[[7, 0, 3]], masks[[5]]):  # fewer and more than are stored
+        torch.testing.assert_close(tracer.effects(masks, reference=several), wanted, **tolerance)
     torch.testing.assert_close(tracer.effects(masks), wanted, **tolerance)
     for tile in (1, 10**6):  # tokens per forward up to which masks share a batch
-        tracer._tile = tile
+        tracer._restarts.tile = tile
         torch.testing.assert_close(tracer.effects(masks.flip(0)), wanted.flip(0), **tolerance)
     assert tracer.memory["source_kept"] == (limit is None)
 
@@ -213,6 +215,18 @@ def test_cost_of_effects(batch_size: int | None) -> None:
     assert spent(tracer, lambda: tracer.effects(late, reference=one_by_one[0])) == (1 + 4 / L, 0)
     assert spent(tracer, lambda: tracer.effects(late[:2], reference=one_by_one[0])) == (2 / L, 0)
     assert spent(tracer, lambda: tracer.effects(one_by_one[4:8] + one_by_one[0], reference=one_by_one[0])) == (8 / L, 0)
+    tracer.forget()  # and then it is not
+    assert spent(tracer, lambda: tracer.effects(late[:2], reference=one_by_one[0])) == (1 + 2 / L, 0)
+    # two runs are stored together, and each mask restarts from the one that it shares most with
+    both = torch.cat([late, late + one_by_one[1]])
+    assert spent(tracer, lambda: tracer.effects(both, reference=both[[0, 4]])) == (2 + 6 / L, 0)
+
+
+def test_values_are_told_as_they_are_found() -> None:
+    tracer = mt.Tracer(model_of(NAMES[0]), pairs_of(EXAMPLES), mt.heads(model_of(NAMES[0])), batch_size=2)
+    told: list[int] = []
+    tracer.effects(torch.eye(12), tick=told.append)
+    assert len(told) > 1 and sum(told) == 12 * tracer.n
 
 
 def test_cost_of_gradients() -> None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -37,13 +37,11 @@ class Prefix:
     Attributes:
         mask: the reference mask.
         residuals: input of a block, per block number.
-        column: the first token that was run; inputs before it are not there.
         answers: of the run, per batch, where they were kept.
     """
 
     mask: Float[np.ndarray, " groups"]
     residuals: dict[int, Float[Tensor, "rows pos d_model"]] = field(default_factory=dict)
-    column: int = 0
     answers: list[Answers] = field(default_factory=list)
 
 
@@ -90,6 +88,7 @@ class Engine:
         self._embedding: tuple[Tensor, Tensor | None] | None = None
         self._reads: tuple[Tensor, Tensor] | None = None
         self._depth = 0
+        self._reduced: torch.dtype | None = None
 
     # ------------------------------------------------------------------ session
 
@@ -110,6 +109,15 @@ class Engine:
             finally:
                 self._depth = 0
                 self._capture = None
+
+    @contextmanager
+    def reduced(self, dtype: torch.dtype | None) -> Iterator[None]:
+        """Forwards in lower precision (autocast), where a dtype is given."""
+        self._reduced = dtype
+        try:
+            yield
+        finally:
+            self._reduced = None
 
     def _hooks(self) -> list[tuple[str, HookFn]]:
         # order matters where names meet at one hook point: noise, then the stored block input, then mixing, then
@@ -164,8 +172,8 @@ class Engine:
         mask: Float[Tensor, "k r groups"] | None = None,
         *,
         start: int = 0,
-        prefix: Prefix | None = None,
-        record: Prefix | None = None,
+        prefix: Prefix | Sequence[Prefix] | None = None,
+        record: Sequence[Prefix] = (),
         held: Float[Tensor, "k 1 held"] | None = None,
         column: int = 0,
         past: Any = None,
@@ -176,8 +184,8 @@ class Engine:
             batch: examples to run.
             mask: values in [0, 1]; ``r`` is 1, or the number of rows for one mask each. None: no intervention.
             start: first block to run; ``prefix`` holds its input.
-            prefix: stored block inputs.
-            record: where to put this run's block inputs (first mask only, ``k = 1``).
+            prefix: stored block inputs, for all masks or one per mask.
+            record: where to put these runs' block inputs, one per mask.
             held: per mask, which held sites to freeze.
             column: first token to run; ``past`` holds the keys and values of those before it.
             past: the model's own cache for ``k`` copies of the batch; an empty one is filled.
@@ -189,19 +197,18 @@ class Engine:
         if column:
             self._narrow(column)
         expected = [name for name, plan in self.hooked.items() if plan.layer >= start]
-        if record is not None:
+        if record:
             self._capture, self._capture_names = (
                 {},
                 {"input:" + BLOCK_INPUT.format(layer=i) for i in self._restart_layers},
             )
-        resid = None if prefix is None or not start else prefix.residuals[start][batch.rows, : batch.tokens.shape[1]]
-        if resid is not None and k > 1:
-            resid = resid.repeat(k, 1, 1)
-        resid = None if resid is None else resid[:, column:]
+        runs = () if prefix is None or not start else [prefix] * k if isinstance(prefix, Prefix) else prefix
+        inputs = [run.residuals[start][batch.rows, column : batch.tokens.shape[1]] for run in runs]
+        resid = torch.cat(inputs) if inputs else None
         tokens = batch.tokens[:, column:].repeat(k, 1)
         logits = self._forward(tokens, batch.attention.repeated(k), start, resid, self._reads, past)
         self._check_fired(expected)
-        if record is not None:
+        if record:
             self._keep_inputs(batch, record, column)
         self.cost.forwards += k * self.fraction(batch, start) * (1 - column / batch.tokens.shape[1])
         return self._score(batch, logits, k)
@@ -255,16 +262,18 @@ class Engine:
     ) -> Tensor:
         self._fired.clear()
         began = time.perf_counter()
+        lower = torch.autocast(self.view.device.type, self._reduced) if self._reduced is not None else nullcontext()
         try:
-            return self.view.run(
-                tokens,
-                attention.mask,
-                position_ids=attention.position_ids,
-                start_layer=start,
-                residual=resid,
-                reads=reads,
-                past=past,
-            )
+            with lower:
+                return self.view.run(
+                    tokens,
+                    attention.mask,
+                    position_ids=attention.position_ids,
+                    start_layer=start,
+                    residual=resid,
+                    reads=reads,
+                    past=past,
+                )
         finally:
             self.cost.seconds += time.perf_counter() - began
             # between forwards the hooks are inert, so that several tracers may hold sessions on one model
@@ -282,15 +291,16 @@ class Engine:
                     "other groups."
                 )
 
-    def _keep_inputs(self, batch: Batch, record: Prefix, column: int) -> None:
+    def _keep_inputs(self, batch: Batch, records: Sequence[Prefix], column: int) -> None:
         assert self._capture is not None
         for layer in self._restart_layers:
             value = self._capture.get("input:" + BLOCK_INPUT.format(layer=layer))
             if value is None:
                 continue
-            if layer not in record.residuals:
-                record.residuals[layer] = value.new_zeros(len(self.rows), self.rows.base.shape[1], value.shape[-1])
-            record.residuals[layer][batch.rows, column : column + value.shape[1]] = value
+            for record, part in zip(records, value.unflatten(0, (len(records), -1)), strict=True):
+                if layer not in record.residuals:
+                    record.residuals[layer] = value.new_zeros(len(self.rows), self.rows.base.shape[1], value.shape[-1])
+                record.residuals[layer][batch.rows, column : column + value.shape[1]] = part
         self._capture = None
 
     def _score(self, batch: Batch, logits: Tensor, k: int) -> Answers:

@@ -52,7 +52,7 @@ class LastMLP:
     def _at(self, whole: Callable[[Tensor], Any], hidden: Float[Tensor, "b pos d"], reads: Reads) -> Any:
         part = whole(hidden[reads][None])
         if self.by_position:
-            return hidden.new_zeros(*hidden.shape[:2], part.shape[-1]).index_put(reads, part[0])
+            return part.new_zeros(*hidden.shape[:2], part.shape[-1]).index_put(reads, part[0])
         full = whole(hidden)
         if not isinstance(full, Tensor):
             self.by_position = False

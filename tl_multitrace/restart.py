@@ -38,14 +38,14 @@ class Restarts:
         batches: what it runs them on.
         origin: the base run.
         limit: bytes of keys and values that may be kept.
-        reference: a run under another mask.
+        references: runs under other masks.
     """
 
     engine: Engine
     batches: list[Batch]
     origin: Prefix
     limit: int
-    reference: Prefix | None = None
+    references: list[Prefix] = field(default_factory=list)
     _past: Past | None = None
     _tried: bool = False
     _differences: Int[Tensor, " rows"] | None = None
@@ -58,59 +58,69 @@ class Restarts:
     # ------------------------------------------------------------------ from which block
 
     def by_first_block(
-        self, masks: Float[np.ndarray, "k groups"], *, with_reference: bool = True
-    ) -> list[tuple[Int[Tensor, " jobs"], int, Prefix]]:
-        """Masks grouped by where they can restart: ``(mask numbers, first block, stored run)``.
+        self, masks: Float[np.ndarray, "k groups"], *, with_references: bool = True
+    ) -> list[tuple[int, Int[Tensor, " jobs"], list[Prefix]]]:
+        """Masks grouped by where they can restart: ``(first block, mask numbers, stored run of each)``.
 
         A mask that does not differ from a stored run whose answers are known starts after the last block.
         """
-        prefixes = [self.origin]
-        if with_reference and self.reference is not None and self._fits(masks, self.reference):
-            prefixes.append(self.reference)
-        plans: dict[tuple[int, int], list[int]] = {}
+        runs = [self.origin, *(self.references if with_references else ())]
+        plans: dict[int, list[tuple[int, Prefix]]] = {}
         for j, mask in enumerate(masks):
-            starts = [self._first_block(mask, p) for p in prefixes]
+            starts = [self._first_block(mask, run) for run in runs]
             best = int(np.argmax(starts))
-            plans.setdefault((starts[best], best), []).append(j)
-        return [(torch.tensor(jobs), start, prefixes[which]) for (start, which), jobs in sorted(plans.items())]
+            plans.setdefault(starts[best], []).append((j, runs[best]))
+        return [
+            (start, torch.tensor([j for j, _ in jobs]), [r for _, r in jobs]) for start, jobs in sorted(plans.items())
+        ]
 
-    def _fits(self, masks: Float[np.ndarray, "k groups"], run: Prefix) -> bool:
-        """Whether a run has every token that these masks change."""
-        return run.column == 0 or not len(masks) or self._lowest_column(masks) >= run.column
-
-    def _first_block(self, mask: Float[np.ndarray, " groups"], prefix: Prefix) -> int:
-        changed = np.flatnonzero(mask != prefix.mask)
+    def _first_block(self, mask: Float[np.ndarray, " groups"], run: Prefix) -> int:
+        changed = np.flatnonzero(mask != run.mask)
         if not len(changed):
-            if prefix is self.origin or prefix.answers:
+            if run is self.origin or run.answers:
                 return self.engine.view.n_layers
             changed = np.flatnonzero(mask)
         layer = int(self.engine.first_layers[changed].min())
-        return layer if layer in prefix.residuals else 0
+        return layer if layer in run.residuals else 0
 
-    def set_reference(self, mask: Float[Tensor, " groups"], masks: Float[np.ndarray, "k groups"]) -> None:
-        """Run a mask and keep its block inputs, for masks that differ little from it."""
-        wanted = mask.cpu().double().numpy()
-        column = self._lowest_column(np.concatenate([masks, wanted[None].astype(masks.dtype)]))
-        same = self.reference is not None and np.array_equal(self.reference.mask, wanted)
-        if same and self.reference is not None and self.reference.column <= column:
+    def set_references(self, masks: Float[Tensor, "r groups"]) -> None:
+        """Run masks and keep their block inputs, for masks that differ little from one of them."""
+        wanted = masks.cpu().double().numpy()
+        if len(wanted) == len(self.references) and all(
+            np.array_equal(r.mask, w) for r, w in zip(self.references, wanted, strict=True)
+        ):
             return
-        record = self.new_reference(mask)
-        if record is None:
+        records = self.new_references(masks)
+        if not records:
             return
-        record.column = column
         for batch in self.batches:
-            past = self.cache(batch, column, 1) if column else None
-            answers = self.engine.answers(batch, mask[None, None], record=record, column=column, past=past)
-            record.answers.append(answers)
-        self.reference = record
+            for part, column in self.tiles(wanted, batch):
+                self._record_runs(masks[part], batch, [records[p] for p in part], column)
+        self.references = records
 
-    def new_reference(self, mask: Float[Tensor, " groups"]) -> Prefix | None:
-        """An empty reference for a mask, in the memory of the last one; None where block inputs are not kept."""
-        values = mask.detach().cpu().double().numpy()
+    def _record_runs(self, masks: Float[Tensor, "k groups"], batch: Batch, records: list[Prefix], column: int) -> None:
+        view, k = self.engine.view, len(masks)
+        past = self.cache(batch, column, k) if column else None
+        mask = masks[:, None].to(view.device)
+        answers = self.engine.answers(batch, mask, record=records, column=column, past=past)
+        each = torch.arange(len(batch.examples), device=view.device)
+        for i, record in enumerate(records):
+            record.answers.append(answers.picked(each + i * len(each)))
+            for layer, inputs in record.residuals.items():  # tokens before the column are those of the base run
+                inputs[batch.rows, :column] = self.origin.residuals[layer][batch.rows, :column]
+
+    def new_references(self, masks: Float[Tensor, "r groups"]) -> list[Prefix]:
+        """Empty references for masks, in the memory of the last ones; none where block inputs are not kept."""
+        values = masks.detach().cpu().double().numpy()
         if not self.origin.residuals or not values.any():
-            return None
-        earlier, self.reference = self.reference, None
-        return Prefix(values, {} if earlier is None else earlier.residuals)
+            return []
+        kept, self.references = self.references, []
+        buffers = [r.residuals for r in kept[: len(values)]] + [{} for _ in values[len(kept) :]]
+        return [Prefix(mask, residuals) for mask, residuals in zip(values, buffers, strict=True)]
+
+    def forget(self) -> None:
+        """Drop the stored runs under other masks, so that what follows depends on nothing evaluated before."""
+        self.references = []
 
     # ------------------------------------------------------------------ from which token, and together
 
@@ -123,20 +133,10 @@ class Restarts:
         if n_masks * saved > 1:
             _ = self.causal
 
-    def tiles(
-        self, masks: Float[np.ndarray, "k groups"], batch: Batch, prefix: Prefix
-    ) -> Iterator[tuple[Int[Tensor, " jobs"], int]]:
-        """Masks that share a forward over a batch, and the first column that it runs.
-
-        Args:
-            masks: that start at one block.
-            batch: the rows.
-            prefix: the run that they restart from.
-        """
+    def tiles(self, masks: Float[np.ndarray, "k groups"], batch: Batch) -> Iterator[tuple[Int[Tensor, " jobs"], int]]:
+        """Which of the masks that start at one block share a forward over a batch, and the first column it runs."""
         width, rows = batch.tokens.shape[1], batch.n_rows
         columns = self._first_columns(masks, batch)
-        if prefix is not self.origin:
-            columns = np.full_like(columns, prefix.column)
         order = np.argsort(-columns, kind="stable")
         at = 0
         while at < len(order):
@@ -150,9 +150,6 @@ class Restarts:
                 count, column = count + 1, lower
             yield torch.from_numpy(order[at : at + count].copy()), column
             at += count
-
-    def _lowest_column(self, masks: Float[np.ndarray, "k groups"]) -> int:
-        return min(int(self._first_columns(masks, batch).min()) for batch in self.batches)
 
     def _first_columns(self, masks: Float[np.ndarray, "k groups"], batch: Batch) -> Int[np.ndarray, " k"]:
         if not self._tried or not self.causal:

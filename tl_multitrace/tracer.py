@@ -125,7 +125,7 @@ class Tracer:
             self._engine.cost = Cost()
             base_run = self.intervention.base_run(self.rows, self.view)
             self._engine.set_base(base_run)
-            record = self._origin if 0 < 2 * self._prefix_bytes <= self.memory_limit else None
+            record = [self._origin] if 0 < 2 * self._prefix_bytes <= self.memory_limit else []
             for batch in self._batches:
                 answers = self._engine.answers(batch, record=record)
                 self._check(answers.token_logp[answers.present], batch, None, "the base run")
@@ -180,6 +180,10 @@ class Tracer:
             f"intervention={self.intervention.name})"
         )
 
+    def forget(self) -> None:
+        """Drop block inputs stored by earlier calls: the next call costs, and rounds, as it would on a fresh tracer."""
+        self._restarts.forget()
+
     @property
     def causal(self) -> bool:
         """Whether it was found that tokens do not act on earlier ones, so that runs restart at later tokens."""
@@ -201,22 +205,29 @@ class Tracer:
         return self.effects([mask])[0]
 
     def effects(
-        self, masks: Any, reference: Any = None, *, held: Float[Tensor, "k held"] | None = None
+        self,
+        masks: Any,
+        reference: Any = None,
+        *,
+        held: Float[Tensor, "k held"] | None = None,
+        tick: Callable[[int], object] | None = None,
     ) -> Float[Tensor, "k n"]:
         """Per-example effects of many masks, exact.
 
         Args:
             masks: ``[k, groups]``, or a list of masks as :meth:`effect` takes them.
-            reference: a mask that the others differ little from, such as a search's current set: block inputs under it
-                are stored and every mask restarts from the first block where it differs.
+            reference: a mask that the others differ little from, such as a search's current set, or several: block
+                inputs under it are stored and every mask restarts from the first block where it differs.
             held: per mask, which of the tracer's ``held`` sites stay at the base run's values (1) or run on (0). Sites
                 before the first block that the mask changes have these values anyway.
+            tick: called with the number of values that were just found, of ``k * n`` in all: a progress bar's
+                ``update``.
 
         Returns:
             One row per mask, pairs in the caller's order.
         """
         stacked = self.groups.as_masks(masks).to(self.dtype).cpu()
-        values = self.metric_values(stacked, reference=reference, held=held)
+        values = self._metric_values(stacked, reference, held, tick or (lambda _: None))
         return self._unsorted(values - self._base_values)
 
     def log_effect(self, mask: Any) -> Float[Tensor, " n"]:
@@ -229,8 +240,8 @@ class Tracer:
                 out[batch.examples] = changed - self.metric.inner(base, base)
         return self._unsorted(out[None])[0]
 
-    def metric_values(
-        self, masks: Float[Tensor, "k groups"], *, reference: Any = None, held: Float[Tensor, "k held"] | None = None
+    def _metric_values(
+        self, masks: Tensor, reference: Any, held: Tensor | None, tick: Callable[[int], object]
     ) -> Float[Tensor, "k n"]:
         """The metric itself under each mask; examples in internal order."""
         values, end, plan = masks.cpu().numpy(), self.view.n_layers, self._restarts
@@ -238,21 +249,22 @@ class Tracer:
         with self.session(), torch.no_grad():
             plan.consider(len(values))
             if reference is not None:
-                plan.set_reference(self.groups.as_mask(reference).to(self.view.device, self.dtype), values)
-            for jobs, start, prefix in plan.by_first_block(values, with_reference=held is None):
+                several = isinstance(reference, Tensor) and reference.ndim == 2
+                plan.set_references(self.groups.as_masks(reference if several else [reference]).to(self.dtype))
+            for start, jobs, runs in plan.by_first_block(values, with_references=held is None):
                 for i, (batch, base) in enumerate(zip(self._batches, self._base, strict=True)):
-                    if start >= end:  # nothing differs from a stored run
-                        known = base if prefix is self._origin else prefix.answers[i]
-                        out[jobs.to(out.device)[:, None], batch.examples] = self.metric(known, base).expand(
-                            len(jobs), -1
-                        )
+                    if start >= end:  # nothing differs from stored runs
+                        for job, run in zip(jobs.tolist(), runs, strict=True):
+                            out[job, batch.examples] = self.metric(run.answers[i] if run.answers else base, base)
+                        tick(len(jobs) * len(batch.examples))
                         continue
-                    for part, column in plan.tiles(values[jobs.numpy()], batch, prefix):
-                        tile = jobs[part]
+                    for part, column in plan.tiles(values[jobs.numpy()], batch):
+                        tile, prefixes = jobs[part], [runs[p] for p in part]
                         frozen = None if held is None else held[tile]
                         out[tile.to(out.device)[:, None], batch.examples] = self._evaluate(
-                            masks[tile], batch, base, start, prefix, frozen, column
+                            masks[tile], batch, base, start, prefixes, frozen, column
                         )
+                        tick(len(tile) * len(batch.examples))
         return out
 
     def _evaluate(
@@ -261,7 +273,7 @@ class Tracer:
         batch: Batch,
         base: Answers,
         start: int,
-        prefix: Prefix,
+        prefix: Sequence[Prefix],
         held: Tensor | None,
         column: int,
     ) -> Tensor:
@@ -276,7 +288,7 @@ class Tracer:
     # ------------------------------------------------------------------ gradients
 
     def gradient(self, mask: Any) -> Float[Tensor, "n groups"]:
-        """Per-example derivative of the effect with respect to every mask entry, in one backward per batch.
+        """Per-example derivative of the effect to every mask entry, in one backward per batch.
 
         A metric without a gradient is replaced by its ``surrogate``.
 
@@ -287,7 +299,7 @@ class Tracer:
         return self.effect_and_gradient(mask)[1]
 
     def effect_and_gradient(
-        self, mask: Any, *, inner: bool = False, as_reference: bool = False
+        self, mask: Any, *, inner: bool = False, as_reference: bool = False, dtype: torch.dtype | None = None
     ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n groups"]]:
         """Per-example effect and derivative at a mask.
 
@@ -296,6 +308,8 @@ class Tracer:
             inner: of the metric's inner quantity (log-odds change for ``OddsRatio``, log p for ``AnswerProb``) instead
                 of the metric itself; the value is then the inner quantity, not relative to the base run.
             as_reference: store block inputs on the way, so that evaluations near this mask restart from them.
+            dtype: lower precision to run the model in (autocast), such as ``torch.bfloat16``: for ranking, not for
+                results. Nothing is stored as reference then.
         """
         values = self.groups.as_mask(mask).to(self.view.device, self.dtype)
         metric = self.metric.surrogate
@@ -303,8 +317,8 @@ class Tracer:
         effects = self._base_values.new_empty(self.rows.n_examples)
         gradient = self._base_values.new_zeros(self.rows.n_examples, len(self.groups))
         start = self._gradient_start()
-        record = self._restarts.new_reference(values) if as_reference else None
-        with self.session():
+        record = self._restarts.new_references(values[None]) if as_reference and dtype is None else []
+        with self.session(), self._engine.reduced(dtype):
             for batch, base in zip(self._batches, self._base, strict=True):
                 leaf = values.expand(1, batch.n_rows, -1).clone().requires_grad_()
                 answers = self._engine.answers(batch, leaf, start=start, prefix=self._origin, record=record)
@@ -313,7 +327,7 @@ class Tracer:
                 gradient.index_add_(0, batch.examples[batch.example], by_row)
                 effects[batch.examples] = out.detach() - (0.0 if inner else measure(base, base))
                 self._check(gradient[batch.examples], batch, leaf.detach(), "the gradient")
-        self._restarts.reference = record or self._restarts.reference
+        self._restarts.references = record or self._restarts.references
         return self._unsorted(effects[None])[0], gradient[self._inverse()]
 
     def loss_gradient(

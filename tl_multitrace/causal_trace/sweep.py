@@ -193,27 +193,31 @@ class Sweep:
         """Effect of every cell alone, for every prompt of the tracer."""
         out = torch.zeros(self.tracer.n, self._count(), dtype=self.tracer.dtype)
         with self.tracer.session():
-            for cells, reference in tqdm(self._parts(), desc="cells", disable=not progress, leave=False):
-                held = None if self.held is None else self.held[cells]
-                out[:, cells] = self.tracer.effects(self._masks(cells), reference, held=held).T.cpu()
+            parts = self._parts()
+            total = sum(len(cells) for cells, _ in parts) * self.tracer.n
+            with tqdm(total=total, desc="cells x samples", disable=not progress, leave=False) as bar:
+                for cells, references in parts:
+                    held, tick = None if self.held is None else self.held[cells], bar.update
+                    out[:, cells] = self.tracer.effects(self._masks(cells), references, held=held, tick=tick).T.cpu()
         return out
 
     def _count(self) -> int:
         return len(self.tracer.groups) if self.table is None else len(self.table)
 
     def _parts(self) -> list[tuple[Int[Tensor, " part"], Tensor | None]]:
-        """Cells that are evaluated together, with the mask of the run that they share a beginning with."""
+        """Cells that are evaluated together, with the masks of the runs that some of them share a beginning with."""
         live = self._live()
+        cells = live.nonzero().flatten()
         # a run to restart from is one without frozen sites
-        chains = (
-            [c for chain in self.chains if len(c := [i for i in chain if live[i]]) > 2] if self.held is None else []
-        )
-        for cell in (i for chain in chains for i in chain):
-            live[cell] = False
-        rest = live.nonzero().flatten()
-        parts = rest.split(max(1, min(len(rest), MASK_ENTRIES // len(self.tracer.groups)))) if len(rest) else ()
-        shared = [(torch.tensor(chain), self._masks(torch.tensor(chain[-1:]))[0]) for chain in chains]
-        return [*((part, None) for part in parts), *shared]
+        chains = [chain for chain in self.chains if self.held is None and sum(bool(live[i]) for i in chain) > 2]
+        if chains and len(cells) * len(self.tracer.groups) <= MASK_ENTRIES and self._fit(len(chains)):
+            return [(cells, self._masks(torch.tensor([chain[-1] for chain in chains])))]
+        return [(part, None) for part in cells.split(max(1, min(len(cells), MASK_ENTRIES // len(self.tracer.groups))))]
+
+    def _fit(self, runs: int) -> bool:
+        """Whether so many runs can be kept beside the base run."""
+        memory = self.tracer.memory
+        return bool((runs + 2) * memory["block_input_bytes"] <= memory["limit"])
 
     def _masks(self, cells: Int[Tensor, " part"]) -> Float[Tensor, "part groups"]:
         if self.table is not None:

@@ -43,10 +43,9 @@ class Screen:
 
     def gains(self, members: Subset) -> Float[np.ndarray, " groups"]:
         """Predicted gain in score of adding each outsider and of dropping each member; higher is better."""
-        tracer, metric = self.search.tracer, self.search.tracer.metric.surrogate
-        mask = self.search.mask(members)
-        inner, slope = tracer.effect_and_gradient(mask, inner=True, as_reference=True)
-        signs = (1 - 2 * mask).to(slope)
+        metric = self.search.tracer.metric.surrogate
+        inner, slope = self.search.inner_slopes(members)
+        signs = (1 - 2 * self.search.mask(members)).to(slope)
         now = metric.outer(inner)
         total = torch.zeros_like(slope[0])
         for rows in torch.arange(len(inner)).split(max(1, (1 << 22) // max(1, slope.shape[1]))):

@@ -29,6 +29,7 @@ from tl_multitrace.solvers.sweep import Sweep, SweepSettings
 
 Effort = Literal["low", "normal", "high"]
 _SCALE = {"low": 0.5, "normal": 1.0, "high": 3.0}
+_LOWER = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 EXHAUSTIVE_SUBSETS = 256
 SWEEP_GROUPS = 512
 SWAPS = {"low": 0, "normal": 60, "high": 4000}
@@ -42,15 +43,23 @@ class ScreenedSearch:
     Args:
         effort: how much is verified: ``"low"`` about half, ``"high"`` about three times as much, with every best set
             checked for local optimality.
+        screen_dtype: ``"bfloat16"`` or ``"float16"`` runs the gradients that only rank candidates in that precision
+            (autocast; the model keeps its weights). What is chosen is always decided, and scored, in the tracer's own.
+            Worth it on a GPU; a CPU without such arithmetic gets slower.
     """
 
     effort: Effort = "normal"
+    screen_dtype: str | None = None
     name = "screened search"
     objective = "effect"
 
     def __post_init__(self) -> None:
         if self.effort not in _SCALE:
             raise ValueError(f"effort must be one of {', '.join(_SCALE)}, got {self.effort!r}.")
+        if self.screen_dtype not in (None, *_LOWER):
+            raise ValueError(
+                f"screen_dtype must be None or one of {', '.join(map(repr, _LOWER))}, got {self.screen_dtype!r}."
+            )
 
     @property
     def scale(self) -> float:
@@ -59,6 +68,7 @@ class ScreenedSearch:
 
     def search(self, search: Search) -> None:
         """Run the parts that fit the number of components."""
+        search.screen_dtype = None if self.screen_dtype is None else _LOWER[self.screen_dtype]
         free = len(search.candidates)
         total = sum(math.comb(free, k) for k in range(min(search.largest, free) + 1))
         if total <= EXHAUSTIVE_SUBSETS * self.scale:

@@ -44,6 +44,7 @@ class Search:
         limits: most groups of a kind that a chosen set may hold.
         best: best score and subset seen, per exact size.
         notes: what the solver wants the user to know.
+        screen_dtype: lower precision for gradients that only rank; scores are exact in any case.
     """
 
     tracer: Tracer
@@ -56,6 +57,7 @@ class Search:
     show_progress: bool = False
     best: dict[int, tuple[float, Subset]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    screen_dtype: torch.dtype | None = None
     certificates: dict[int, str] = field(default_factory=dict)
     _memo: dict[Subset, float] = field(default_factory=dict)
     _bar: Any = None
@@ -172,7 +174,17 @@ class Search:
 
     def gradient(self, mask: Any) -> Float[np.ndarray, " groups"]:
         """Mean derivative of the score with respect to each mask entry."""
-        return self.sign * self.tracer.gradient(mask).double().mean(0).cpu().numpy()
+        gradient = self._slopes(mask)[1]
+        return np.asarray(self.sign * gradient.double().mean(0).cpu().numpy())
+
+    def inner_slopes(self, members: Subset) -> tuple[Float[Tensor, " n"], Float[Tensor, "n groups"]]:
+        """The metric's inner quantity at a subset and its derivatives; evaluations near the subset restart from it."""
+        return self._slopes(self.mask(members), inner=True, as_reference=True)
+
+    def _slopes(self, mask: Any, **options: Any) -> tuple[Tensor, Tensor]:
+        if self.screen_dtype is not None:
+            options["dtype"] = self.screen_dtype
+        return self.tracer.effect_and_gradient(mask, **options)
 
     # ------------------------------------------------------------------ bests
 

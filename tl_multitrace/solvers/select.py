@@ -69,6 +69,7 @@ def select(
     """
     solver = default_solver() if solver is None else solver
     show = tracer.progress if progress is None else progress
+    tracer.forget()
     search = make_search(tracer, budgets, direction, seed, forced=forced, forbidden=forbidden, progress=show)
     before, began = tracer.cost.copy(), time.perf_counter()
     with tracer.session():
