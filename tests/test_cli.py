@@ -24,7 +24,7 @@ from tl_multitrace.spec import budgets_from_text, groups_from_text
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = ["run", "--task", "ioi", "--components", "heads", "--budget", "2", "--n", "16", "--device", "cpu"]
 FILES = {"circuit.json", "path.json", "effects.csv", "views.json", "report.html", "run.json", "figures"}
-FILES |= {"flow.json", "flow.graphml", "flow.dot"}
+FILES |= {"flow.json", "flow.graphml", "flow.dot", "evaluation.json", "stability.json"}
 
 
 def call(*arguments: object) -> Any:
@@ -49,7 +49,9 @@ def test_a_run_folder_holds_everything(finished: tuple[Path, Any]) -> None:
     out, _ = finished
     assert {p.name for p in out.iterdir()} == FILES == set(OWN_FILES)
     assert {p.name for p in (out / "figures").iterdir()} == {
-        f"{name}.{kind}" for name in ("circuit", "path", "subgroups", "flow") for kind in ("png", "svg")
+        f"{name}.{kind}"
+        for name in ("circuit", "path", "subgroups", "flow", "evaluation", "stability")
+        for kind in ("png", "svg")
     }
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in out.glob("figures/*.png"))
     assert [p.name for p in out.parent.iterdir()] == ["run"]  # no temporary folder
@@ -60,7 +62,8 @@ def test_the_record_of_a_run(finished: tuple[Path, Any]) -> None:
     assert (record["status"], record["seed"], record["arguments"]["task"]) == ("complete", 0, "ioi")
     assert record["versions"]["tl_multitrace"] == mt.__version__
     assert {"python", "torch", "transformer_lens"} <= set(record["versions"])
-    assert set(record["timings"]) == {"model", "prompts", "search", "scores", "flow", "report"}
+    steps = {"model", "prompts", "search", "scores", "flow", "evaluation", "stability", "report"}
+    assert set(record["timings"]) == steps
     assert record["cost"]["equivalents"] > 0
     assert record["facts"]["kept"] == 16
 
@@ -192,6 +195,7 @@ USAGE = {
     "budget text": (["--task", "ioi", "--budget", "ten"], "budgets must be numbers such as 5, 0-3"),
     "direction": (["--task", "ioi", "--direction", "up"], "maximize"),
     "held out": (["--task", "ioi", "--held-out", "1.5"], "0.9"),
+    "stability": (["--task", "ioi", "--stability", "1"], "--stability needs 2 searches or more to compare"),
 }
 
 

@@ -49,7 +49,7 @@ ROOMS = [
     "solvers",
     "causal_trace",
     "flow",
-    "evaluate",
+    "evaluation",
     "interop",
     "tasks",
     "render",
@@ -70,7 +70,7 @@ ROOMS = [
 # is found by its name.
 LAZY = {
     "mixing": {"groups"},
-    "render": {"circuit", "solvers", "causal_trace", "flow", "evaluate"},
+    "render": {"circuit", "solvers", "causal_trace", "flow", "evaluation"},
     "demo": {"loading", "tasks"},
 }
 

@@ -139,6 +139,7 @@ MetricName = Annotated[
     ),
 ]
 Count = Annotated[int | None, typer.Option("--n", "-n", min=1, help="Prompts to use, at most.")]
+Stability = Annotated[int, typer.Option(min=0, help="Repeat the search on so many resamples; 0 for none.")]
 HeldOut = Annotated[float, typer.Option(min=0.0, max=0.9, help="Share of prompts kept for scoring; 0 for none.")]
 
 
@@ -173,6 +174,7 @@ def run(
     direction: Annotated[Direction | None, typer.Option(help="Default: the task's.")] = None,
     n: Count = None,
     held_out: HeldOut = 0.3,
+    stability: Stability = 5,
     align: Annotated[Align, typer.Option(help="Pairs of unequal length: drop, or line up at one end.")] = Align.drop,
     seed: Seed = 0,
     device: Device = None,
@@ -184,6 +186,8 @@ def run(
     """Search any model on a task or your own prompts, and write a run folder."""
     if (task is None) == (prompts is None):
         raise typer.BadParameter("give one of --task and --prompts.")
+    if stability == 1:
+        raise typer.BadParameter("--stability needs 2 searches or more to compare, or 0 for none.")
     job = Job(
         model=model,
         task=task,
@@ -196,6 +200,7 @@ def run(
         direction=None if direction is None else direction.value,
         n=n,
         held_out=held_out,
+        stability=stability,
         align=align.value,
         seed=seed,
         device=device,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 
 from tl_multitrace.cost import HookError
+from tl_multitrace.evaluation import evaluate, stability
 from tl_multitrace.flow import expected_cost, information_flow
 from tl_multitrace.groups import HookGroups, mlps
 from tl_multitrace.interventions import intervention_by_name
@@ -46,6 +47,7 @@ class Job:
         direction: default the task's.
         n: prompts to use, at most.
         held_out: share of the prompts kept for scoring afterwards; 0 for none.
+        stability: searches to repeat on resampled prompts; 0 for none.
         align: what happens to prompts of different token length.
         seed: of prompts, split, search and intervals.
         device: default a GPU where there is one.
@@ -63,6 +65,7 @@ class Job:
     direction: Direction | None = None
     n: int | None = None
     held_out: float = 0.3
+    stability: int = 5
     align: Alignment = "drop"
     seed: int = 0
     device: str | None = None
@@ -139,7 +142,7 @@ def _run_job(job: Job, log: Log, progress: bool) -> Run:
         log.cost |= path.cost
         title = str(log.facts["title"])
         run = Run(path, circuit, tracer=tracer, held_out=held, title=title, facts=log.facts).measured()
-    return _with_flow(run, tracer, log)
+    return _judged(_with_flow(run, tracer, log), job, log, budgets)
 
 
 FLOW_COST = 0.3
@@ -180,6 +183,22 @@ def _affordable(run: Run, tracer: Tracer) -> tuple[HookGroups | None, int]:
         if n >= min(FLOW_PROMPTS, tracer.n):
             return through, n
     return None, 0
+
+
+def _judged(run: Run, job: Job, log: Log, budgets: Any) -> Run:
+    """The run with its circuit judged on held-out prompts, and its search repeated on resampled ones."""
+    tracer, facts = run.tracer, run.path.provenance
+    if run.held_out is not None:
+        with log.step("evaluation", f"Judging the circuit on {len(run.held_out)} held-out prompts"):
+            run = replace(run, evaluation=evaluate(run.circuit, run.held_out, seed=job.seed))
+    if job.stability and tracer is not None:
+        with log.step("stability", f"Searching again on {job.stability} resamples of the prompts"):
+            solver = None if job.solver is None else solver_by_name(job.solver)
+            budget = budgets if isinstance(budgets, Mapping) else run.path.sizes[-1]
+            direction: Direction = "minimize" if facts.get("direction") == "minimize" else "maximize"
+            again = stability(tracer, solver, job.stability, job.seed, budget=budget, direction=direction)
+            run = replace(run, stability=again)
+    return run
 
 
 @contextlib.contextmanager

@@ -8,6 +8,8 @@
 ``report.html``         everything on one page
 ``views.json``          what the page's views of the model are drawn from
 ``flow.*``              direct effects between the components: JSON, GraphML, DOT
+``evaluation.json``     the circuit on held-out prompts: faithfulness, random sets
+``stability.json``      which components come back on resampled prompts
 ``run.json``            status, arguments, versions, seed, timings, cost
 ======================  ==============================================================
 """
@@ -33,9 +35,10 @@ from tl_multitrace.files import File, read_json, write_json
 from tl_multitrace.job import Job, Log
 from tl_multitrace.render import Run, write_report
 
+JUDGED = ("evaluation.json", "stability.json")
 RECORD, REPORT, FIGURES = "run.json", "report.html", "figures"
 FLOW_FILES = ("flow.json", "flow.graphml", "flow.dot")
-OWN_FILES = (RECORD, REPORT, FIGURES, "circuit.json", "path.json", "effects.csv", "views.json", *FLOW_FILES)
+OWN_FILES = (RECORD, REPORT, FIGURES, "circuit.json", "path.json", "effects.csv", "views.json", *FLOW_FILES, *JUDGED)
 """What a run writes; a folder with anything else in it is never replaced."""
 
 PNG_DPI = 160

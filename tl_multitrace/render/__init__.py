@@ -1,7 +1,16 @@
 """Figures, circuitsvis views and the one-file HTML report."""
 
 from tl_multitrace.render.curves import plot_path, plot_subgroups
+from tl_multitrace.render.evaluation_page import write_evaluation
 from tl_multitrace.render.flow import plot_flow
+from tl_multitrace.render.judged import (
+    plot_comparison,
+    plot_mib,
+    plot_recovery,
+    plot_report,
+    plot_significance,
+    plot_stability,
+)
 from tl_multitrace.render.maps import plot_circuit
 from tl_multitrace.render.notebook import Shown, show
 from tl_multitrace.render.report import write_report
@@ -15,9 +24,16 @@ __all__ = [
     "load_views",
     "plot_circuit",
     "plot_flow",
+    "plot_comparison",
+    "plot_mib",
     "plot_path",
+    "plot_recovery",
+    "plot_report",
+    "plot_significance",
+    "plot_stability",
     "plot_subgroups",
     "save_views",
     "show",
+    "write_evaluation",
     "write_report",
 ]

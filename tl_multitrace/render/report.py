@@ -11,6 +11,7 @@ from tl_multitrace.files import write_text
 from tl_multitrace.render import sections
 from tl_multitrace.render.curves import plot_path, plot_subgroups, solver_name, subgroup_scores, unit_of
 from tl_multitrace.render.embed import asset, bundle, page
+from tl_multitrace.render.evaluation_page import evaluation_section, stability_section
 from tl_multitrace.render.flow import check_flow, plot_flow
 from tl_multitrace.render.html import Markup, join, number, table, tag
 from tl_multitrace.render.maps import plot_circuit
@@ -58,13 +59,16 @@ def report_html(run: Run) -> str:
         _map_section(run),
         _path_section(run),
         _subgroups_section(run),
+        evaluation_section(run.evaluation) if run.evaluation is not None else None,
+        stability_section(run.stability) if run.stability is not None else None,
         sections.components_section(run.circuit),
         _flow_section(run),
         sections.views_section(run.views) if run.views is not None and run.views.examples else None,
         sections.prompts_section(run.effects, unit_of(run.circuit)) if run.effects is not None else None,
         sections.provenance_section(run),
     ]
-    scripts = (bundle(), asset("report.js")) if parts[6] is not None else (asset("report.js"),)
+    shows_views = run.views is not None and bool(run.views.examples)
+    scripts = (bundle(), asset("report.js")) if shows_views else (asset("report.js"),)
     main = tag("main", tag("p", sections.sentence(run.circuit), class_="lead"), parts, id="content")
     body = join([_header(run), main, _footer()])
     made = page(run.name, body, scripts=scripts)
@@ -78,6 +82,8 @@ CONTENTS = {
     "map": "Where",
     "budget": "Budgets",
     "subgroups": "Subgroups",
+    "evaluation": "How sure",
+    "stability": "Stability",
     "components": "Components",
     "flow": "Flow",
     "views": "Inside the model",
@@ -90,6 +96,8 @@ def _header(run: Run) -> Markup:
     absent = {
         "subgroups": not run.subgroups(),
         "flow": run.flow is None,
+        "evaluation": run.evaluation is None,
+        "stability": run.stability is None,
         "views": run.views is None or not run.views.examples,
         "prompts": run.effects is None,
     }

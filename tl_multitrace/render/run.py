@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tl_multitrace.circuit import Circuit
+from tl_multitrace.evaluation import CircuitReport, Stability
 from tl_multitrace.files import write_text
 from tl_multitrace.flow import load_graph, save_graph
 from tl_multitrace.metrics import Metric
@@ -15,6 +16,7 @@ from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.render.capture import make_views
 from tl_multitrace.render.curves import chance_by_size, plot_path, plot_subgroups, unit_of
 from tl_multitrace.render.flow import check_flow, plot_flow
+from tl_multitrace.render.judged import plot_report, plot_stability
 from tl_multitrace.render.maps import plot_circuit
 from tl_multitrace.render.style import to_file
 from tl_multitrace.render.views import Views, load_views, save_views
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 EFFECT_COLUMNS = ("split", "pair", "label", "base", "source", "answers", "wrong_answers", "metric", "effect")
 CIRCUIT, PATH, EFFECTS, VIEWS, OTHERS = "circuit.json", "path.json", "effects.csv", "views.json", "path-*.json"
 FLOW, FLOW_EXPORTS = "flow.json", ("flow.graphml", "flow.dot")
+EVALUATION, STABILITY = "evaluation.json", "stability.json"
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ class Run:
         facts: more provenance, such as the command that was run.
         chance: effect of random sets by size.
         flow: direct effects between the circuit's components, as ``information_flow(circuit)`` gives them.
+        evaluation: of the circuit on held-out prompts.
+        stability: of the search on resampled prompts.
     """
 
     path: SubsetPath
@@ -61,6 +66,8 @@ class Run:
     facts: Mapping[str, Any] = field(default_factory=dict)
     chance: Mapping[int, Score] | None = None
     flow: nx.MultiDiGraph | None = None
+    evaluation: CircuitReport | None = None
+    stability: Stability | None = None
 
     @property
     def name(self) -> str:
@@ -103,7 +110,8 @@ class Run:
         """
         place = Path(folder)
         flow = () if self.flow is None else (FLOW, *FLOW_EXPORTS)
-        there = [place / name for name in (CIRCUIT, PATH, EFFECTS, VIEWS, *flow) if (place / name).exists()]
+        files = (CIRCUIT, PATH, EFFECTS, VIEWS, EVALUATION, STABILITY, *flow)
+        there = [place / name for name in files if (place / name).exists()]
         if there and not overwrite:  # before anything is measured or written
             raise FileExistsError(f"{there[0]} exists. Choose another folder, or pass overwrite=True to replace it.")
         run = self.measured()
@@ -117,12 +125,15 @@ class Run:
             save_views(run.views, place / VIEWS, overwrite=overwrite)
         for name in flow:
             save_graph(self.flow, place / name, overwrite=overwrite)
+        for name, judged in ((EVALUATION, run.evaluation), (STABILITY, run.stability)):
+            if judged is not None:
+                judged.save(place / name, overwrite=overwrite)
         for name, figure in run.figures().items():
             write_text(place / f"{name}.svg", to_file(figure), overwrite=overwrite)
         return run
 
     def figures(self) -> dict[str, Figure]:
-        """The report's figures: ``circuit``, ``path``, ``subgroups`` where prompts have any, ``flow`` where known."""
+        """The report's figures: ``circuit``, ``path``, and what else is known, by the names of this run's fields."""
         made = {"circuit": plot_circuit(self.circuit), "path": plot_path(self.path_with_chance(), *self.others)}
         parts = self.subgroups()
         if parts:
@@ -130,6 +141,10 @@ class Run:
             made["subgroups"] = plot_subgroups(effects, labels, held_out=held, unit=unit_of(self.circuit))
         if self.flow is not None:
             made["flow"] = plot_flow(self.flow)
+        if self.evaluation is not None:
+            made["evaluation"] = plot_report(self.evaluation)
+        if self.stability is not None:
+            made["stability"] = plot_stability(self.stability)
         return made
 
     def subgroups(self) -> dict[str, tuple[list[float], list[str]]]:
@@ -162,6 +177,8 @@ class Run:
             effects=read_effects(place / EFFECTS) if (place / EFFECTS).is_file() else None,
             views=load_views(place / VIEWS) if (place / VIEWS).is_file() else None,
             flow=load_flow(place / FLOW) if (place / FLOW).is_file() else None,
+            evaluation=CircuitReport.load(place / EVALUATION) if (place / EVALUATION).is_file() else None,
+            stability=Stability.load(place / STABILITY) if (place / STABILITY).is_file() else None,
         )
 
 

@@ -1,0 +1,34 @@
+"""How good a circuit is, and how sure that is."""
+
+from tl_multitrace.evaluation.chance import random_sets, shuffled_answers
+from tl_multitrace.evaluation.estimate import Estimate
+from tl_multitrace.evaluation.evaluator import evaluate
+from tl_multitrace.evaluation.measure import AblationScores
+from tl_multitrace.evaluation.mib import FRACTIONS, MibScores, cpr_cmd, kept_counts
+from tl_multitrace.evaluation.permutation import Significance, significance
+from tl_multitrace.evaluation.recover import Recovery, read_truth, recovery
+from tl_multitrace.evaluation.report import CircuitReport
+from tl_multitrace.evaluation.resamples import Stability, stability
+from tl_multitrace.evaluation.transfer import CircuitComparison, compare
+
+__all__ = [
+    "FRACTIONS",
+    "AblationScores",
+    "CircuitComparison",
+    "CircuitReport",
+    "Estimate",
+    "MibScores",
+    "Recovery",
+    "Significance",
+    "Stability",
+    "compare",
+    "cpr_cmd",
+    "evaluate",
+    "kept_counts",
+    "random_sets",
+    "read_truth",
+    "recovery",
+    "shuffled_answers",
+    "significance",
+    "stability",
+]

@@ -1,0 +1,329 @@
+"""``cpr_cmd``: the scores of MIB's circuit-localisation track (arXiv:2504.13151).
+
+    CPR = integral of f      over the kept fraction of components, from .001 to 1 (higher is better)
+    CMD = integral of |1 - f|                                                     (lower is better)
+
+``f`` is faithfulness with the top of a ranking kept and everything else replaced; the integral is the trapezoid on the
+nominal fraction, and ``floor(fraction * n)`` components are kept. CPR is read from the *signed* ranking (components
+that help first, those that hurt last), CMD from the *absolute* one (those that matter first, either way).
+
+85 % of that axis lies on the last three points, so both are also given on a logarithmic axis: there the trapezoid is
+taken over log10 of the fraction and divided by its range, which makes it a mean.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.integrate import trapezoid
+
+from tl_multitrace.evaluation.estimate import Estimate, Statistic, estimates
+from tl_multitrace.evaluation.measure import rounded
+from tl_multitrace.evaluation.result import Result, ResultFile, intervention_name
+from tl_multitrace.evaluation.subject import Interventions, subject_of
+from tl_multitrace.groups import HookGroups
+from tl_multitrace.prompts import PromptPairs
+from tl_multitrace.solvers import SubsetPath
+from tl_multitrace.solvers.search import Subset
+from tl_multitrace.tracer import Tracer
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+"""Kept fractions of the benchmark."""
+
+
+def kept_counts(n: int, fractions: Sequence[float] = FRACTIONS) -> list[int]:
+    """How many of ``n`` components are kept at each fraction, rounded down as the benchmark does."""
+    return [math.floor(round(fraction * n, 9)) for fraction in fractions]
+
+
+@dataclass(frozen=True)
+class FaithfulnessCurve:
+    """Faithfulness against the kept fraction, under one ranking.
+
+    Attributes:
+        ranking: ``"signed"``, ``"absolute"``, or ``"path"`` where a search chose each set.
+        kept: components kept at each fraction.
+        faithfulness: at each fraction.
+        cpr: integral of faithfulness, with its interval over prompts.
+        cmd: integral of the distance of faithfulness from 1.
+        log_cpr: mean of faithfulness over the logarithm of the fraction.
+        log_cmd: mean of its distance from 1, likewise.
+    """
+
+    ranking: str
+    kept: tuple[int, ...]
+    faithfulness: tuple[float, ...]
+    cpr: Estimate
+    cmd: Estimate
+    log_cpr: Estimate
+    log_cmd: Estimate
+
+
+@dataclass(frozen=True, repr=False)
+class MibScores(Result):
+    """CPR and CMD of a ranking or a path, with the curves behind them.
+
+    Attributes:
+        fractions: kept fractions.
+        curves: one per ranking.
+        n_groups: number of components that are ranked.
+        n: prompts.
+        metric: name of the metric.
+        intervention: what replaces the activations that are not kept.
+        notes: what a reader must know.
+        provenance: of the path.
+    """
+
+    fractions: tuple[float, ...]
+    curves: tuple[FaithfulnessCurve, ...]
+    n_groups: int
+    n: int
+    metric: str
+    intervention: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    FILE: ClassVar[type[ResultFile]]
+
+    def __getitem__(self, ranking: str) -> FaithfulnessCurve:
+        """The curve of a ranking; raises KeyError where there is none of that name."""
+        for curve in self.curves:
+            if curve.ranking == ranking:
+                return curve
+        raise KeyError(f"no ranking {ranking!r}: these scores have {', '.join(c.ranking for c in self.curves)}.")
+
+    @property
+    def cpr(self) -> Estimate:
+        """From the signed ranking, or the path."""
+        return self.curves[0].cpr
+
+    @property
+    def cmd(self) -> Estimate:
+        """From the absolute ranking, or the path."""
+        return self.curves[-1].cmd
+
+    @property
+    def log_cpr(self) -> Estimate:
+        """CPR's companion on a logarithmic axis."""
+        return self.curves[0].log_cpr
+
+    @property
+    def log_cmd(self) -> Estimate:
+        """CMD's companion on a logarithmic axis."""
+        return self.curves[-1].log_cmd
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per ranking and fraction: components kept and faithfulness; ablation and metric in each."""
+        import pandas as pd
+
+        record = {"ablation": intervention_name(self.intervention), "metric": self.metric}
+        rows = [
+            {"ranking": c.ranking, "fraction": x, "kept": k, "faithfulness": f, **record}
+            for c in self.curves
+            for x, k, f in zip(self.fractions, c.kept, c.faithfulness, strict=True)
+        ]
+        return pd.DataFrame(rows)
+
+    def headline(self) -> str:
+        """What was scored."""
+        return (
+            f"MibScores: {self.n_groups} components, {self.n} prompts, {self.metric}, "
+            f"{intervention_name(self.intervention)}"
+        )
+
+    def summary(self) -> list[tuple[str, str]]:
+        """Both scores, and both on the logarithmic axis, with the ranking each is read from."""
+        first, last = self.curves[0].ranking, self.curves[-1].ranking
+        return [
+            ("CPR", f"{self.cpr} ({first} ranking; higher is better)"),
+            ("CMD", f"{self.cmd} ({last} ranking; lower is better)"),
+            ("log CPR", f"{self.log_cpr} (mean over the log of the fraction)"),
+            ("log CMD", f"{self.log_cmd} (likewise)"),
+        ]
+
+    def remarks(self) -> tuple[str, ...]:
+        """See ``notes``."""
+        return self.notes
+
+    def plot(self, **options: Any) -> Any:
+        """Faithfulness against the kept fraction; see :func:`tl_multitrace.render.plot_mib`."""
+        from tl_multitrace.render import plot_mib
+
+        return plot_mib(self, **options)
+
+
+class MibFile(ResultFile):
+    """A :class:`MibScores` on disk."""
+
+    FORMAT: ClassVar[str] = "tl_multitrace.mib"
+    format: Literal["tl_multitrace.mib"]
+    result: MibScores
+
+
+MibScores.FILE = MibFile
+
+
+def cpr_cmd(
+    path: SubsetPath | Any,
+    pairs: PromptPairs | None = None,
+    *,
+    fractions: Sequence[float] = FRACTIONS,
+    tracer: Tracer | None = None,
+    model: Any = None,
+    metric: Any = None,
+    interventions: Interventions = None,
+    seed: int = 0,
+) -> MibScores:
+    """MIB's CPR and CMD of a ranking of components, or of a path.
+
+    The behaviour is that of the base run, since what is kept is the base run's activation: in MIB the base prompts are
+    the clean ones and the source prompts the counterfactuals.
+
+    Args:
+        path: one importance per hook group (heads, neurons, any kinds), higher kept first. A component's own effect is
+            one where patching everything raises the metric; where that lowers it (noising), its negative is. Or a path,
+            whose best set within each kept number is taken; give it the budgets ``kept_counts(len(groups))``, since
+            beyond its largest one it has nothing more to keep.
+        pairs: prompts to score on; default those of the tracer.
+        fractions: kept fractions, ascending.
+        tracer: model, groups, metric and intervention; needed with importances.
+        model: for a path that was loaded from a file.
+        metric: default the search's.
+        interventions: one, default the search's.
+        seed: of the bootstrap.
+
+    Raises:
+        ValueError: importances of the wrong length or not finite, no tracer for them, no prompts, fractions out of
+            order, or no effect of patching everything, so that faithfulness is not defined.
+    """
+    ends = [0.0, *fractions]
+    if any(b <= a for a, b in zip(ends, fractions, strict=False)) or ends[-1] > 1 or len(fractions) < 2:
+        raise ValueError(f"fractions must ascend, above 0 and up to 1, got {list(fractions)}.")
+    on, sets, facts, notes = _sets(path, pairs, fractions, tracer, model, metric, interventions)
+    kept = sorted({members for ranked in sets.values() for members in ranked})
+    values = _rest_effects(on, kept)
+    place = {members: i + 1 for i, members in enumerate(kept)}
+    curves = [_curve(name, s, [place[m] for m in s], values, fractions, seed) for name, s in sets.items()]
+    return MibScores(
+        fractions=tuple(map(float, fractions)),
+        curves=tuple(curves),
+        n_groups=len(on.groups),
+        n=on.n,
+        metric=on.metric.name or "custom",
+        intervention=on.intervention.describe(),
+        notes=tuple(notes),
+        provenance=facts,
+    )
+
+
+def _sets(
+    path: Any,
+    pairs: PromptPairs | None,
+    fractions: Sequence[float],
+    tracer: Tracer | None,
+    model: Any,
+    metric: Any,
+    interventions: Interventions,
+) -> tuple[Tracer, dict[str, list[Subset]], Mapping[str, Any], list[str]]:
+    """What to run on, and the kept sets of each ranking."""
+    if isinstance(path, SubsetPath):
+        subject = subject_of(path, tracer=tracer, model=model, metric=metric, interventions=interventions)
+        known = pairs if pairs is not None else tracer.pairs if tracer is not None else subject.search
+        if known is None:
+            raise ValueError("this path comes from a file and carries no prompts: pass pairs=.")
+        return subject.tracer(known), *_path_sets(path, fractions, subject.groups)
+    if tracer is None:
+        raise ValueError("importances need the model and hook groups that they are of: pass tracer=.")
+    on = tracer
+    if not (pairs is None and metric is None and interventions is None):
+        given = interventions[0] if isinstance(interventions, Sequence) else interventions
+        measured = tracer.metric if metric is None else metric
+        chosen = tracer.pairs if pairs is None else pairs
+        on = Tracer(tracer.model, chosen, tracer.groups, measured, given or tracer.intervention, dtype=tracer.dtype)
+    return on, _ranked_sets(_importances(path, tracer.groups), fractions), {}, []
+
+
+def _importances(values: Any, groups: HookGroups) -> Float[np.ndarray, " groups"]:
+    found = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+    if found.shape != (len(groups),) or not np.isfinite(found.astype(float)).all():
+        raise ValueError(f"importances must be {len(groups)} finite numbers, one per group, got shape {found.shape}.")
+    return found.astype(float)
+
+
+def _ranked_sets(importance: Float[np.ndarray, " groups"], fractions: Sequence[float]) -> dict[str, list[Subset]]:
+    rankings = {"signed": importance, "absolute": np.abs(importance)}
+    counts = kept_counts(len(importance), fractions)
+    orders = {name: np.argsort(-value, kind="stable") for name, value in rankings.items()}
+    return {name: [tuple(sorted(order[:k].tolist())) for k in counts] for name, order in orders.items()}
+
+
+def _path_sets(
+    path: SubsetPath, fractions: Sequence[float], groups: HookGroups
+) -> tuple[dict[str, list[Subset]], Mapping[str, Any], list[str]]:
+    n, counts = len(groups), kept_counts(len(groups), fractions)
+    sets = [_within(path, count, n) for count in counts]
+    short = [x for x, k in zip(fractions, counts, strict=True) if path.sizes[-1] < k < n]
+    note = f"the path ends at {path.sizes[-1]} of {n} components, which is what it keeps at fractions {short} too"
+    return {"path": sets}, dict(path.provenance), [note] if short else []
+
+
+def _within(path: SubsetPath, count: int, n: int) -> Subset:
+    """The path's set of at most ``count`` components; everything where everything is kept."""
+    if count >= n:
+        return tuple(range(n))
+    fitting = [c for c in path.choices if c.size <= count]
+    return fitting[-1].members if fitting else ()
+
+
+def _rest_effects(tracer: Tracer, kept: Sequence[Subset]) -> Float[np.ndarray, "k n"]:
+    """Per-example effects of patching everything, then of patching all but each kept set."""
+    masks = torch.ones(len(kept) + 1, len(tracer.groups))
+    for row, members in zip(masks[1:], kept, strict=True):
+        row[list(members)] = 0.0
+    values = rounded(tracer, tracer.effects(masks))
+    if not values[0].mean():
+        raise ValueError(
+            "patching every component has no effect on these prompts, so faithfulness is not defined. Use prompts "
+            "whose source differs from their base."
+        )
+    return values
+
+
+def _curve(
+    name: str,
+    sets: Sequence[Subset],
+    places: Sequence[int],
+    values: Float[np.ndarray, "k n"],
+    fractions: Sequence[float],
+    seed: int,
+) -> FaithfulnessCurve:
+    rows = values[[0, *places]]
+    found = [e for e in estimates(areas(fractions), rows, seed=seed) if e is not None]
+    if len(found) < 4:
+        raise ValueError("patching every component has no effect in some resamples of the prompts: use more prompts.")
+    means = rows.mean(-1)
+    kept = tuple(len(s) for s in sets)
+    return FaithfulnessCurve(name, kept, tuple((1 - means[1:] / means[0]).tolist()), *found)
+
+
+def areas(fractions: Sequence[float]) -> Statistic:
+    """CPR, CMD and both on a logarithmic axis, from the mean effects of patching everything and all but each set."""
+    x = np.asarray(fractions, dtype=float)
+    logged = np.log10(x)
+
+    def statistic(means: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+        f = 1 - means[1:] / means[0]
+        curves = (f, np.abs(1 - f))
+        linear = [trapezoid(c, x, axis=0) for c in curves]
+        return np.stack([*linear, *[trapezoid(c, logged, axis=0) / np.ptp(logged) for c in curves]])
+
+    return statistic

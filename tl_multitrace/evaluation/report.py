@@ -1,0 +1,244 @@
+"""``CircuitReport``: how good a circuit is on prompts it was not chosen on, and how sure that is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+
+from tl_multitrace.evaluation.estimate import Estimate
+from tl_multitrace.evaluation.measure import AblationScores
+from tl_multitrace.evaluation.result import Result, ResultFile
+from tl_multitrace.groups import Component
+from tl_multitrace.scores import Score
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+EXPLAINED = 0.5
+"""Share of a prompt's full effect from which a circuit is said to explain the prompt."""
+
+
+@dataclass(frozen=True, repr=False)
+class CircuitReport(Result):
+    """Scores of one circuit on one prompt set, under one ablation or several.
+
+    The attributes of :class:`~tl_multitrace.evaluation.measure.AblationScores` (``effect``, ``faithfulness``, ...) can
+    be read from the report itself: they are those of its first ablation.
+
+    Attributes:
+        components: the circuit's.
+        n_groups: how many hook groups it was chosen from.
+        metric: name of the metric.
+        metric_unit: its unit.
+        direction: which way the effect is meant to go.
+        prompts: one text per prompt.
+        labels: the prompts' subgroups, or empty.
+        ablations: scores per ablation.
+        notes: what a reader must know before using the numbers.
+        provenance: of the circuit, and of this evaluation under ``"evaluation"``.
+    """
+
+    components: tuple[Component, ...]
+    n_groups: int
+    metric: str
+    metric_unit: str
+    direction: str
+    prompts: tuple[str, ...]
+    labels: tuple[str, ...]
+    ablations: tuple[AblationScores, ...]
+    notes: tuple[str, ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    FILE: ClassVar[type[ResultFile]]
+
+    # ------------------------------------------------------------------ the first ablation's scores
+
+    @property
+    def effect(self) -> Score:
+        """Mean effect of patching the circuit, with its interval over prompts."""
+        return self.ablations[0].effect
+
+    @property
+    def full_effect(self) -> Score:
+        """Mean effect of patching every hook group."""
+        return self.ablations[0].full_effect
+
+    @property
+    def share(self) -> Estimate | None:
+        """Effect over the full effect."""
+        return self.ablations[0].share
+
+    @property
+    def faithfulness(self) -> Estimate | None:
+        """See :class:`~tl_multitrace.evaluation.measure.AblationScores`; likewise for what follows."""
+        return self.ablations[0].faithfulness
+
+    @property
+    def completeness(self) -> Estimate | None:
+        """Equal to :attr:`share`."""
+        return self.ablations[0].completeness
+
+    @property
+    def minimality(self) -> dict[str, Estimate | None]:
+        """Per component label, what faithfulness loses without it; empty where it was not measured."""
+        return dict(zip([c.label for c in self.components], self.ablations[0].minimality, strict=False))
+
+    @property
+    def percentile(self) -> float | None:
+        """Share of random sets of the same size and kinds that the circuit beats, in percent."""
+        return self.ablations[0].percentile
+
+    @property
+    def p_value(self) -> float | None:
+        """That the effect is nothing, or nothing more than random sets have."""
+        return self.ablations[0].p_value
+
+    @property
+    def subgroups(self) -> Mapping[str, Score]:
+        """Effect by the prompts' labels."""
+        return self.ablations[0].subgroups
+
+    def __getitem__(self, name: str) -> AblationScores:
+        """The scores under an ablation, by its name or by all that tables show of it.
+
+        Raises:
+            KeyError: it was not used.
+        """
+        for scores in self.ablations:
+            if name in (scores.name, scores.intervention.get("name")):
+                return scores
+        raise KeyError(f"no ablation {name!r}: this report has {', '.join(a.name for a in self.ablations)}.")
+
+    # ------------------------------------------------------------------ tables
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per ablation and score: score, component or subgroup, value, interval, number of prompts.
+
+        Every row names its ablation, direction and metric.
+        """
+        import pandas as pd
+
+        rows = [{**self._record(a), **row} for a in self.ablations for row in _rows(self, a)]
+        return pd.DataFrame(rows)
+
+    def _record(self, scores: AblationScores) -> dict[str, str]:
+        return {"ablation": scores.name, "direction": self.direction, "metric": self.metric}
+
+    def per_example(self, ablation: str | None = None) -> pd.DataFrame:
+        """One row per prompt: text, subgroup, effect of the circuit, of everything and of all but the circuit.
+
+        ``share`` is effect over full effect on that prompt. ``explained`` says whether it is at least one half; it is
+        missing where patching everything does not move the prompt the intended way: then there is nothing to explain.
+
+        Args:
+            ablation: its name; default the first.
+        """
+        import pandas as pd
+
+        scores = self.ablations[0] if ablation is None else self[ablation]
+        effect, full = np.array(scores.effects), np.array(scores.full_effects)
+        moved = (full < 0) if self.direction == "minimize" else (full > 0)
+        share = np.divide(effect, full, out=np.full(len(full), np.nan), where=moved)
+        explained = [bool(s >= EXPLAINED) if m else None for s, m in zip(share, moved, strict=True)]
+        frame = pd.DataFrame({"pair": range(len(effect)), "prompt": list(self.prompts)})
+        frame["label"] = list(self.labels) or ""
+        frame["effect"], frame["full_effect"], frame["kept_effect"] = effect, full, list(scores.kept_effects)
+        frame["share"], frame["explained"] = share, pd.Series(explained, dtype="boolean")
+        return frame.assign(**self._record(scores))
+
+    def unexplained(self, ablation: str | None = None) -> pd.DataFrame:
+        """The prompts that the circuit does not explain, the least explained first."""
+        frame = self.per_example(ablation)
+        return frame[frame["explained"].eq(False).fillna(False)].sort_values("share", kind="stable", ignore_index=True)
+
+    # ------------------------------------------------------------------ showing
+
+    def headline(self) -> str:
+        """What is judged, and on what."""
+        model = dict(self.provenance.get("model") or {}).get("name", "a model")
+        return (
+            f"CircuitReport: {len(self.components)} of {self.n_groups} components of {model}, {len(self.prompts)} "
+            f"prompts, {self.direction} {self.metric}"
+        )
+
+    def summary(self) -> list[tuple[str, str]]:
+        """Every score under every ablation, line by line."""
+        return [line for a in self.ablations for line in _lines(self, a)]
+
+    def remarks(self) -> tuple[str, ...]:
+        """See ``notes``."""
+        return self.notes
+
+    def plot(self, **options: Any) -> Any:
+        """Effect by subgroup, faithfulness by ablation, minimality; see :func:`tl_multitrace.render.plot_report`."""
+        from tl_multitrace.render import plot_report
+
+        return plot_report(self, **options)
+
+    def write_html(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write one self-contained HTML page with the figure and all tables.
+
+        Raises:
+            FileExistsError: the file exists and ``overwrite`` is False.
+        """
+        from tl_multitrace.render import write_evaluation
+
+        return write_evaluation(self, path, overwrite=overwrite)
+
+
+class ReportFile(ResultFile):
+    """A :class:`CircuitReport` on disk."""
+
+    FORMAT: ClassVar[str] = "tl_multitrace.evaluation"
+    format: Literal["tl_multitrace.evaluation"]
+    result: CircuitReport
+
+
+CircuitReport.FILE = ReportFile
+
+
+def _rows(report: CircuitReport, scores: AblationScores) -> list[dict[str, Any]]:
+    n = len(report.prompts)
+    found = [
+        _row("effect", scores.effect, n),
+        _row("full effect", scores.full_effect, n),
+        _row("faithfulness", scores.faithfulness, n),
+        _row("completeness", scores.completeness, n),
+        _row("share", scores.share, n),
+        _row("chance", scores.chance, n),
+        *[{"score": k, "of": "", "value": getattr(scores, k), "n": n} for k in ("percentile", "p_value")],
+    ]
+    labels = [c.label for c in report.components]
+    found += [_row("minimality", m, n, of) for of, m in zip(labels, scores.minimality, strict=False)]
+    return found + [_row("subgroup effect", s, s.n, name) for name, s in scores.subgroups.items()]
+
+
+def _row(score: str, number: Score | Estimate | None, n: int, of: str = "") -> dict[str, Any]:
+    value = number.mean if isinstance(number, Score) else None if number is None else number.value
+    low, high = (None, None) if number is None else (number.low, number.high)
+    return {"score": score, "of": of, "value": value, "low": low, "high": high, "n": n}
+
+
+def _lines(report: CircuitReport, scores: AblationScores) -> list[tuple[str, str]]:
+    frame = report.per_example(scores.name)
+    told, known = int(frame["explained"].fillna(False).sum()), int(frame["explained"].notna().sum())
+    lines = [
+        ("ablation", f"{scores.name}, {report.direction} {report.metric}"),
+        ("effect", f"{scores.effect} {report.metric_unit}".rstrip()),
+        ("full effect", f"{scores.full_effect}"),
+        ("faithfulness", str(scores.faithfulness or "undefined: patching everything changes nothing")),
+        ("completeness", f"{scores.completeness or 'undefined'} (share of the full effect)"),
+        ("explained", f"{told} of {known} prompts that the full mask moves"),
+    ]
+    if scores.percentile is not None and scores.chance is not None:
+        lines.append(("chance", f"{scores.chance}; beats {scores.percentile:.3g} % of {scores.chance.n} random sets"))
+        lines.append(
+            ("p", f"{scores.p_value:.3g} (zero effect {scores.p_zero:.3g}, random sets {scores.p_chance:.3g})")
+        )
+    if scores.subgroups:
+        lines.append(("subgroups", "; ".join(f"{name} {s}" for name, s in list(scores.subgroups.items())[:6])))
+    return lines

@@ -1,0 +1,223 @@
+"""What is judged: a set of hook groups among all that it was chosen from, with the model it belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_multitrace.circuit import Circuit
+from tl_multitrace.compat import ModelView
+from tl_multitrace.groups import HookGroups
+from tl_multitrace.interventions import Intervention, intervention_by_name
+from tl_multitrace.metrics import Metric, as_metric, metric_by_name
+from tl_multitrace.prompts import PromptPairs
+from tl_multitrace.solvers import SubsetPath
+from tl_multitrace.solvers.search import Direction, Subset, subset
+from tl_multitrace.tracer import Tracer
+
+Judged = Circuit | SubsetPath
+Interventions = Intervention | Sequence[Intervention] | None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A chosen set, and everything it takes to measure it on other prompts.
+
+    Attributes:
+        model: the TransformerLens model.
+        groups: all hook groups of the search.
+        members: mask indices of the chosen ones.
+        metric: of each prompt.
+        interventions: what replaces activations; one or several.
+        direction: which way the effect is meant to go.
+        provenance: of the circuit or path.
+        search: prompts that the set was chosen on, where they are known.
+        dtype: of masks and sums, where the search named one.
+    """
+
+    model: Any
+    groups: HookGroups
+    members: Subset
+    metric: Metric
+    interventions: tuple[Intervention, ...]
+    direction: Direction
+    provenance: Mapping[str, Any]
+    search: PromptPairs | None = None
+    dtype: torch.dtype | None = None
+
+    @property
+    def sign(self) -> int:
+        """1 where the effect is to rise, -1 where it is to fall."""
+        return -1 if self.direction == "minimize" else 1
+
+    @property
+    def mask(self) -> Float[Tensor, " groups"]:
+        """1 at the members, 0 elsewhere."""
+        mask = torch.zeros(len(self.groups))
+        mask[list(self.members)] = 1.0
+        return mask
+
+    @property
+    def chosen(self) -> HookGroups:
+        """The members alone."""
+        return self.groups[list(self.members)]
+
+    def tracer(self, pairs: PromptPairs, intervention: Intervention | None = None) -> Tracer:
+        """The same trace on other prompts."""
+        replaced = self.interventions[0] if intervention is None else intervention
+        return Tracer(self.model, pairs, self.groups, self.metric, replaced, dtype=self.dtype)
+
+
+def subject_of(
+    judged: Judged,
+    *,
+    budget: int | None = None,
+    tracer: Tracer | None = None,
+    model: Any = None,
+    groups: HookGroups | None = None,
+    metric: Any = None,
+    interventions: Interventions = None,
+    direction: Direction | None = None,
+) -> Subject:
+    """Put together what is judged, from the circuit's own tracer, from its file, and from what the caller names.
+
+    Args:
+        judged: a circuit, or a path and one of its budgets.
+        budget: of a path; default its largest.
+        tracer: stands for model, groups, metric and intervention; default the one the circuit was found with.
+        model: of a circuit that was loaded from a file.
+        groups: all hook groups that a loaded circuit was chosen from.
+        metric: default the search's.
+        interventions: default the search's.
+        direction: default the search's.
+
+    Raises:
+        ValueError: something that the circuit neither carries nor the caller gave; the message says what to pass.
+        TypeError: neither a circuit nor a path.
+    """
+    if not isinstance(judged, Circuit | SubsetPath):
+        raise TypeError(f"expected a Circuit or a SubsetPath, got {type(judged).__name__}: pass path[10], say.")
+    known = judged.tracer if tracer is None else tracer
+    facts = dict(judged.provenance)
+    model = _model(judged, known, model)
+    every = _groups(judged, known, groups)
+    return Subject(
+        model=model,
+        groups=every,
+        members=_members(judged, every, budget),
+        metric=_metric(metric, known, facts),
+        interventions=_interventions(interventions, known, facts),
+        direction=_direction(direction, facts),
+        provenance=facts | ({"budget": _choice(judged, budget).size} if isinstance(judged, SubsetPath) else {}),
+        search=judged.tracer.pairs if judged.tracer is not None else None,
+        dtype=known.dtype if known is not None else None,
+    )
+
+
+def _choice(path: SubsetPath, budget: int | None) -> Any:
+    return path.choice(path.sizes[-1] if budget is None else budget)
+
+
+def _model(judged: Judged, known: Tracer | None, model: Any) -> Any:
+    found = model if model is not None else known.model if known is not None else None
+    if found is None:
+        name = dict(judged.provenance.get("model") or {}).get("name", "its model")
+        raise ValueError(
+            f"this {type(judged).__name__} comes from a file and carries no model. Load {name} and pass model=, "
+            "or pass tracer=."
+        )
+    ModelView(found)
+    return found
+
+
+def _groups(judged: Judged, known: Tracer | None, groups: HookGroups | None) -> HookGroups:
+    if groups is not None:
+        return groups
+    if known is not None:
+        return known.groups
+    if isinstance(judged, SubsetPath):
+        return judged.groups
+    raise ValueError(
+        f"this circuit comes from a file, which holds its {len(judged)} components but not the {judged.n_groups} "
+        "hook groups it was chosen from, and faithfulness patches all the others. Pass groups=, such as heads(model)."
+    )
+
+
+def _members(judged: Judged, every: HookGroups, budget: int | None) -> Subset:
+    """Places of the chosen components among all groups; a component that is read elsewhere does not count as there."""
+    chosen = judged.groups[list(_choice(judged, budget).members)] if isinstance(judged, SubsetPath) else judged.groups
+    return places_of(chosen, every)
+
+
+def places_of(chosen: HookGroups, every: HookGroups) -> Subset:
+    """Mask indices of some hook groups among all.
+
+    Raises:
+        ValueError: one of them is not there, or patches another activation there.
+    """
+    places = {c: i for i, c in enumerate(every.components)}
+    for c, sites in zip(chosen.components, chosen.sites, strict=True):
+        if c not in places:
+            raise ValueError(
+                f"{c.label} is not among the {len(every)} hook groups ({every!r}). Pass groups= as the search had them."
+            )
+        there = every.sites[places[c]]
+        if [(s, s.site) for s in sites] != [(s, s.site) for s in there]:
+            raise ValueError(f"{c.label} patches {_sites(sites)} in the circuit, but {_sites(there)} among the groups.")
+    return subset(places[c] for c in chosen.components)
+
+
+def _sites(sites: Sequence[Any]) -> str:
+    return ", ".join(f"{s.label} ({s.site})" for s in sites)
+
+
+def _metric(metric: Any, known: Tracer | None, facts: Mapping[str, Any]) -> Metric:
+    if metric is not None:
+        return as_metric(metric)
+    if known is not None:
+        return known.metric
+    try:
+        return metric_by_name(str(facts.get("metric")))
+    except ValueError:
+        raise ValueError(
+            f"the file names the metric {facts.get('metric')!r}, which is not one of this package's. Pass metric=."
+        ) from None
+
+
+def _interventions(given: Interventions, known: Tracer | None, facts: Mapping[str, Any]) -> tuple[Intervention, ...]:
+    if given is not None:
+        listed = (given,) if isinstance(given, Intervention) else tuple(given)
+        if not listed or not all(isinstance(i, Intervention) for i in listed):
+            raise ValueError(f"interventions must be one or several, such as [MeanAblation()], got {given!r}.")
+        return listed
+    return (known.intervention if known is not None else _stored_intervention(facts),)
+
+
+def _stored_intervention(facts: Mapping[str, Any]) -> Intervention:
+    record = dict(facts.get("intervention") or {})
+    name = str(record.pop("name", "unknown"))
+    try:
+        made = intervention_by_name(name, **record)
+    except (ValueError, TypeError):
+        raise ValueError(
+            f"the file names the intervention {name!r}, which cannot be made from it. Pass interventions=."
+        ) from None
+    lost = sorted(set(vars(made)) - set(record))
+    if lost:
+        raise ValueError(
+            f"the search's {name!r} intervention had a {lost[0]} of its own, which no file holds. Pass interventions=, "
+            f"with {lost[0]}=."
+        )
+    return made
+
+
+def _direction(direction: Direction | None, facts: Mapping[str, Any]) -> Direction:
+    found = direction or facts.get("direction") or "maximize"
+    if found not in ("maximize", "minimize"):
+        raise ValueError(f"direction must be 'maximize' or 'minimize', got {found!r}.")
+    return "minimize" if found == "minimize" else "maximize"
