@@ -15,7 +15,16 @@ from tiny_models import FAMILIES, HAS_BRIDGE, HAS_HOOKED, MODEL_NAMES, TL_MAJOR,
 from tl_multitrace.groups import SITES, SiteKind
 
 every_model = pytest.mark.parametrize("name", MODEL_NAMES)
-model_of = cache(lambda name: build(name, torch.float64))  # shared: that tests leave it as it was is itself tested
+
+
+@cache
+def model_of(name: str) -> Any:
+    """A model that tests share: that they leave it as it was is itself tested."""
+    model = build(name, torch.float64)
+    model(torch.tensor([[3, 4]]))  # a bridge adds hooks of its own in its first forward
+    return model
+
+
 EXAMPLES = random_examples(3)
 
 
