@@ -77,7 +77,7 @@ def plot_path(path: SubsetPath, *others: SubsetPath, log_scale: bool = False, ax
         figure, ax = new_axes(ax, 6.8, 4.0)
         ax.axhline(0, color=GREY, linewidth=0.8)
         for i, other in enumerate((path, *others)):
-            _draw_path(ax, other, COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], i == 0, log_scale)
+            _draw_path(ax, other, i, log_scale)
         if not log_scale:
             _draw_references(ax, path)
         _label_path(ax, path, log_scale)
@@ -100,13 +100,15 @@ def _value(score: Score, log_scale: bool) -> float:
     return float(score.log) if log_scale and score.log is not None else score.mean
 
 
-def _draw_path(ax: Axes, path: SubsetPath, colour: str, marker: str, main: bool, log_scale: bool) -> None:
-    sizes = path.sizes
+def _draw_path(ax: Axes, path: SubsetPath, i: int, log_scale: bool) -> None:
+    """The first path lies on top, with its interval; where colours come back, lines are dotted."""
+    sizes, colour, marker = path.sizes, COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+    line: dict[str, Any] = {"linewidth": 1.6, "linestyle": "-" if i < len(COLOURS) else ":", "zorder": 3 if i else 4}
     label = f"{solver_name(path)}, {path.cost.get('equivalents', 0):.0f} forward equivalents"
     dot = marker if len(sizes) <= 30 else None
     means = [_value(c.score, log_scale) for c in path.choices]
-    ax.plot(sizes, means, color=colour, marker=dot, markersize=4, linewidth=1.6, label=label, zorder=3)
-    if not main:
+    ax.plot(sizes, means, color=colour, marker=dot, markersize=4, label=label, **line)
+    if i:
         return
     if not log_scale:
         low, high = [c.score.low for c in path.choices], [c.score.high for c in path.choices]
