@@ -192,7 +192,9 @@ def _judged(run: Run, job: Job, log: Log, budgets: Any) -> Run:
         with log.step("evaluation", f"Judging the circuit on {len(run.held_out)} held-out prompts"):
             run = replace(run, evaluation=evaluate(run.circuit, run.held_out, seed=job.seed))
     if job.stability and tracer is not None:
-        with log.step("stability", f"Searching again on {job.stability} resamples of the prompts"):
+        with log.step(
+            "stability", f"Searching again on {job.stability} resamples of the prompts (--stability 0: none)"
+        ):
             solver = None if job.solver is None else solver_by_name(job.solver)
             budget = budgets if isinstance(budgets, Mapping) else run.path.sizes[-1]
             direction: Direction = "minimize" if facts.get("direction") == "minimize" else "maximize"
