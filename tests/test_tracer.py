@@ -314,3 +314,25 @@ def test_repr() -> None:
     tracer = mt.Tracer(model_of(NAMES[0]), pairs_of(EXAMPLES), mt.heads(model_of(NAMES[0])))
     assert "5 pairs, HookGroups(12: 12 head), metric=logit_diff, intervention=interchange)" in repr(tracer)
     assert len(tracer) == tracer.n == 5
+
+
+def test_a_tracer_on_other_prompts_keeps_what_is_not_given() -> None:
+    model = model_of(NAMES[0])
+    tracer = mt.Tracer(
+        model,
+        pairs_of(EXAMPLES),
+        mt.heads(model),
+        mt.AnswerProb(),
+        mt.ZeroAblation(),
+        dtype=torch.float32,
+        memory_limit=7,
+    )
+    other = pairs_of(EXAMPLES[:2])
+    held = tracer.on(other)
+    assert held.pairs is other and len(held) == 2
+    for name in ("model", "groups", "metric", "intervention", "dtype", "memory_limit"):
+        assert getattr(held, name) is getattr(tracer, name), name
+    nats = tracer.on(metric=mt.LogitDiff(), groups=mt.mlps(model))
+    assert nats.pairs is tracer.pairs and nats.metric.name == "logit_diff" and len(nats.groups) == L
+    with pytest.raises(TypeError, match="metrics"):
+        tracer.on(metrics=mt.LogitDiff())

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_multitrace.compat import HookFn, ModelView
-from tl_multitrace.files import CircuitFile, GroupsRecord, ScoreRecord, read_json, stored_score, write_json
+from tl_multitrace.files import CircuitFile, GroupsRecord, ScoreRecord, naming, read_json, stored_score, write_json
 from tl_multitrace.groups import Component, HookGroups
 from tl_multitrace.scores import Score
 
@@ -317,7 +317,7 @@ def _to_file(circuit: Circuit) -> CircuitFile:
 def _from_file(file: CircuitFile, path: str | Path) -> Circuit:
     if any(not 0 <= i < file.n_groups for i in file.indices) or len(set(file.indices)) != len(file.indices):
         raise ValueError(f"{path}: indices must be distinct numbers below {file.n_groups}, got {file.indices[:8]}.")
-    try:
+    with naming(path):
         return Circuit(
             groups=file.groups.groups(),
             indices=tuple(file.indices),
@@ -331,8 +331,6 @@ def _from_file(file: CircuitFile, path: str | Path) -> Circuit:
             certificate=file.certificate,
             provenance=file.provenance,
         )
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
 
 
 def _name(intervention: Any) -> str:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -131,6 +133,15 @@ def stored_score(record: ScoreRecord | None) -> Score | None:
 
 
 # ---------------------------------------------------------------------- reading and writing
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """What is wrong with a file's contents is said with the file's name in front."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def write_json(path: Path, content: Any, *, overwrite: bool = False) -> Path:

@@ -158,8 +158,7 @@ def _with_flow(run: Run, tracer: Tracer, log: Log) -> Run:
     Ratios of odds are measured by their logarithm, in which the effects of edges one after the other are of one size.
     """
     if isinstance(tracer.metric, OddsRatio):
-        metric = LogitDiff(reduce=tracer.metric.reduce)
-        tracer = Tracer(tracer.model, tracer.pairs, tracer.groups, metric, tracer.intervention)
+        tracer = tracer.on(metric=LogitDiff(reduce=tracer.metric.reduce))
     try:
         through, n = _affordable(run, tracer)
         if not n:

@@ -174,6 +174,12 @@ class Tracer:
             "batch_size": self.batch_size,
         }
 
+    def on(self, pairs: PromptPairs | None = None, **changes: Any) -> Tracer:
+        """A tracer on other prompts, such as held-out ones, or with other arguments; None keeps this one's."""
+        own = {name: getattr(self, name) for name in ("groups", "metric", "intervention", "dtype", "memory_limit")}
+        given = {name: value for name, value in changes.items() if value is not None}
+        return Tracer(self.model, self.pairs if pairs is None else pairs, **own | given)
+
     def __repr__(self) -> str:
         return (
             f"Tracer({self.view.name}, {self.n} pairs, {self.groups!r}, metric={self.metric.name or 'custom'}, "

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tl_multitrace.files import naming
+
 
 @dataclass(frozen=True)
 class Fact:
@@ -67,10 +69,8 @@ def load_facts(path: str | Path) -> list[Fact]:
         records = json.loads(text) if text.lstrip().startswith("[") else [json.loads(x) for x in lines]
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is neither a JSON list nor JSON lines ({error}).") from None
-    try:
+    with naming(path):
         return as_facts(records)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
 
 
 def _fact(record: Any, i: int) -> Fact:

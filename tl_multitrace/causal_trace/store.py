@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 
 from tl_multitrace.causal_trace.cells import SITE, Cells
-from tl_multitrace.files import File, GroupsRecord, read_json, write_bytes, write_json
+from tl_multitrace.files import File, GroupsRecord, naming, read_json, write_bytes, write_json
 
 if TYPE_CHECKING:
     from tl_multitrace.causal_trace.grid import TraceGrid
@@ -138,7 +138,7 @@ def load_grid(path: Path) -> TraceGrid:
 
     file = read_json(path, TraceFile)
     arrays = _arrays(path, file)
-    try:
+    with naming(path):
         _check(file, arrays)
         return TraceGrid(
             restored=arrays["restored"],
@@ -152,8 +152,6 @@ def load_grid(path: Path) -> TraceGrid:
             notes=tuple(file.notes),
             provenance=file.provenance,
         )
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
 
 
 def _check(file: TraceFile, arrays: dict[str, Tensor]) -> None:

@@ -17,7 +17,7 @@ from tl_multitrace.causal_trace.question import Question
 from tl_multitrace.causal_trace.reading import Answer, Prompt, Subject
 from tl_multitrace.causal_trace.sweep import Sweep, check_samples, warn_unchanged
 from tl_multitrace.compat import ModelView
-from tl_multitrace.files import File, read_json, write_json
+from tl_multitrace.files import File, naming, read_json, write_json
 from tl_multitrace.groups import residual
 from tl_multitrace.metrics import AnswerProb
 from tl_multitrace.scores import Score
@@ -146,7 +146,7 @@ class CausalTokens:
         file = read_json(Path(path), TokensFile)
         if any(not 0 <= p < len(file.tokens) for p in file.positions):
             raise ValueError(f"{path}: positions {file.positions[:4]} lie outside {len(file.tokens)} tokens.")
-        try:
+        with naming(path):
             arrays = {n: torch.tensor(getattr(file, n)) for n in ("corrupted", "corrupt", "restore")}
             return cls(
                 tokens=tuple(file.tokens),
@@ -158,8 +158,6 @@ class CausalTokens:
                 corrupt=arrays["corrupt"],
                 restore=arrays["restore"],
             )
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
 
 
 def causal_tokens(

@@ -150,10 +150,6 @@ class MibScores(Result):
             ("log CMD", f"{self.log_cmd} (likewise)"),
         ]
 
-    def remarks(self) -> tuple[str, ...]:
-        """See ``notes``."""
-        return self.notes
-
     def plot(self, **options: Any) -> Any:
         """Faithfulness against the kept fraction; see :func:`tl_multitrace.render.plot_mib`."""
         from tl_multitrace.render import plot_mib
@@ -246,9 +242,7 @@ def _sets(
     on = tracer
     if not (pairs is None and metric is None and interventions is None):
         given = interventions[0] if isinstance(interventions, Sequence) else interventions
-        measured = tracer.metric if metric is None else metric
-        chosen = tracer.pairs if pairs is None else pairs
-        on = Tracer(tracer.model, chosen, tracer.groups, measured, given or tracer.intervention, dtype=tracer.dtype)
+        on = tracer.on(pairs, metric=metric, intervention=given)
     return on, _ranked_sets(_importances(path, tracer.groups), fractions), {}, []
 
 

@@ -139,10 +139,6 @@ class Significance(Result):
             ("components", f"{len(kept)} of {len(self.tests)} at a false discovery rate of 5 %: {labels or 'none'}"),
         ]
 
-    def remarks(self) -> tuple[str, ...]:
-        """See ``notes``."""
-        return self.notes
-
     def plot(self, **options: Any) -> Any:
         """Drop and corrected p-value per component; see :func:`tl_multitrace.render.plot_significance`."""
         from tl_multitrace.render import plot_significance

@@ -169,10 +169,6 @@ class CircuitReport(Result):
         """Every score under every ablation, line by line."""
         return [line for a in self.ablations for line in _lines(self, a)]
 
-    def remarks(self) -> tuple[str, ...]:
-        """See ``notes``."""
-        return self.notes
-
     def plot(self, **options: Any) -> Any:
         """Effect by subgroup, faithfulness by ablation, minimality; see :func:`tl_multitrace.render.plot_report`."""
         from tl_multitrace.render import plot_report

@@ -127,10 +127,6 @@ class Stability(Result):
             ("frequency", ", ".join(often[:12]) + (" ..." if len(often) > 12 else "")),
         ]
 
-    def remarks(self) -> tuple[str, ...]:
-        """See ``notes``."""
-        return self.notes
-
     def plot(self, **options: Any) -> Any:
         """Inclusion frequency per component; see :func:`tl_multitrace.render.plot_stability`."""
         from tl_multitrace.render import plot_stability
@@ -197,7 +193,7 @@ def _resampled(tracer: Tracer, seed: int, draw: int) -> Tracer:
     pairs, intervention = tracer.pairs[index.tolist()], tracer.intervention
     if isinstance(intervention, ResampleAblation) and intervention.reference is None:
         intervention = replace(intervention, reference=tracer.pairs)  # a draw may hold only one prompt of some length
-    return Tracer(tracer.model, pairs, tracer.groups, tracer.metric, intervention, dtype=tracer.dtype)
+    return tracer.on(pairs, intervention=intervention)
 
 
 def _stability(

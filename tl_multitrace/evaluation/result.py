@@ -42,7 +42,7 @@ class Result:
 
     def remarks(self) -> tuple[str, ...]:
         """What a reader must know before using the numbers."""
-        return ()
+        return tuple(getattr(self, "notes", ()))
 
     def __repr__(self) -> str:
         lines = [f"  {name:13s} {value}" for name, value in self.summary()]

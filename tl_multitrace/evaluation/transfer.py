@@ -133,10 +133,6 @@ class CircuitComparison(Result):
             lines.append((f"on {t.ground}", f"own {t.own}, other {t.other}, ratio {ratio} ({how})"))
         return lines
 
-    def remarks(self) -> tuple[str, ...]:
-        """See ``notes``."""
-        return self.notes
-
     def plot(self, **options: Any) -> Any:
         """Effect of both circuits on both grounds; see :func:`tl_multitrace.render.plot_comparison`."""
         from tl_multitrace.render import plot_comparison
@@ -234,8 +230,7 @@ def _transfer(
     name: str, own: Circuit, other: Circuit, tracer: Tracer, pairs: PromptPairs | None, seed: int
 ) -> Transfer:
     groups = _ground_groups(tracer, own, other)
-    chosen = tracer.pairs if pairs is None else pairs
-    on = Tracer(tracer.model, chosen, groups, tracer.metric, tracer.intervention, dtype=tracer.dtype)
+    on = tracer.on(pairs, groups=groups)
     masks = [_mask(groups, circuit) for circuit in (own, other)]
     values = on.effects(masks).double().cpu().numpy()
     return Transfer(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tl_multitrace.circuit import Circuit
+from tl_multitrace.files import naming
 from tl_multitrace.interop.circuits import as_graph
 from tl_multitrace.interop.graph import CircuitGraph, Mark, say_left_out, unheld
 from tl_multitrace.interop.hooks import hook, what_is
@@ -39,7 +40,7 @@ def from_acdc(path: str | Path, *, shape: Shape | Any = None) -> CircuitGraph:
     content = load_tensors(path)
     if not isinstance(content, Mapping) or not content:
         raise ValueError(f"{path} is not an ACDC edge dictionary: it holds {type(content).__name__}.")
-    try:
+    with naming(path):
         edges, inner = _edges(content)
         guessed = Shape.around(name for e in edges for name in (e.source, e.target))
         only = not any(node_of(e.source).kind == "mlp" for e in edges)
@@ -48,8 +49,6 @@ def from_acdc(path: str | Path, *, shape: Shape | Any = None) -> CircuitGraph:
         extra = {"inner": inner, "mlp input": "old_mlp_input" if old else "mlp_input"}
         graph = CircuitGraph(found, edges=edges, format=FORMAT, extra=extra)
         return graph if shape is None else graph.with_shape(shape)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
 
 
 def to_acdc(

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from tl_multitrace.circuit import Circuit
+from tl_multitrace.files import naming
 from tl_multitrace.interop.circuits import as_graph
 from tl_multitrace.interop.eap_ig_pt import compact
 from tl_multitrace.interop.graph import CircuitGraph, Mark, say_left_out, unheld
@@ -47,14 +48,12 @@ def from_auto_circuit(path: str | Path, *, task: str | None = None, algorithm: s
     """
     content = mapping(load_tensors(path), str(path))
     extra: dict[str, Any] = {}
-    try:
+    with naming(path):
         if not any(isinstance(value, Tensor) for value in content.values()):
             extra["task"], found = _one(content, task, "task")
             extra["algorithm"], found = _one(mapping(found, extra["task"]), algorithm, "algorithm")
             content = mapping(found, extra["algorithm"])
         return _graph(content, extra)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
 
 
 def to_auto_circuit(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tl_multitrace.circuit import Circuit
+from tl_multitrace.files import naming
 from tl_multitrace.interop.circuits import as_graph
 from tl_multitrace.interop.graph import CircuitGraph, Mark, NodeMark, say_left_out, unheld
 from tl_multitrace.interop.names import Edge, Shape, edge_of, node_of
@@ -41,10 +42,8 @@ def from_eap_ig(path: str | Path) -> CircuitGraph:
     missing = [key for key in KEYS if key not in content]
     if missing:
         raise ValueError(f"{path} is not an EAP-IG circuit: it has no {', '.join(missing)}.")
-    try:
+    with naming(path):
         return _graph(content)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
 
 
 def to_eap_ig(

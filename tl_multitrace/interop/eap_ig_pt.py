@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_multitrace.files import naming
 from tl_multitrace.interop import eap_ig
 from tl_multitrace.interop.graph import CircuitGraph, Mark, NodeMark
 from tl_multitrace.interop.names import Edge, Shape
@@ -29,10 +30,8 @@ def read(path: str | Path) -> CircuitGraph:
     missing = [key for key in REQUIRED if key not in content]
     if missing:
         raise ValueError(f"{path} is not an EAP-IG circuit: it has no {', '.join(missing)}.")
-    try:
+    with naming(path):
         return _graph(content)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
 
 
 def _graph(content: dict[str, Any]) -> CircuitGraph:

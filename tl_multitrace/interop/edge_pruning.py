@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tl_multitrace.circuit import Circuit
+from tl_multitrace.files import naming
 from tl_multitrace.interop.circuits import as_graph
 from tl_multitrace.interop.graph import CircuitGraph, Mark, say_left_out, unheld
 from tl_multitrace.interop.names import Edge, Shape, checked, node_of
@@ -36,12 +37,10 @@ def from_edge_pruning(path: str | Path, *, shape: Shape | Any = None) -> Circuit
         ValueError: not such a file, or no node tells the shape.
     """
     pairs = listing(load_json(path), str(path))
-    try:
+    with naming(path):
         edges, inner = _edges(pairs)
         found = Shape.given(shape, (name for e in edges for name in (e.source, e.target)))
         return CircuitGraph(found, edges=edges, format=FORMAT, extra={"inner": inner} if inner else {})
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
 
 
 def to_edge_pruning(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tl_multitrace.circuit import Circuit
+from tl_multitrace.files import naming
 from tl_multitrace.interop.circuits import as_graph
 from tl_multitrace.interop.graph import CircuitGraph, NodeMark, say_left_out, unheld
 from tl_multitrace.interop.names import Shape, head_name, mlp_name, node_of
@@ -31,13 +32,11 @@ def from_head_lists(path: str | Path, *, shape: Shape | Any = None) -> CircuitGr
         ValueError: not such a file, or no head tells the shape.
     """
     content = mapping(load_json(path), str(path))
-    try:
+    with naming(path):
         groups = {name: tuple(_node(pair, name) for pair in listing(heads, name)) for name, heads in content.items()}
         names = dict.fromkeys(node for nodes in groups.values() for node in nodes)
         nodes = {name: NodeMark(in_graph=True) for name in names}
         return CircuitGraph(Shape.given(shape, names), nodes, groups=groups, format=FORMAT)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
 
 
 def to_head_lists(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tl_multitrace.circuit import Circuit
+from tl_multitrace.files import naming
 from tl_multitrace.interop.circuits import as_graph
 from tl_multitrace.interop.graph import CircuitGraph, Mark, NodeMark, say_left_out, unheld
 from tl_multitrace.interop.names import Edge, Shape, head_name, mlp_name, node_of, placed
@@ -43,10 +44,8 @@ def from_neuronpedia(path: str | Path, *, shape: Shape | Any = None) -> CircuitG
         ValueError: not such a file; the message names the place.
     """
     content = mapping(load_json(path), str(path))
-    try:
+    with naming(path):
         return _graph(content, shape)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
 
 
 def to_neuronpedia(

@@ -86,7 +86,7 @@ def show(
     if tracer is None:
         circuit, tracer = _own_tracer(circuit, model, pairs)
     elif pairs is not None:
-        tracer = Tracer(tracer.model, pairs, tracer.groups, tracer.metric, tracer.intervention)
+        tracer = tracer.on(pairs)
     views = make_views(circuit, tracer, examples=examples, heads=heads, neurons=neurons)
     return Shown(views, f"Circuit of {len(circuit)} of {circuit.n_groups} components in {tracer.view.name}")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tl_multitrace.circuit import Circuit
 from tl_multitrace.evaluation import CircuitReport, Stability
-from tl_multitrace.files import write_text
+from tl_multitrace.files import naming, write_text
 from tl_multitrace.flow import load_graph, save_graph
 from tl_multitrace.metrics import Metric
 from tl_multitrace.prompts import PromptPairs
@@ -94,8 +94,7 @@ class Run:
     def _held_tracer(self) -> Tracer | None:
         if self.tracer is None or self.held_out is None:
             return None
-        t = self.tracer
-        return Tracer(t.model, self.held_out, t.groups, t.metric, t.intervention, dtype=t.dtype)
+        return self.tracer.on(self.held_out)
 
     # ------------------------------------------------------------------ files
 
@@ -189,10 +188,8 @@ def load_flow(path: Path) -> nx.MultiDiGraph:
         ValueError: not a graph of direct effects as this package writes it.
     """
     graph = load_graph(path)
-    try:
+    with naming(path):
         return check_flow(graph)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
 
 
 def _score(tracer: Tracer, circuit: Circuit) -> Score:

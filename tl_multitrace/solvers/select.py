@@ -77,7 +77,7 @@ def select(
         solver.search(search)
         cost, seconds = tracer.cost - before, time.perf_counter() - began
         chosen = {size: search.best_within(size)[1] for size in search.budgets}
-        choices = _score(tracer, _on(tracer, held_out), chosen, search, seed)
+        choices = _score(tracer, None if held_out is None else tracer.on(held_out), chosen, search, seed)
         full = float(tracer.effect(torch.ones(len(tracer.groups))).double().mean())
     notes = [*search.notes, *overfit_notes(choices, search.sign)]
     facts = {"direction": direction, "seed": seed, "solver": _describe(solver), "cost": _record(cost, seconds)}
@@ -105,13 +105,6 @@ def make_search(
     allowed = np.ones(len(tracer.groups), dtype=bool)
     allowed[list(drop)] = False
     return Search(tracer, sizes, _sign(direction), seed, allowed, keep, limits, show_progress=progress)
-
-
-def _on(tracer: Tracer, pairs: PromptPairs | None) -> Tracer | None:
-    """The same trace on other prompts."""
-    if pairs is None:
-        return None
-    return Tracer(tracer.model, pairs, tracer.groups, tracer.metric, tracer.intervention, dtype=tracer.dtype)
 
 
 def _record(cost: Cost, seconds: float) -> dict[str, float]:
