@@ -21,12 +21,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_multitrace.answers import Answers
-from tl_multitrace.budget import DEFAULT_LIMIT, block_input_bytes, default_batch_size
+from tl_multitrace.budget import Limits
 from tl_multitrace.compat import ModelView
 from tl_multitrace.cost import Cost
 from tl_multitrace.engine import Engine, Prefix
+from tl_multitrace.estimate import batch_and_step, plan_memory
 from tl_multitrace.gradients import Gradients
 from tl_multitrace.groups import HookGroups
+from tl_multitrace.halving import Halving
 from tl_multitrace.held import held_sites
 from tl_multitrace.interventions import Interchange, Intervention
 from tl_multitrace.metrics import LogitDiff, Metric, as_metric
@@ -40,7 +42,7 @@ from tl_multitrace.validate import check_inputs
 logger = logging.getLogger(__name__)
 
 
-class Tracer:
+class Tracer(Halving):
     """Evaluates masks over hook groups on a prompt set.
 
     Example:
@@ -88,13 +90,13 @@ class Tracer:
         self.progress = bool(progress)
         self.dtype = dtype or (torch.float64 if self.view.dtype == torch.float64 else torch.float32)
         check_inputs(self.view, pairs, groups, self.metric)
-        kind = self.view.device.type
-        self.memory_limit = memory_limit if memory_limit is not None else DEFAULT_LIMIT.get(kind, 2 << 30)
+        limits = Limits.of(self.view.device, memory_limit)
+        self.memory_limit = limits.device
         by_row = self.intervention.averages in (None, "zero")  # means are taken over prompts that are not ours to pack
         self.rows = Rows.of(pairs, packed=by_row and can_pack(self.view, pairs))
-        self.batch_size = batch_size or default_batch_size(self.view, self.rows, self.memory_limit)
+        self.batch_size, step = batch_and_step(self.view, self.rows, groups, self.dtype, limits, batch_size)
         self._batches: list[Batch] = self._make_batches()
-        sources = Sources(limit=self.memory_limit, chunk=self.batch_size * 2)
+        sources = Sources(chunk=self.batch_size * 2)
         self._engine = Engine(
             view=self.view,
             rows=self.rows,
@@ -107,9 +109,11 @@ class Tracer:
         )
         self._base: list[Answers] = []
         self._origin = Prefix(np.zeros(len(groups)))
-        self._restarts = Restarts(self._engine, self._batches, self._origin, self.memory_limit)
-        self._prefix_bytes = block_input_bytes(self.view, self.rows, groups)
-        self._start()
+        self._restarts = Restarts(self._engine, self._batches, self._origin, 0)
+        self._plan = plan_memory(self._engine, self.batch_size, step, limits)
+        self._plan.follow(self._engine, self._restarts)
+        self._prefix_bytes = self._plan.block_inputs // 2
+        self._surviving(self._start)
 
     # ------------------------------------------------------------------ set-up
 
@@ -125,7 +129,8 @@ class Tracer:
             self._engine.cost = Cost()
             base_run = self.intervention.base_run(self.rows, self.view)
             self._engine.set_base(base_run)
-            record = [self._origin] if 0 < 2 * self._prefix_bytes <= self.memory_limit else []
+            record = [self._origin] if self._plan.keeps_inputs else []
+            self._base = []
             for batch in self._batches:
                 answers = self._engine.answers(batch, record=record)
                 self._check(answers.token_logp[answers.present], batch, None, "the base run")
