@@ -8,7 +8,7 @@ is wrong by a factor of three either way: layers keep more or less for their bac
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,8 +80,11 @@ class LiveBytes(TorchDispatchMode):
         self.now -= size
 
 
+_counted: weakref.WeakKeyDictionary[Any, dict[Hashable, StepBytes]] = weakref.WeakKeyDictionary()
+
+
 def count_step(view: ModelView, rows: Rows, groups: HookGroups, dtype: torch.dtype) -> StepBytes:
-    """Run the largest prompt pair once without and once with gradients, and count.
+    """Run the largest prompt pair once without and once with gradients, and count; once per model and shape.
 
     Args:
         view: the model.
@@ -94,6 +97,15 @@ def count_step(view: ModelView, rows: Rows, groups: HookGroups, dtype: torch.dty
     """
     rows = _only(rows, _largest(rows))
     engine = Engine(view, rows, groups, Interchange(), Sources(chunk=1), dtype)
+    known = _counted.setdefault(view.model, {})
+    asked = (view.device, view.dtype, dtype, rows.base.shape, rows.source.shape, len(groups), tuple(engine.plans))
+    if asked not in known:
+        known[asked] = _count(engine)
+    return known[asked]
+
+
+def _count(engine: Engine) -> StepBytes:
+    view, rows, groups, dtype = engine.view, engine.rows, engine.groups, engine.dtype
     batch = rows.batch(torch.tensor([0]), view.device)
     ones = torch.ones(1, batch.n_rows, len(groups), dtype=dtype, device=view.device)
     with engine.session():

@@ -45,12 +45,14 @@ class MemoryEstimate:
         batch_size: prompt pairs per forward.
         weights: parameters and buffers.
         source_activations: of all prompts at all hook points of the groups, frozen sites of a severed trace included.
-        block_inputs: of the base run and of one stored run, a search's current set.
+        block_inputs: of the base run and of one stored run, a search's current set; of the base run alone where there
+            is no room for both.
         keys_values: of the base run; stored when enough runs are asked for that share tokens with it.
         forward: the largest forward without gradients: one batch, several masks over a few prompts, or the source run.
         backward: one batch's forward and backward to the mask.
         masks: derivatives of every prompt to every mask entry, and the copy that is handed out.
         places: where source activations, block inputs, and keys and values are kept.
+        stored_runs: runs whose block inputs are kept, the base run counted.
         left: bytes of the limit that nothing has been given, where block inputs are kept.
         tile_tokens: tokens per forward up to which several masks share a batch.
     """
@@ -66,6 +68,7 @@ class MemoryEstimate:
     backward: int
     masks: int
     places: Mapping[str, Place] = field(default_factory=dict)
+    stored_runs: int = 0
     left: int = 0
     tile_tokens: int = 0
 
@@ -89,11 +92,6 @@ class MemoryEstimate:
         """Bytes in a file."""
         return self._at("disk")
 
-    @property
-    def keeps_inputs(self) -> bool:
-        """Whether block inputs are kept."""
-        return self.block_inputs > 0 and self.places["block_inputs"] != "none"
-
     def follow(self, engine: Engine, restarts: Restarts) -> None:
         """Tell the parts of an evaluator where to keep what they keep."""
         host = torch.device("cpu")
@@ -102,6 +100,7 @@ class MemoryEstimate:
         engine.inputs_on = host if self.places["block_inputs"] == "host" else None
         restarts.limit = self.keys_values if self.places["keys_values"] != "none" else 0
         restarts.device = host if self.places["keys_values"] == "host" else None
+        restarts.several = self.stored_runs > 1
         restarts.tile = min(restarts.tile, self.tile_tokens)
 
     def _at(self, place: Place) -> int:
@@ -159,8 +158,9 @@ def plan_memory(engine: Engine, batch_size: int, step: StepBytes, limits: Limits
         forward, backward = forward + one_batch, backward + one_batch
     if sources:
         forward = max(forward, 2 * (step.forward * batch_size + one_batch))  # the source run takes two batches at once
-    inputs = 2 * block_input_bytes(engine)
-    at_inputs = room.take(inputs)
+    per_run = block_input_bytes(engine)
+    runs = next((runs for runs in (2, 1) if runs * per_run <= max(room.device, room.host)), 2)
+    at_inputs = room.take(runs * per_run)
     keys_values = keys_values_bytes(engine) if where != "recomputed" else 0
     return MemoryEstimate(
         device=str(view.device),
@@ -168,7 +168,8 @@ def plan_memory(engine: Engine, batch_size: int, step: StepBytes, limits: Limits
         batch_size=batch_size,
         weights=weight_bytes(view),
         source_activations=sources,
-        block_inputs=inputs,
+        block_inputs=runs * per_run,
+        stored_runs=runs if at_inputs != "none" else 0,
         keys_values=keys_values,
         forward=forward,
         backward=backward,

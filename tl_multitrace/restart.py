@@ -41,6 +41,7 @@ class Restarts:
         origin: the base run.
         limit: bytes of keys and values that may be kept.
         references: runs under other masks.
+        several: whether block inputs of other runs than the base run may be kept.
         device: where keys and values are kept; None: the model's.
     """
 
@@ -49,6 +50,7 @@ class Restarts:
     origin: Prefix
     limit: int
     references: list[Prefix] = field(default_factory=list)
+    several: bool = True
     device: torch.device | None = None
     _past: Past | None = None
     _tried: bool = False
@@ -122,7 +124,7 @@ class Restarts:
     def new_references(self, masks: Float[Tensor, "r groups"]) -> list[Prefix]:
         """Empty references for masks, in the memory of the last ones; none where block inputs are not kept."""
         values = masks.detach().cpu().double().numpy()
-        if not self.origin.residuals or not values.any():
+        if not (self.several and self.origin.residuals and values.any()):
             return []
         kept, self.references = self.references, []
         buffers = [r.residuals for r in kept[: len(values)]] + [{} for _ in values[len(kept) :]]
