@@ -25,6 +25,8 @@ class Sources:
     Attributes:
         limit: bytes that may be kept.
         chunk: rows per source forward.
+        ends: rows that a source forward ends before, where other processes have the other rows: the same forwards then,
+            and the same rounding, however rows are dealt out.
         stored: per hook name ``[rows, pos, ...]`` (attention weights ``[rows, head, dest, src]``), aligned to the base
             prompts, or one row that serves all.
         needed: bytes that keeping everything would take.
@@ -33,6 +35,7 @@ class Sources:
 
     limit: int
     chunk: int
+    ends: tuple[int, ...] = ()
     stored: dict[str, Tensor] = field(default_factory=dict)
     needed: int = 0
     keeps: bool = True
@@ -44,10 +47,10 @@ class Sources:
 
     def prepare(self, engine: Engine, run: Run | None = None) -> None:
         """Run the intervention's source once, or the run given, and keep what fits."""
-        intervention, rows, view = engine.intervention, engine.rows, engine.view
+        intervention, view = engine.intervention, engine.view
         self.plans = self.plans or engine.plans
         self.aligned = run is None and intervention.aligned
-        self._run = intervention.source_run(rows, view) if run is None else run
+        self._run = source_of(engine) if run is None else run
         averages = intervention.averages if run is None else None
         if averages == "zero":
             dims = {name: 4 if plan.kind == "head" else 3 for name, plan in self.plans.items()}
@@ -115,8 +118,7 @@ class Sources:
     def _store(self, engine: Engine) -> None:
         assert self._run is not None
         total, width = self._rows(engine), engine.rows.base.shape[1]
-        for first in range(0, total, self.chunk):
-            index = torch.arange(first, min(first + self.chunk, total))
+        for index in self._parts(total):
             for name, value in self._capture(engine, index).items():
                 if name not in self.stored:
                     shape = list(value.shape)
@@ -130,11 +132,15 @@ class Sources:
                 else:
                     place[:, : value.shape[1]] = value
 
+    def _parts(self, total: int) -> list[Int[Tensor, " _"]]:
+        rows = torch.arange(total)
+        return list(rows.tensor_split(self.ends) if total > 1 and self.ends else rows.split(self.chunk))
+
     def _capture(self, engine: Engine, index: Int[Tensor, " b"]) -> dict[str, Tensor]:
         """Source activations of some rows, moved to the positions of the base prompts."""
         assert self._run is not None
         values = engine.run_source(self._run, index, set(self.plans))
-        engine.cost.forwards += len(index) / len(engine.rows)
+        engine.cost.forwards += engine.share(len(index))
         if not self.aligned:
             return values
         shift = engine.rows.pairs.shifts[engine.rows.example[index]]
@@ -222,3 +228,14 @@ def _moved(value: Tensor, shift: Int[Tensor, " b"], width: int, pattern: bool) -
     at = (torch.arange(width, device=value.device) + shift[:, None]).clamp(0, value.shape[1] - 1)
     at = at.reshape(*at.shape, *[1] * (value.ndim - 2)).expand(-1, -1, *value.shape[2:])
     return value.gather(1, at)
+
+
+def base_of(engine: Engine) -> Run:
+    """The intervention's base run, of the engine's rows."""
+    return engine.intervention.base_run(engine.whole or engine.rows, engine.view).picked(engine.rows.number)
+
+
+def source_of(engine: Engine) -> Run | None:
+    """Its source run: of these rows, or of all prompts where it takes means over them."""
+    run = engine.intervention.source_run(engine.whole or engine.rows, engine.view)
+    return run if run is None or engine.intervention.averages is not None else run.picked(engine.rows.number)
