@@ -35,6 +35,15 @@ class Cost:
     def __sub__(self, other: Cost) -> Cost:
         return Cost(self.forwards - other.forwards, self.backwards - other.backwards, self.seconds - other.seconds)
 
+    @property
+    def numbers(self) -> tuple[float, float, float]:
+        """Forwards, backwards, seconds."""
+        return self.forwards, self.backwards, self.seconds
+
+    def become(self, other: Cost) -> None:
+        """Take over another's numbers."""
+        self.forwards, self.backwards, self.seconds = other.forwards, other.backwards, other.seconds
+
     def copy(self) -> Cost:
         """A snapshot."""
         return Cost(self.forwards, self.backwards, self.seconds)

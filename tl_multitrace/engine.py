@@ -40,8 +40,9 @@ class Engine:
         groups: the mask's entries.
         intervention: base and source runs.
         sources: source activations.
-        held: sites that a mask may freeze at the base run's values.
         dtype: of masks, log probabilities and sums.
+        held: sites that a mask may freeze at the base run's values.
+        whole: all rows of the prompt set, where these are some of them.
         inputs_on: where block inputs are kept; None: the model's device.
         cost: forwards and backwards so far.
     """
@@ -54,6 +55,7 @@ class Engine:
     dtype: torch.dtype
     needs_last: bool = False
     held: Held | None = None
+    whole: Rows | None = None
     inputs_on: torch.device | None = None
     cost: Cost = field(default_factory=Cost)
 
@@ -200,10 +202,14 @@ class Engine:
         self.cost.forwards += k * self.fraction(batch, start, column)
         return self._score(batch, logits, k)
 
+    def share(self, n_rows: int) -> float:
+        """What part of the prompt set some rows are."""
+        return n_rows / len(self.whole or self.rows)
+
     def fraction(self, batch: Batch, start: int, column: int) -> float:
         """Share of a whole forward over the prompt set that a batch from a layer and a token on is."""
         of_tokens = 1 - column / batch.tokens.shape[1]
-        return batch.n_rows / len(self.rows) * (1 - start / self.view.n_layers) * of_tokens
+        return self.share(batch.n_rows) * (1 - start / self.view.n_layers) * of_tokens
 
     def _prepare(self, batch: Batch, mask: Tensor | None, k: int, start: int) -> None:
         self._shares, self._source = {}, {}

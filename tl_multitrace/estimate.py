@@ -21,6 +21,7 @@ from tl_multitrace.engine import Engine
 from tl_multitrace.groups import HookGroups
 from tl_multitrace.restart import Restarts, keys_values_bytes
 from tl_multitrace.rows import Rows
+from tl_multitrace.sources import base_of
 from tl_multitrace.stores import Place
 
 MARGIN = 4
@@ -81,6 +82,11 @@ class MemoryEstimate:
     def peak(self) -> int:
         """Most bytes at once on the model's device: weights, what is kept there, masks, and the larger step."""
         return self.weights + self._at("device") + self.masks + max(self.forward, self.backward)
+
+    @property
+    def bytes_per_run(self) -> int:
+        """Bytes of one run's block inputs."""
+        return self.block_inputs // max(1, self.stored_runs)
 
     @property
     def host(self) -> int:
@@ -169,7 +175,7 @@ def plan_memory(engine: Engine, batch_size: int, step: StepBytes, limits: Limits
         weights=weight_bytes(view),
         source_activations=sources,
         block_inputs=runs * per_run,
-        stored_runs=runs if at_inputs != "none" else 0,
+        stored_runs=runs if per_run and at_inputs != "none" else 0,
         keys_values=keys_values,
         forward=forward,
         backward=backward,
@@ -186,10 +192,10 @@ def plan_memory(engine: Engine, batch_size: int, step: StepBytes, limits: Limits
 
 def _source_bytes(engine: Engine) -> int:
     """Bytes of source activations, and of the base run's at held sites."""
-    own = engine.sources.measure(engine)
+    own = engine.sources.needed or engine.sources.measure(engine)
     if engine.held is None:
         return own
-    return own + engine.held.values.measure(engine, engine.intervention.base_run(engine.rows, engine.view))
+    return own + (engine.held.values.needed or engine.held.values.measure(engine, base_of(engine)))
 
 
 def block_input_bytes(engine: Engine) -> int:

@@ -79,5 +79,6 @@ class Halving:
         self._batches[:] = [self.rows.batch(part, self.view.device) for part in parts]  # which others hold too
         self._base[:] = [] if whole is None else [whole.picked(batch.examples) for batch in self._batches]
         self.batch_size = max(map(len, parts))
+        ends = torch.tensor([batch.n_rows for batch in self._batches]).cumsum(0)[:-1].tolist()
         for sources in self._engine.kept:
-            sources.chunk = 2 * self.batch_size
+            sources.chunk, sources.ends = 2 * self.batch_size, tuple(ends) if sources.ends else ()

@@ -48,6 +48,13 @@ class Run:
     noise: Float[Tensor, "rows pos d_model"] | None = None
     replaced: Bool[Tensor, "rows pos"] | None = None
 
+    def picked(self, rows: Int[Tensor, " b"] | None) -> Run:
+        """Some of the rows; all of them for None."""
+        if rows is None:
+            return self
+        parts = (None if part is None else part[rows] for part in (self.noise, self.replaced))
+        return Run(self.tokens[rows], self.lengths[rows], *parts)
+
 
 @dataclass(frozen=True)
 class Intervention:

@@ -31,6 +31,28 @@ MIN_RUNS = 4
 """Runs for which storing keys and values (one forward) begins to pay."""
 
 
+@dataclass(frozen=True)
+class RunState:
+    """What calls have left behind that later calls' cost and rounding depend on.
+
+    Attributes:
+        asked: runs asked for so far.
+        tried: whether keys and values were tried.
+        references: masks of the stored runs.
+        answered: whether those runs' answers are stored too, as they are where the runs were made for their own sake.
+    """
+
+    asked: int = 0
+    tried: bool = False
+    references: Float[np.ndarray, "r groups"] = field(default_factory=lambda: np.zeros((0, 0)))
+    answered: bool = True
+
+    def key(self) -> bytes:
+        """The same for states that the next call cannot tell apart."""
+        asked = -1 if self.tried else self.asked
+        return f"{asked} {self.answered} {self.references.shape} ".encode() + self.references.tobytes()
+
+
 @dataclass
 class Restarts:
     """Stored runs, and which masks may restart from them, where, and together.
@@ -41,6 +63,7 @@ class Restarts:
         origin: the base run.
         limit: bytes of keys and values that may be kept.
         references: runs under other masks.
+        eager: store keys and values as soon as there are runs enough, whatever their tokens would save.
         several: whether block inputs of other runs than the base run may be kept.
         device: where keys and values are kept; None: the model's.
     """
@@ -50,6 +73,7 @@ class Restarts:
     origin: Prefix
     limit: int
     references: list[Prefix] = field(default_factory=list)
+    eager: bool = False
     several: bool = True
     device: torch.device | None = None
     _past: Past | None = None
@@ -134,12 +158,34 @@ class Restarts:
         """Drop stored runs, keys and values, so that what follows depends on nothing evaluated before."""
         self.references, self._past, self._tried, self._asked = [], None, False, 0
 
+    # ------------------------------------------------------------------ what was stored
+
+    @property
+    def state(self) -> RunState:
+        """What is stored, by what it was stored for."""
+        masks = np.array([run.mask for run in self.references]).reshape(len(self.references), len(self.engine.groups))
+        answered = all(run.answers for run in self.references)
+        return RunState(self._asked, self._tried, masks, answered)
+
+    def repeat(self, state: RunState) -> None:
+        """Store what calls stored that led to a state; block inputs of runs without answers are not stored here."""
+        self.forget()
+        self._asked = state.asked
+        if state.tried:
+            _ = self.causal
+        if len(state.references) and state.answered:
+            with torch.no_grad():
+                self.set_references(torch.from_numpy(state.references).to(self.engine.dtype))
+
     # ------------------------------------------------------------------ from which token, and together
 
     def consider(self, n_runs: int) -> None:
         """Store keys and values where the runs that were asked for so far, and these, make it worth it."""
         self._asked += n_runs
         if self._tried or self._asked < MIN_RUNS:
+            return
+        if self.eager:
+            _ = self.causal
             return
         groups, width = self._group_columns(), self.engine.rows.base.shape[1]
         saved = np.mean([np.maximum(groups, self._common(batch)).mean() for batch in self.batches]) / width
@@ -240,7 +286,7 @@ class Restarts:
         """Change the last tokens of one example, and see whether a restart there gives what the whole run gives."""
         engine = self.engine
         batch = engine.rows.batch(self.batches[0].examples[:1].cpu(), engine.view.device)
-        column, before = int(batch.read_position.min()), engine.base
+        column, before, spent = int(batch.read_position.min()), engine.base, engine.cost.copy()
         try:
             past = self._record(batch)
             with torch.no_grad():
@@ -256,6 +302,8 @@ class Restarts:
         finally:
             if before is not None:
                 engine.set_base(before)
+            if self.eager:  # every process tries for itself: no part of the prompts' cost
+                engine.cost.become(spent)
         differs = bool((whole - base)[batch.present].abs().max() > 1e-6)
         return differs and torch.allclose(whole[batch.present], part[batch.present], atol=1e-4, rtol=1e-4)
 

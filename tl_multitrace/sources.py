@@ -29,6 +29,8 @@ class Sources:
 
     Attributes:
         chunk: rows per source forward.
+        ends: rows that a source forward ends before, where other processes have the other rows: the same forwards then,
+            and the same rounding, however rows are dealt out.
         place: where to keep them; ``"recomputed"``: nowhere, a forward per batch gives them again.
         folder: of the file, for ``"disk"``.
         store: per hook name ``[rows, pos, ...]`` (attention weights ``[rows, head, dest, src]``), aligned to the base
@@ -38,6 +40,7 @@ class Sources:
     """
 
     chunk: int
+    ends: tuple[int, ...] = ()
     place: Place = "device"
     folder: Path | None = None
     store: Store | None = None
@@ -69,7 +72,7 @@ class Sources:
         """
         self.plans = self.plans or engine.plans
         self.aligned = run is None and engine.intervention.aligned
-        self._run = engine.intervention.source_run(engine.rows, engine.view) if run is None else run
+        self._run = source_of(engine) if run is None else run
         if run is not None or engine.intervention.averages is None:
             self._n_rows = self._rows(engine)
             self.needed = self._n_rows * sum(self.row_bytes(engine).values())
@@ -179,8 +182,7 @@ class Sources:
     def _fill(self, engine: Engine, store: Store) -> None:
         """Run the source and keep what it has at the hook points."""
         total, width = self._n_rows, engine.rows.base.shape[1]
-        for first in range(0, total, self.chunk):
-            index = torch.arange(first, min(first + self.chunk, total))
+        for index in self._parts(total):
             for name, value in self._capture(engine, index).items():
                 if name not in store:
                     shape = [total, *value.shape[1:]]
@@ -188,13 +190,17 @@ class Sources:
                         shape[axis] = width
                     store.reserve(name, tuple(shape), value)
                     self._devices[name] = value.device
-                store.put(name, first, value)
+                store.put(name, int(index[0]), value)
+
+    def _parts(self, total: int) -> list[Int[Tensor, " _"]]:
+        rows = torch.arange(total)
+        return list(rows.tensor_split(self.ends) if total > 1 and self.ends else rows.split(self.chunk))
 
     def _capture(self, engine: Engine, index: Int[Tensor, " b"]) -> dict[str, Tensor]:
         """Source activations of some rows, moved to the positions of the base prompts."""
         assert self._run is not None
         values = engine.run_source(self._run, index, set(self.plans))
-        engine.cost.forwards += len(index) / len(engine.rows)
+        engine.cost.forwards += engine.share(len(index))
         if not self.aligned:
             return values
         shift = engine.rows.pairs.shifts[engine.rows.example[index]]
@@ -285,3 +291,14 @@ def _moved(value: Tensor, shift: Int[Tensor, " b"], width: int, pattern: bool) -
     at = (torch.arange(width, device=value.device) + shift[:, None]).clamp(0, value.shape[1] - 1)
     at = at.reshape(*at.shape, *[1] * (value.ndim - 2)).expand(-1, -1, *value.shape[2:])
     return value.gather(1, at)
+
+
+def base_of(engine: Engine) -> Run:
+    """The intervention's base run, of the engine's rows."""
+    return engine.intervention.base_run(engine.whole or engine.rows, engine.view).picked(engine.rows.number)
+
+
+def source_of(engine: Engine) -> Run | None:
+    """Its source run: of these rows, or of all prompts where it takes means over them."""
+    run = engine.intervention.source_run(engine.whole or engine.rows, engine.view)
+    return run if run is None or engine.intervention.averages is not None else run.picked(engine.rows.number)

@@ -43,7 +43,7 @@ def average_causal_trace(
     units: Sequence[int] | None = None,
     known_only: bool = True,
     folder: str | Path | None = None,
-    memory_limit: int | None = None,
+    memory_limit: int | str | None = None,
     progress: bool | None = None,
 ) -> TraceGrid:
     """Average causal trace over facts, by class of token.
@@ -109,7 +109,7 @@ class TraceOptions:
     units: Sequence[int] | None
     known_only: bool
     subjects: tuple[str, ...] | None
-    memory_limit: int | None
+    memory_limit: int | str | None
 
     def record(self) -> dict[str, Any]:
         """What must be equal for two runs to be one."""

@@ -63,7 +63,7 @@ def causal_trace(
     units: Iterable[int] | None = None,
     answer_position: int | None = None,
     prepend_bos: bool | None = None,
-    memory_limit: int | None = None,
+    memory_limit: int | str | None = None,
     progress: bool | None = None,
 ) -> TraceGrid:
     """Where does the model recover the answer when one activation of a corrupted run is restored?
@@ -134,7 +134,7 @@ def trace_question(
     *,
     subjects: Sequence[str] | None = None,
     severed: tuple[str, ...] = (),
-    memory_limit: int | None = None,
+    memory_limit: int | str | None = None,
     progress: bool | None = None,
     model_record: dict[str, Any] | None = None,
     unit_of: str | None = None,
@@ -231,7 +231,7 @@ class Sweep:
     def _fit(self, runs: int) -> bool:
         """Whether so many runs can be kept beside the base run."""
         memory = self.tracer.memory
-        return bool((runs + 2) * memory["block_input_bytes"] <= memory["limit"])
+        return bool((runs - 1) * memory["block_input_bytes"] <= memory["left"])  # there is room for one already
 
     def _masks(self, cells: Int[Tensor, " part"]) -> Float[Tensor, "part groups"]:
         if self.table is not None:
@@ -300,5 +300,5 @@ def _provenance(tracer: Tracer, question: Question, corruption: dict[str, Any]) 
         "intervention": corruption,
         "corruption_text": describe_corruption(corruption),
         "cost": {"forwards": cost.forwards, "equivalents": cost.equivalents, "seconds": cost.seconds},
-        "memory": tracer.memory,
+        "memory": {k: v for k, v in tracer.memory.items() if k not in ("limit", "left")},  # which are the machine's
     }
