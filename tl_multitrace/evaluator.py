@@ -33,7 +33,7 @@ from tl_multitrace.restart import Restarts, RunState
 from tl_multitrace.rows import Batch, Rows
 from tl_multitrace.sources import Sources, base_of
 
-Start = tuple[int, Int[Tensor, " jobs"], list[Prefix]]
+Start = tuple[int, Int[Tensor, " _"], list[Prefix]]
 """A block to start at, the masks that do, and the stored run of each."""
 
 CLAMP = 6.0

@@ -23,7 +23,8 @@ from tl_multitrace.engine import Engine, Prefix
 from tl_multitrace.interventions import Run
 from tl_multitrace.outofmemory import is_out_of_memory
 from tl_multitrace.past import Past, keys_width
-from tl_multitrace.rows import Batch, rows_on
+from tl_multitrace.rows import Batch
+from tl_multitrace.stores import rows_on
 
 logger = logging.getLogger(__name__)
 

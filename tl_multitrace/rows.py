@@ -201,11 +201,6 @@ class Rows:
         )
 
 
-def rows_on(device: torch.device, rows: slice | Int[Tensor, " b"]) -> slice | Int[Tensor, " b"]:
-    """Rows of a batch as an index into tensors on a device."""
-    return rows if isinstance(rows, slice) else rows.to(device)
-
-
 @dataclass(frozen=True)
 class Attention:
     """What the tokens of a forward attend to.

@@ -19,13 +19,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_multitrace.rows import rows_on
-
 Place = Literal["device", "host", "disk", "recomputed", "none"]
 """Where something is kept. ``host`` is the memory of the CPU where the model is on a GPU; ``recomputed``: nowhere, a
 forward gives it again; ``none``: nowhere, and runs do without it."""
 
 Picked = slice | Int[Tensor, " b"]
+
+
+def rows_on(device: torch.device, rows: slice | Int[Tensor, " b"]) -> slice | Int[Tensor, " b"]:
+    """Rows of a batch as an index into tensors on a device."""
+    return rows if isinstance(rows, slice) else rows.to(device)
 
 
 class StoreError(OSError):

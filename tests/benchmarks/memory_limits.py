@@ -4,7 +4,7 @@
 pairs of 12 tokens; all heads and all neurons are traced together (98,688 mask entries): a derivative of every pair to
 every entry, then single masks from early to late layers, in one thread.
 
-    python tests/benchmarks/memory_limits.py            # the table of MEMORY.md: about half an hour
+    python tests/benchmarks/memory_limits.py            # the table of MEMORY.md: half an hour on an idle machine
     python tests/benchmarks/memory_limits.py --small    # four layers, 40 pairs: a minute
 """
 
@@ -25,7 +25,7 @@ SHAPES = {
     "small": {"n_layers": 4, "n_heads": 8, "d_model": 512, "d_vocab": 2_000, "n_ctx": 64, "pairs": 200},
 }
 TOKENS = 12
-MASKS = 6
+MASKS = 3
 ON = 64
 """Mask entries that are on in a single mask, all of one layer."""
 
@@ -118,27 +118,21 @@ def in_own_process(shape: str, limit: int | str | None, folder: str | None = Non
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def table(shape: str, first_limit: str) -> list[dict[str, Any]]:
-    """All kept; under a limit; half of what is needed, recomputed and from a file."""
-    runs = [in_own_process(shape, 1 << 40) | {"name": "everything kept"}]
-    show(runs)
-    half = int(runs[0]["needed"]) // 2
+def table(shape: str, limit: str) -> None:
+    """Under a limit; under half of what would be needed, recomputed and from a file; everything kept."""
+    first = in_own_process(shape, limit) | {"name": f"limit {limit}"}
+    show(first)
+    half = int(first["needed"]) // 2
+    show(in_own_process(shape, half) | {"name": "half of the need, recomputed"})
     with tempfile.TemporaryDirectory(dir=HERE) as folder:
-        for name, limit, where in (
-            (f"limit {first_limit}", first_limit, None),
-            ("half of the need, recomputed", half, None),
-            ("half of the need, from a file", half, folder),
-        ):
-            runs.append(in_own_process(shape, limit, where) | {"name": name})
-            show(runs[-1:])
-    return runs
+        show(in_own_process(shape, half, folder) | {"name": "half of the need, from a file"})
+    show(in_own_process(shape, 1 << 40) | {"name": "everything kept"})
 
 
-def show(runs: list[dict[str, Any]]) -> None:
-    """Print runs as they come."""
-    for run in runs:
-        sys.stdout.write(json.dumps(run) + "\n")
-        sys.stdout.flush()
+def show(run: dict[str, Any]) -> None:
+    """Print a run as a line of JSON."""
+    sys.stdout.write(json.dumps(run) + "\n")
+    sys.stdout.flush()
 
 
 def main() -> None:
@@ -150,7 +144,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.child:
         shape, limit, folder = given.child
-        show([measure(shape, json.loads(limit), json.loads(folder))])
+        show(measure(shape, json.loads(limit), json.loads(folder)))
     else:
         table("small" if given.small else "large", "200MiB" if given.small else given.limit)
 
