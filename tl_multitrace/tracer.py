@@ -23,7 +23,7 @@ from torch import Tensor
 from tl_multitrace.answers import Answers
 from tl_multitrace.budget import DEFAULT_LIMIT, block_input_bytes, default_batch_size
 from tl_multitrace.compat import ModelView
-from tl_multitrace.cost import Cost
+from tl_multitrace.cost import Cost, new_cost
 from tl_multitrace.engine import Engine, Prefix
 from tl_multitrace.gradients import Gradients
 from tl_multitrace.groups import HookGroups
@@ -122,7 +122,7 @@ class Tracer:
         """Base run, source runs, and the check that hooks work."""
         with self.session(), torch.no_grad():
             self._engine.probe(self.rows.batch(torch.tensor([0]), self.view.device))
-            self._engine.cost = Cost()
+            self._engine.cost = new_cost(self.n)
             base_run = self.intervention.base_run(self.rows, self.view)
             self._engine.set_base(base_run)
             record = [self._origin] if 0 < 2 * self._prefix_bytes <= self.memory_limit else []
