@@ -20,8 +20,10 @@ PACKAGE = ROOT / "tl_multitrace"
 # A room may import those above it in this list, and never one below. A new room is a new line.
 ROOMS = [
     "_version",
+    "memory",
     "last_mlp",
     "compat",
+    "machine",
     "loading",
     "past",
     "cost",
@@ -49,6 +51,8 @@ ROOMS = [
     "evaluator",
     "calls",
     "tracer",
+    "self_test",
+    "doctor",
     "scores",
     "objective",
     "files",
@@ -69,6 +73,7 @@ ROOMS = [
     "show",
     "cli_trace",
     "cli_convert",
+    "cli_doctor",
     "cli_reproduce",
     "cli",
     "__init__",

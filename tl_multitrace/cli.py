@@ -1,4 +1,4 @@
-"""The command line: ``tl-multitrace demo | run | trace | show | report | convert | tasks | reproduce``.
+"""The commands ``tl-multitrace demo | run | trace | show | report | convert | tasks | reproduce | doctor``.
 
 Results go to standard output, progress to standard error. Exit codes: 0 done, 1 an error, 2 wrong usage, 130 Ctrl-C.
 """
@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from tl_multitrace import cli_convert, cli_reproduce, cli_trace
+from tl_multitrace import cli_convert, cli_doctor, cli_reproduce, cli_trace
 from tl_multitrace._version import __version__
 from tl_multitrace.interventions import intervention_by_name
 from tl_multitrace.job import Job, Log, run_job
@@ -360,3 +360,4 @@ def _complain(line: str) -> None:
 cli_trace.register(app, _reported, _say)
 cli_convert.register(app, _reported, _say)
 cli_reproduce.register(app, _reported, _say, _tell)
+cli_doctor.register(app, _reported)

@@ -19,7 +19,7 @@ from torch import Tensor
 from tl_multitrace.answers import Answers
 from tl_multitrace.budget import block_input_bytes
 from tl_multitrace.compat import ModelView
-from tl_multitrace.cost import Cost
+from tl_multitrace.cost import Cost, new_cost
 from tl_multitrace.engine import Engine, Prefix
 from tl_multitrace.gradients import Gradients
 from tl_multitrace.groups import HookGroups
@@ -85,6 +85,7 @@ class Evaluator:
             held=held_sites(held, view.device, sources) if held is not None else None,
             needs_last=bool(metric.needs_last or metric.surrogate.needs_last),
             whole=whole,
+            cost=new_cost(whole.n_examples),
         )
         self._base: list[Answers] = []
         self._origin = Prefix(np.zeros(len(groups)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +13,8 @@ from typing import Any, Literal
 
 import torch
 
-from tl_multitrace.cost import HookError
+from tl_multitrace.compat import ModelView
+from tl_multitrace.cost import HookError, Ledger
 from tl_multitrace.evaluation import evaluate, side_effects, stability
 from tl_multitrace.flow import expected_cost, information_flow
 from tl_multitrace.groups import HookGroups, mlps
@@ -29,6 +31,8 @@ from tl_multitrace.tasks import Task, task, task_from_file, tasks
 from tl_multitrace.tasks.registry import IN_PACKAGE, Direction
 from tl_multitrace.tasks.rows import Alignment
 from tl_multitrace.tracer import Tracer
+
+logger = logging.getLogger(__name__)
 
 Tell = Callable[[str], None]
 
@@ -90,23 +94,34 @@ class Log:
         tell: called with a line for the user at each step.
         timings: seconds per step.
         cost: of the search, in forward equivalents.
+        steps: cost per step, everything that ran counted, in runs of single prompt pairs.
         facts: what a run's record says beside its arguments.
+        device: that the model is on.
     """
 
     tell: Tell = lambda line: None
     timings: dict[str, float] = field(default_factory=dict)
     cost: dict[str, float] = field(default_factory=dict)
+    steps: dict[str, dict[str, float]] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+    device: torch.device | None = None
+    _ledger: Ledger = field(default_factory=Ledger)
 
     @contextlib.contextmanager
     def step(self, name: str, line: str) -> Iterator[None]:
-        """Tell the user and take the time, also of a step that fails."""
+        """Tell the user, and take time and cost, also of a step that fails."""
         self.tell(line)
-        began = time.perf_counter()
+        logger.info("%s", line)
+        began, before = time.perf_counter(), self._ledger.total()
         try:
-            yield
+            with self._ledger.open():
+                yield
         finally:
             self.timings[name] = round(time.perf_counter() - began, 3)
+            cost = self._ledger.total() - before
+            if cost.equivalents:
+                self.steps[name] = {"forwards": round(cost.forwards, 3), "backwards": round(cost.backwards, 3)}
+            logger.info("%s: %.1f s, %.0f prompt runs", name, self.timings[name], cost.equivalents)
 
 
 def run_job(job: Job, log: Log, *, progress: bool = False) -> Run:
@@ -130,6 +145,7 @@ def run_job(job: Job, log: Log, *, progress: bool = False) -> Run:
 def _run_job(job: Job, log: Log, progress: bool) -> Run:
     with log.step("model", f"Loading {job.model}"), contextlib.redirect_stdout(sys.stderr):
         model = load_model(job.model, job.device, job.dtype)
+    log.device = ModelView(model).device
     with log.step("prompts", f"Making prompts: {job.task or job.prompts}"):
         made = make_task(job, model)
         search, held = split_pairs(made.pairs, job)

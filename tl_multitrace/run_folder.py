@@ -11,14 +11,13 @@
 ``evaluation.json``     the circuit on held-out prompts: faithfulness, random sets
 ``stability.json``      which components come back on resampled prompts
 ``side_effects.json``   other behaviours with the circuit switched off
-``run.json``            status, arguments, versions, seed, timings, cost
+``run.json``            status, arguments, versions, machine, seed, timings and cost of every step
 ======================  ==============================================================
 """
 
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -30,10 +29,10 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from tl_multitrace._version import __version__
-from tl_multitrace.compat import installed_version
+from tl_multitrace import machine
 from tl_multitrace.files import File, read_json, write_json
 from tl_multitrace.job import Job, Log
+from tl_multitrace.machine import versions
 from tl_multitrace.render import Run, write_report
 
 JUDGED = ("evaluation.json", "stability.json", "side_effects.json")
@@ -47,7 +46,11 @@ Status = Literal["complete", "interrupted"]
 
 
 class RunFile(File):
-    """``run.json``: what was asked for, with what, how long it took, and how it ended."""
+    """``run.json``: what was asked for, with what, how long it took, and how it ended.
+
+    ``cost`` is the search's, in forwards over its prompts; ``steps`` counts everything that ran, step by step, in runs
+    of single prompt pairs; ``timings`` are seconds.
+    """
 
     FORMAT: ClassVar[str] = "tl_multitrace.run"
     format: Literal["tl_multitrace.run"] = "tl_multitrace.run"
@@ -58,8 +61,10 @@ class RunFile(File):
     seed: int
     arguments: dict[str, Any]
     versions: dict[str, str]
+    machine: dict[str, Any] = Field(default_factory=dict)
     timings: dict[str, float] = Field(default_factory=dict)
     cost: dict[str, float] = Field(default_factory=dict)
+    steps: dict[str, dict[str, float]] = Field(default_factory=dict)
     facts: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -128,21 +133,13 @@ def _write_record(place: Path, job: Job, log: Log, status: Status, started: str)
         seed=job.seed,
         arguments=job.arguments(),
         versions=versions(),
+        machine=machine.record(log.device),
         timings=log.timings,
         cost=log.cost,
+        steps=log.steps,
         facts=log.facts,
     )
     write_json(place / RECORD, record.model_dump(mode="json"), overwrite=True)
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
-    packages = ("transformer_lens", "torch", "transformers", "numpy")
-    return {
-        "tl_multitrace": __version__,
-        **{p: installed_version(p) for p in packages},
-        "python": platform.python_version(),
-    }
 
 
 def _now() -> str:
