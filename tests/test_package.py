@@ -46,6 +46,7 @@ ROOMS = [
     "tracer",
     "scores",
     "objective",
+    "untrusted",
     "files",
     "switching",
     "circuit",
