@@ -55,6 +55,7 @@ ROOMS = [
     "doctor",
     "scores",
     "objective",
+    "untrusted",
     "files",
     "switching",
     "circuit",

@@ -34,6 +34,7 @@ from tl_multitrace.files import File, read_json, write_json
 from tl_multitrace.job import Job, Log
 from tl_multitrace.machine import versions
 from tl_multitrace.render import Run, write_report
+from tl_multitrace.untrusted import member
 
 JUDGED = ("evaluation.json", "stability.json", "side_effects.json")
 RECORD, REPORT, FIGURES = "run.json", "report.html", "figures"
@@ -178,7 +179,7 @@ def read_record(folder: Path) -> RunFile:
     """
     if not (folder / RECORD).is_file():
         raise FileNotFoundError(f"{folder} has no {RECORD}, so it is not a run folder.")
-    return read_json(folder / RECORD, RunFile)
+    return read_json(member(folder, RECORD), RunFile)
 
 
 def read_run(folder: Path) -> Run:

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from tl_multitrace.circuit import Circuit
 from tl_multitrace.compat import ModelView
 from tl_multitrace.evaluation.result import Result, ResultFile
+from tl_multitrace.files import Provenance
 from tl_multitrace.groups import Component, HookGroups
 from tl_multitrace.interventions import GivenAblation, Intervention, ZeroAblation
 from tl_multitrace.metrics import KLDivergence, Metric
@@ -88,7 +89,7 @@ class SideEffects(Result):
     side: str
     effects: tuple[SideEffect, ...]
     notes: tuple[str, ...] = ()
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=dict)
 
     FILE: ClassVar[type[ResultFile]]
 
