@@ -21,6 +21,7 @@ PACKAGE = ROOT / "tl_multitrace"
 ROOMS = [
     "_version",
     "last_mlp",
+    "weights_digest",
     "compat",
     "loading",
     "past",
@@ -48,6 +49,7 @@ ROOMS = [
     "objective",
     "files",
     "switching",
+    "circuit_text",
     "circuit",
     "solvers",
     "causal_trace",

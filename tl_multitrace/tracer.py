@@ -43,10 +43,6 @@ logger = logging.getLogger(__name__)
 class Tracer:
     """Evaluates masks over hook groups on a prompt set.
 
-    Example:
-        >>> tracer = Tracer(model, pairs, heads(model), metric=LogitDiff())          # doctest: +SKIP
-        >>> tracer.effect(torch.ones(len(tracer.groups))).mean()                      # doctest: +SKIP
-
     Args:
         model: a ``HookedTransformer`` or ``TransformerBridge``.
         pairs: prompts and answers.
@@ -65,6 +61,14 @@ class Tracer:
         ValueError: prompts that do not fit the model or the metric, padding without lengths, an unknown span.
         HookError: a hook point that does not fire or ignores edits.
         NonFiniteError: the base run is not finite.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> tracer.effect(["L0H3"]).shape, tracer.gradient([0.0] * 32).shape
+        (torch.Size([16]), torch.Size([16, 32]))
     """
 
     def __init__(
@@ -159,7 +163,7 @@ class Tracer:
 
     @property
     def base_metric(self) -> Float[Tensor, " n"]:
-        """The metric of the unpatched base run, per example."""
+        """The metric of the unpatched base run, per example, in its unit."""
         return self._unsorted(self._base_values[None])[0]
 
     @property
@@ -175,7 +179,7 @@ class Tracer:
         }
 
     def on(self, pairs: PromptPairs | None = None, **changes: Any) -> Tracer:
-        """A tracer on other prompts, such as held-out ones, or with other arguments; None keeps this one's."""
+        """A tracer on other ``pairs``, such as held-out ones, or other arguments (``changes``); None keeps this one's."""
         own = {name: getattr(self, name) for name in ("groups", "metric", "intervention", "dtype", "memory_limit")}
         given = {name: value for name, value in changes.items() if value is not None}
         return Tracer(self.model, self.pairs if pairs is None else pairs, **own | given)
@@ -237,7 +241,7 @@ class Tracer:
         return self._unsorted(values - self._base_values)
 
     def log_effect(self, mask: Any) -> Float[Tensor, " n"]:
-        """Change of the metric's inner quantity, per example: the log-odds for ``OddsRatio``, in nats."""
+        """Change of the metric's inner quantity under a ``mask``, per example: for ``OddsRatio`` log-odds, in nats."""
         values = self.groups.as_mask(mask).to(self.view.device, self.dtype)[None, None]
         out = self._base_values.new_empty(self.rows.n_examples)
         with self.session(), torch.no_grad():
