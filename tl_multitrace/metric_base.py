@@ -77,7 +77,7 @@ class Metric:
         raise NotImplementedError
 
     def outer(self, inner: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """The metric from :meth:`inner`; the identity by default.
+        """The metric, in its unit, from :meth:`inner`; the identity by default.
 
         Args:
             inner: what :meth:`inner` gave.

@@ -179,7 +179,7 @@ class Tracer:
         }
 
     def on(self, pairs: PromptPairs | None = None, **changes: Any) -> Tracer:
-        """A tracer on other ``pairs``, such as held-out ones, or other arguments (``changes``); None keeps this one's."""
+        """A tracer on other ``pairs``, such as held-out ones, or other arguments (``changes``); None: this one's."""
         own = {name: getattr(self, name) for name in ("groups", "metric", "intervention", "dtype", "memory_limit")}
         given = {name: value for name, value in changes.items() if value is not None}
         return Tracer(self.model, self.pairs if pairs is None else pairs, **own | given)

@@ -215,7 +215,7 @@ class HookGroups:
         return values
 
     def as_masks(self, masks: Any) -> Float[Tensor, "k groups"]:
-        """Several masks, each as :meth:`as_mask` takes it, as one tensor.
+        """Several masks, each as :meth:`as_mask` takes it, as one tensor of numbers from 0 to 1.
 
         Args:
             masks: ``[k, groups]``, or a list of what :meth:`as_mask` takes.

@@ -228,7 +228,7 @@ class Objective:
             float(c.violation(torch.tensor(row[c.name + BOUND], dtype=torch.float64))) == 0.0 for c in self.constraints
         )
 
-    def sum_of(self, changes: Mapping[str, Tensor]) -> Tensor:
+    def sum_of(self, changes: Mapping[str, Float[Tensor, "*k"]]) -> Float[Tensor, "*k"]:
         """The goals' weighted sum, from ``changes`` by name."""
         parts = [g.weight * g.sign * changes[g.name] for g in self.goals]
         return torch.stack(parts).sum(0)

@@ -107,7 +107,7 @@ class DemographicParityGap:
         return _gap(values, labels) - _gap(base[None], labels)
 
     def check(self, labels: Labels) -> None:
-        """Needs two subgroups.
+        """Needs two subgroups, else ValueError.
 
         Args:
             labels: of the prompts.
@@ -154,7 +154,7 @@ class EqualizedOddsGap:
         return torch.stack(gaps).amax(0)
 
     def check(self, labels: Labels) -> None:
-        """Needs labels of two parts, and two subgroups for some outcome.
+        """Needs labels of two parts, and two subgroups for some outcome, else ValueError.
 
         Args:
             labels: of the prompts.

@@ -225,7 +225,7 @@ class SolverComparison:
 
     @classmethod
     def load(cls, path: str | Path) -> SolverComparison:
-        """Read a comparison; raises as :meth:`Circuit.load` does.
+        """Read a comparison; raises FileNotFoundError and ValueError as :meth:`Circuit.load` does.
 
         Args:
             path: of the file.

@@ -77,7 +77,7 @@ class Exhaustive:
     objective = "effect"
 
     def search(self, search: Search) -> None:
-        """Enumerate by size."""
+        """Enumerate by size; raises ValueError for more subsets than ``limit``."""
         free, room = [int(i) for i in search.candidates], search.largest - len(search.forced)
         total = sum(math.comb(len(free), k) for k in range(room + 1))
         if total > self.limit:

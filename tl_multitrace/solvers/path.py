@@ -292,7 +292,7 @@ class SubsetPath:
 
     @classmethod
     def load(cls, path: str | Path) -> SubsetPath:
-        """Read the path file at ``path``; raises as :meth:`Circuit.load` does."""
+        """Read the path file at ``path``; raises FileNotFoundError or ValueError as :meth:`Circuit.load` does."""
         file = read_json(Path(path), PathFile)
         groups = file.groups.groups()
         if any(not 0 <= i < len(groups) for c in file.choices for i in c.members):

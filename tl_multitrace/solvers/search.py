@@ -242,7 +242,7 @@ class Search:
         self.scores(known)
 
     def mask(self, members: Iterable[SupportsIndex]) -> Float[Tensor, " groups"]:
-        """Binary mask of a subset.
+        """Binary mask of a subset, from 0 to 1.
 
         Args:
             members: mask indices.
