@@ -22,6 +22,7 @@ ROOMS = [
         for room in (
             "causal_trace",
             "demo",
+            "deprecation",
             "evaluation",
             "flow",
             "interop",

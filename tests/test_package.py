@@ -20,6 +20,7 @@ PACKAGE = ROOT / "tl_multitrace"
 # A room may import those above it in this list, and never one below. A new room is a new line.
 ROOMS = [
     "_version",
+    "deprecation",
     "last_mlp",
     "weights_digest",
     "compat",
