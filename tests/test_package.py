@@ -20,8 +20,10 @@ PACKAGE = ROOT / "tl_multitrace"
 # A room may import those above it in this list, and never one below. A new room is a new line.
 ROOMS = [
     "_version",
+    "deprecation",
     "memory",
     "last_mlp",
+    "weights_digest",
     "compat",
     "machine",
     "loading",
@@ -58,6 +60,7 @@ ROOMS = [
     "untrusted",
     "files",
     "switching",
+    "circuit_text",
     "circuit",
     "solvers",
     "causal_trace",

@@ -9,11 +9,30 @@ from dataclasses import dataclass, field
 
 
 class HookError(RuntimeError):
-    """A hook point did not behave: it did not fire, fired twice, or ignores what a hook returns."""
+    """A hook point did not behave: it did not fire, fired twice, or ignores what a hook returns.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> issubclass(mt.HookError, RuntimeError)
+        True
+    """
 
 
 class NonFiniteError(ArithmeticError):
-    """A number became NaN or infinite; the message names the batch, the hook and the example."""
+    """A number became NaN or infinite; the message names the batch, the hook and the example.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> broken = tracer.on(metric=lambda out, base: out.scores()[:, 0] / 0)
+        >>> try:
+        ...     broken.effect(["L0H3"])
+        ... except mt.NonFiniteError as error:
+        ...     print(str(error).partition(":")[0])
+        the metric is not finite in batch 0
+    """
 
 
 @dataclass
@@ -24,6 +43,16 @@ class Cost:
         forwards: forward passes over the whole prompt set; a restart from layer k of L counts (L - k) / L.
         backwards: backward passes to the mask, counted alike (one costs about 0.9 of a forward with frozen weights).
         seconds: time spent inside them.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> before = tracer.cost.copy()
+        >>> _ = tracer.effect(["L0H3"])
+        >>> tracer.cost.equivalents - before.equivalents
+        1.0
     """
 
     forwards: float = 0.0

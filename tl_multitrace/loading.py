@@ -25,6 +25,12 @@ def load_model(
     Raises:
         FileNotFoundError: a path was meant (it has a separator or starts with a dot) and no such folder exists.
         ValueError: unknown dtype name.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> model.cfg.n_layers, model.cfg.n_heads
+        (4, 8)
     """
     device = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = parse_dtype(dtype)

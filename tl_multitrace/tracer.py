@@ -40,10 +40,6 @@ logger = logging.getLogger(__name__)
 class Tracer(Evaluator):
     """Evaluates masks over hook groups on a prompt set.
 
-    Example:
-        >>> tracer = Tracer(model, pairs, heads(model), metric=LogitDiff())          # doctest: +SKIP
-        >>> tracer.effect(torch.ones(len(tracer.groups))).mean()                      # doctest: +SKIP
-
     Args:
         model: a ``HookedTransformer`` or ``TransformerBridge``.
         pairs: prompts and answers.
@@ -68,6 +64,14 @@ class Tracer(Evaluator):
             ``distributed`` without other processes.
         HookError: a hook point that does not fire or ignores edits.
         NonFiniteError: the base run is not finite.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> tracer.effect(["L0H3"]).shape, tracer.gradient([0.0] * 32).shape
+        (torch.Size([16]), torch.Size([16, 32]))
     """
 
     def __init__(
@@ -136,7 +140,7 @@ class Tracer(Evaluator):
 
     @property
     def base_metric(self) -> Float[Tensor, " n"]:
-        """The metric of the unpatched base run, per example."""
+        """The metric of the unpatched base run, per example, in its unit."""
         return self._base_metric
 
     @property
@@ -152,7 +156,7 @@ class Tracer(Evaluator):
         }
 
     def on(self, pairs: PromptPairs | None = None, **changes: Any) -> Tracer:
-        """A tracer on other prompts, such as held-out ones, or with other arguments; None keeps this one's."""
+        """A tracer on other ``pairs``, such as held-out ones, or other arguments (``changes``); None: this one's."""
         own = {name: getattr(self, name) for name in _ARGUMENTS}
         given = {name: value for name, value in changes.items() if value is not None}
         return Tracer(self.model, self.pairs if pairs is None else pairs, **{"distributed": self.ranks} | own | given)
@@ -236,7 +240,7 @@ class Tracer(Evaluator):
         return found.each
 
     def log_effect(self, mask: Any) -> Float[Tensor, " n"]:
-        """Change of the metric's inner quantity, per example: the log-odds for ``OddsRatio``, in nats."""
+        """Change of the metric's inner quantity under a ``mask``, per example: for ``OddsRatio`` log-odds, in nats."""
         values = self.groups.as_mask(mask).cpu()
 
         def run() -> Found:

@@ -21,6 +21,12 @@ class Fact:
         subject: the part of it that is corrupted.
         answer: text with its leading space, or None for the model's own prediction.
         id: names the fact in files.
+
+    Examples:
+        >>> from tl_multitrace.causal_trace import Fact
+        >>> fact = Fact("The Falcon Tower is in the city of", subject="Falcon Tower", answer=" Rome")
+        >>> fact.subject in fact.prompt
+        True
     """
 
     prompt: str
@@ -58,9 +64,20 @@ def load_facts(path: str | Path) -> list[Fact]:
     Layouts: ``known_1000`` (prompt, subject, attribute), CounterFact as published (requested_rewrite), its
     single-prompt derivatives (base_prompt, subject, target_true), and plain (prompt, subject, answer).
 
+    Args:
+        path: of the file.
+
     Raises:
         FileNotFoundError: no such file.
         ValueError: not JSON, or a record of no known layout; the message names the record.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from tl_multitrace.causal_trace import load_facts
+        >>> line = '{"prompt": "The Falcon Tower is in", "subject": "Falcon Tower", "answer": " Rome"}'
+        >>> _ = Path("facts.jsonl").write_text(line)
+        >>> [fact.answer for fact in load_facts("facts.jsonl")]
+        [' Rome']
     """
     path = checked_path(path)
     try:

@@ -68,11 +68,6 @@ def causal_trace(
 ) -> TraceGrid:
     """Where does the model recover the answer when one activation of a corrupted run is restored?
 
-    Example:
-        >>> prompt = "The Space Needle is in the city of"
-        >>> grid = causal_trace(model, prompt, subject="The Space Needle", answer=" Seattle")   # doctest: +SKIP
-        >>> grid.plot()                                                                         # doctest: +SKIP
-
     Args:
         model: a ``HookedTransformer`` or ``TransformerBridge``; for masked language models the prompt holds the mask.
         prompt: text or token ids.
@@ -105,6 +100,19 @@ def causal_trace(
 
     Raises:
         ValueError: no samples; a subject that is not in the prompt or splits a token; anything outside the model.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> prompt = "The Falcon Tower is in the city of"
+        >>> grid = mt.causal_trace(model, prompt, subject="Falcon Tower", answer=" Rome", samples=4)
+        >>> print(f"corruption costs {grid.total.mean:.1f} of p")
+        corruption costs 0.8 of p
+        >>> print(grid.best(3)[["token", "layer", "effect"]].round(2).to_string(index=False))
+         token  layer  effect
+            of      3    0.81
+            of      2    0.81
+         Tower      0    0.80
     """
     check_samples(samples)
     question = Question.ask(model, prompt, subject, answer, answer_position=answer_position, prepend_bos=prepend_bos)

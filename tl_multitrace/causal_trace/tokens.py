@@ -58,6 +58,16 @@ class CausalTokens:
         answer: the answer as text.
         path: the tokens that matter jointly, for every budget, where budgets were given.
         provenance: model, prompt, corruption, cost, versions.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> found = mt.causal_tokens(model, "The Falcon Tower is in the city of", answer=" Rome", samples=4)
+        >>> table = found.to_dataframe().nsmallest(2, "corrupt")
+        >>> print(table[["token", "corrupt"]].round(1).to_string(index=False))
+         token  corrupt
+            of     -1.0
+         Tower     -0.8
     """
 
     tokens: tuple[str, ...]
@@ -120,7 +130,12 @@ class CausalTokens:
         return show_tokens(self, **options)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write versioned JSON; the subset path is saved by ``tokens.path.save``."""
+        """Write versioned JSON; the subset path is saved by ``tokens.path.save``.
+
+        Args:
+            path: of the file.
+            overwrite: replace an existing file.
+        """
         record = TokensFile(
             format="tl_multitrace.causal_tokens",
             version=TokensFile.VERSION,
@@ -138,6 +153,9 @@ class CausalTokens:
     @classmethod
     def load(cls, path: str | Path) -> CausalTokens:
         """Read what :meth:`save` wrote.
+
+        Args:
+            path: of the file.
 
         Raises:
             FileNotFoundError: no such file.
@@ -205,6 +223,14 @@ def causal_tokens(
 
     Raises:
         ValueError: as :func:`causal_trace`.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> prompt = "The Falcon Tower is in the city of"
+        >>> found = mt.causal_tokens(model, prompt, answer=" Rome", samples=4, budgets=[2])
+        >>> found.path[2].labels
+        ['L0@4', 'L0@8']
     """
     samples = check_samples(samples)
     if sets not in ("corrupt", "restore"):

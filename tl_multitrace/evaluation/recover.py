@@ -50,6 +50,18 @@ class Recovery(Result):
         ranking: what was scored: ``"circuit"``, ``"path"``, ``"signed"`` or ``"absolute"`` scores.
         roc_curve: points (false positive rate, true positive rate).
         pr_curve: points (recall, precision).
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
+        >>> found = mt.recovery(circuit, truth=["L0H3", "L2H5"])
+        >>> found.found, found.missed, found.extra
+        (('L0H3',), ('L2H5',), ('L0H1',))
+        >>> found.precision, found.recall
+        (0.5, 0.5)
     """
 
     roc: float
@@ -144,6 +156,16 @@ def recovery(
     Raises:
         ValueError: an empty truth or one of which no component is among the groups, every component in it, scores of
             the wrong length, or no hook groups to compare in.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> alone = mt.ComponentScores.of(tracer).mean
+        >>> found = mt.recovery(alone, truth=["L0H3"], groups=tracer.groups)
+        >>> found.roc, found.exact
+        (1.0, True)
     """
     every = _universe(found, groups)
     compared = [_against(found, components_of(t), every, absolute) for t in (truth, *alternatives)]
@@ -222,9 +244,20 @@ def _is(component: Component, truth: Component) -> bool:
 def read_truth(path: str | Path, name: str) -> dict[str, list[tuple[int, int | None]]]:
     """One published circuit from a JSON file ``{name: {class: [[layer, head or null], ...]}}``.
 
+    Args:
+        path: of the file.
+        name: of the circuit in the file.
+
     Raises:
         FileNotFoundError: no such file.
         ValueError: not such a file, or no circuit of that name.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from tl_multitrace.evaluation import read_truth
+        >>> _ = Path("truth.json").write_text('{"ioi": {"name movers": [[9, 6], [9, 9]], "MLPs": [[0, null]]}}')
+        >>> read_truth("truth.json", "ioi")
+        {'name movers': [(9, 6), (9, 9)], 'MLPs': [(0, None)]}
     """
     content = load_json(path)
     try:

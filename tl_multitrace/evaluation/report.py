@@ -41,6 +41,18 @@ class CircuitReport(Result):
         ablations: scores per ablation.
         notes: what a reader must know before using the numbers.
         provenance: of the circuit, and of this evaluation under ``"evaluation"``.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
+        >>> report = mt.evaluate(circuit, task.pairs, draws=20)
+        >>> round(report.completeness.value, 1), sorted(report.subgroups)
+        (0.6, ['female', 'male'])
+        >>> report.per_example()[["label", "explained"]].value_counts().to_dict()
+        {('female', True): 8, ('male', False): 7, ('male', True): 1}
     """
 
     components: tuple[Component, ...]
@@ -152,7 +164,11 @@ class CircuitReport(Result):
         return frame.assign(**self._record(scores))
 
     def unexplained(self, ablation: str | None = None) -> pd.DataFrame:
-        """The prompts that the circuit does not explain, the least explained first."""
+        """The prompts that the circuit does not explain, the least explained first.
+
+        Args:
+            ablation: its name; default the first.
+        """
         frame = self.per_example(ablation)
         return frame[frame["explained"].eq(False).fillna(False)].sort_values("share", kind="stable", ignore_index=True)
 
@@ -178,6 +194,10 @@ class CircuitReport(Result):
 
     def write_html(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write one self-contained HTML page with the figure and all tables.
+
+        Args:
+            path: of the file.
+            overwrite: replace an existing file.
 
         Raises:
             FileExistsError: the file exists and ``overwrite`` is False.

@@ -56,6 +56,17 @@ class Run:
         evaluation: of the circuit on held-out prompts.
         stability: of the search on resampled prompts.
         side_effects: of switching the circuit off, on other behaviours.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> from tl_multitrace.render import Run
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> path = mt.select(tracer, [1, 2], mt.Greedy())
+        >>> run = Run(path, path[2], tracer=tracer).save("found")
+        >>> Run.from_folder("found").circuit.labels
+        ['L0H1', 'L0H3']
     """
 
     path: SubsetPath
@@ -80,7 +91,13 @@ class Run:
         return self.title or f"{self.circuit.provenance.get('metric', 'Circuit')} in {model}"
 
     def measured(self, *, examples: int = 3, heads: int = 8, neurons: int = 8) -> Run:
-        """A copy with per-prompt effects, held-out effect, random baseline and views, as far as there is a tracer."""
+        """A copy with per-prompt effects, held-out effect, random baseline and views, as far as there is a tracer.
+
+        Args:
+            examples: prompts in the views.
+            heads: heads in the views, at most.
+            neurons: neurons in the views, at most.
+        """
         if self.tracer is None:
             return self if self.chance is not None else replace(self, chance=chance_by_size(self.path))
         held = self._held_tracer()
@@ -104,6 +121,10 @@ class Run:
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Run:
         """Write circuit, path, per-prompt effects, views and figures into a folder; a report can be rewritten from it.
+
+        Args:
+            folder: made where it is not there.
+            overwrite: replace what an earlier run left there.
 
         Returns:
             The run as it was measured for it; give it to :func:`write_report`.
@@ -169,6 +190,10 @@ class Run:
     @classmethod
     def from_folder(cls, folder: str | Path, *, title: str = "") -> Run:
         """Read what :meth:`save` wrote; no model is needed.
+
+        Args:
+            folder: that :meth:`save` wrote.
+            title: of the report.
 
         Raises:
             FileNotFoundError: the folder has no ``circuit.json`` or ``path.json``.
