@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -266,3 +267,29 @@ def check_header(path: Path, content: Any, kind: type[File]) -> None:
             f"{path} has version {short(version)} of {kind.FORMAT}; this tl_multitrace reads up to {kind.VERSION}. "
             "Upgrade: pip install -U tl-multitrace."
         )
+
+
+@contextmanager
+def locked(folder: Path, name: str = "lock") -> Iterator[None]:
+    """Hold a folder, which is made where it is not there, for this process alone; a killed process holds nothing.
+
+    Raises:
+        FileExistsError: another process holds it.
+    """
+    from filelock import FileLock, Timeout
+
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / name)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise FileExistsError(
+            f"another process is working in {folder}. Wait for it, stop it, or choose another folder."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+        if made and folder.is_dir() and [p.name for p in folder.iterdir()] == [name]:  # nothing came of it
+            shutil.rmtree(folder, ignore_errors=True)

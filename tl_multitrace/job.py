@@ -13,8 +13,10 @@ from typing import Any, Literal
 
 import torch
 
+from tl_multitrace.checkpoint import Checkpoint
 from tl_multitrace.compat import ModelView
 from tl_multitrace.cost import HookError, Ledger
+from tl_multitrace.distributed import ALONE, Ranks
 from tl_multitrace.evaluation import evaluate, side_effects, stability
 from tl_multitrace.flow import expected_cost, information_flow
 from tl_multitrace.groups import HookGroups, mlps
@@ -124,13 +126,17 @@ class Log:
             logger.info("%s: %.1f s, %.0f prompt runs", name, self.timings[name], cost.equivalents)
 
 
-def run_job(job: Job, log: Log, *, progress: bool = False) -> Run:
+def run_job(
+    job: Job, log: Log, *, progress: bool = False, ranks: Ranks = ALONE, checkpoint: Checkpoint | None = None
+) -> Run:
     """Load, trace, select and score.
 
     Args:
         job: what to do.
         log: told of each step.
         progress: show the search's progress bars.
+        ranks: processes that share the prompts.
+        checkpoint: where results are kept on the way, and taken from.
 
     Returns:
         The measured run: path, circuit for the largest budget, per-prompt effects and views.
@@ -139,13 +145,15 @@ def run_job(job: Job, log: Log, *, progress: bool = False) -> Run:
         ValueError: a name or number that the model or the prompts don't support; the message says what to type.
     """
     with _threads(1 if job.model == "demo" else None):
-        return _run_job(job, log, progress)
+        return _run_job(job, log, progress and ranks.first, ranks, checkpoint)
 
 
-def _run_job(job: Job, log: Log, progress: bool) -> Run:
+def _run_job(job: Job, log: Log, progress: bool, ranks: Ranks, checkpoint: Checkpoint | None) -> Run:
     with log.step("model", f"Loading {job.model}"), contextlib.redirect_stdout(sys.stderr):
         model = load_model(job.model, job.device, job.dtype)
     log.device = ModelView(model).device
+    if checkpoint is not None:
+        ranks.after_first(lambda: checkpoint.claim(ModelView(model).describe()))
     with log.step("prompts", f"Making prompts: {job.task or job.prompts}"):
         made = make_task(job, model)
         search, held = split_pairs(made.pairs, job)
@@ -156,7 +164,8 @@ def _run_job(job: Job, log: Log, progress: bool) -> Run:
     log.facts |= _data_name(job)
     _tell_prompts(log, made, search, held)
     with log.step("search", f"Searching {describe_components(model, groups)}, budget {job.budget}"):
-        tracer = Tracer(model, search, groups, made.metric, made.intervention, progress=progress)
+        kept: dict[str, Any] = {"distributed": ranks, "cache_dir": None if checkpoint is None else checkpoint.found}
+        tracer = Tracer(model, search, groups, made.metric, made.intervention, progress=progress, **kept)
         solver = None if job.solver is None else solver_by_name(job.solver)
         path = _search(job, made, tracer, held, budgets, solver)
     with log.step("scores", "Scoring the circuit, prompt by prompt"):
@@ -173,9 +182,7 @@ def _search(
 ) -> SubsetPath:
     if not job.keep:
         return select(tracer, budgets, solver, direction=made.direction, seed=job.seed, held_out=held)
-    constraints, unseen = constraints_of(
-        job.keep, tracer.groups, tracer.pairs, tracer.model, seed=job.seed, held_out=held is not None
-    )
+    constraints, unseen = constraints_of(job.keep, tracer, seed=job.seed, held_out=held is not None)
     objective = Objective([Goal(made.name, tracer, direction=made.direction)], constraints)
     seen_later = None if held is None else {made.name: held, **unseen}
     return select(objective, budgets, solver, seed=job.seed, held_out=seen_later)
@@ -212,7 +219,7 @@ def _with_flow(run: Run, tracer: Tracer, log: Log) -> Run:
 
 def _affordable(run: Run, tracer: Tracer) -> tuple[HookGroups | None, int]:
     """Whether to trace edges through all MLP layers too, and on how many prompts; 0 where neither is cheap."""
-    budget = FLOW_COST * float(run.path.cost.get("equivalents", 0))
+    budget = FLOW_COST * float(run.path.cost.get("equivalents", 0)) / tracer.ranks.size  # every rank traces them all
     for through in (mlps(tracer.model), None) if tracer.view.d_mlp else (None,):
         n = min(tracer.n, int(budget / expected_cost(run.circuit, tracer, through) * tracer.n))
         if n >= min(FLOW_PROMPTS, tracer.n):
@@ -290,7 +297,7 @@ def _side_prompts(run: Run, tracer: Tracer) -> int:
     Each runs twice before and twice after, the search's own prompts once for their means.
     """
     runs = SIDE_COST * float(run.path.cost.get("equivalents", 0)) * tracer.n - tracer.n
-    return max(0, int(runs / 4))
+    return max(0, int(runs / 4 / tracer.ranks.size))  # every rank runs them all
 
 
 @contextlib.contextmanager

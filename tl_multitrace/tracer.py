@@ -157,9 +157,15 @@ class Tracer(Evaluator):
 
     def on(self, pairs: PromptPairs | None = None, **changes: Any) -> Tracer:
         """A tracer on other ``pairs``, such as held-out ones, or other arguments (``changes``); None: this one's."""
-        own = {name: getattr(self, name) for name in _ARGUMENTS}
+        own = {name: getattr(self, name) for name in ("groups", "metric", "intervention")} | self.options
         given = {name: value for name, value in changes.items() if value is not None}
-        return Tracer(self.model, self.pairs if pairs is None else pairs, **{"distributed": self.ranks} | own | given)
+        return Tracer(self.model, self.pairs if pairs is None else pairs, **own | given)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """How it runs, whatever the prompts, components and metric: dtype, memory limit, ranks, cache."""
+        own = {name: getattr(self, name) for name in ("dtype", "memory_limit", "cache_dir")}
+        return own | {"distributed": self.ranks}
 
     def __repr__(self) -> str:
         return (
@@ -349,10 +355,6 @@ class Tracer(Evaluator):
     def _unsorted(self, values: Float[Tensor, "k n"]) -> Float[Tensor, "k n"]:
         """Values of this process's examples in the caller's order, where they are all."""
         return values[:, torch.argsort(self.rows.order).to(values.device)]
-
-
-_ARGUMENTS = ("groups", "metric", "intervention", "dtype", "memory_limit", "cache_dir")
-"""What a tracer on other prompts shares with this one."""
 
 
 class _Ticks:
