@@ -7,6 +7,7 @@ from tl_multitrace.causal_trace import TraceGrid, average_causal_trace, causal_t
 from tl_multitrace.circuit import Circuit
 from tl_multitrace.compat import ModelView
 from tl_multitrace.cost import Cost, HookError, NonFiniteError
+from tl_multitrace.doctor import Diagnosis, doctor
 from tl_multitrace.evaluation import (
     CircuitComparison,
     CircuitReport,
@@ -112,6 +113,7 @@ __all__ = [
     "Constraint",
     "Cost",
     "DemographicParityGap",
+    "Diagnosis",
     "EqualizedOddsGap",
     "Exhaustive",
     "Front",
@@ -173,6 +175,7 @@ __all__ = [
     "from_neuronpedia",
     "from_patching_result",
     "cpr_cmd",
+    "doctor",
     "evaluate",
     "groups_from_text",
     "heads",

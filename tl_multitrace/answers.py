@@ -23,6 +23,18 @@ class Answers:
         right: which candidates are answers (the others are wrong answers).
         last: log probabilities over the vocabulary at the answer position; only when the metric asks for it.
         token_ids: ids of the candidate tokens.
+
+    Examples:
+        >>> import torch
+        >>> from tl_multitrace import Answers
+        >>> found = Answers(
+        ...     token_logp=torch.tensor([[[0.6], [0.3]]]).log(),
+        ...     present=torch.ones(1, 2, 1, dtype=torch.bool),
+        ...     right=torch.tensor([[True, False]]),
+        ... )
+        >>> right, wrong = found.grouped()
+        >>> (right - wrong).exp().round(decimals=2).tolist()
+        [2.0]
     """
 
     token_logp: Float[Tensor, "n k t"]
@@ -32,14 +44,22 @@ class Answers:
     last: Float[Tensor, "n vocab"] | None = None
 
     def scores(self, reduce: Reduce = "mean") -> Float[Tensor, "n k"]:
-        """Log score of each candidate: mean (default) or sum of its tokens' log p; -inf where there is none."""
+        """Log score of each candidate: mean (default) or sum of its tokens' log p; -inf where there is none.
+
+        Args:
+            reduce: ``"mean"`` or ``"sum"`` over a candidate's tokens.
+        """
         total = torch.where(self.present, self.token_logp, 0.0).sum(-1)
         count = self.present.sum(-1)
         scored = total / count.clamp_min(1) if reduce == "mean" else total
         return scored.masked_fill(count == 0, -torch.inf)
 
     def grouped(self, reduce: Reduce = "mean") -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-        """Log of the summed score of the right candidates, and of the wrong ones (-inf without any)."""
+        """Log of the summed score of the right candidates, and of the wrong ones (-inf without any).
+
+        Args:
+            reduce: ``"mean"`` or ``"sum"`` over a candidate's tokens.
+        """
         scores = self.scores(reduce)
         none = torch.full_like(scores, -torch.inf)
         right = torch.where(self.right, scores, none)
@@ -56,13 +76,21 @@ class Answers:
         )
 
     def picked(self, index: Int[Tensor, " m"]) -> Answers:
-        """The answers of some examples."""
+        """The answers of some examples.
+
+        Args:
+            index: numbers of the examples.
+        """
         last = None if self.last is None else self.last[index]
         return Answers(self.token_logp[index], self.present[index], self.right[index], None, last)
 
     @staticmethod
     def joined(parts: Sequence[Answers]) -> Answers:
-        """The answers of several batches, one after the other."""
+        """The answers of several batches, one after the other.
+
+        Args:
+            parts: of one or more batches.
+        """
         last = [p.last for p in parts if p.last is not None]
         return Answers(
             torch.cat([p.token_logp for p in parts]),

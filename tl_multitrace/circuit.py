@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_multitrace.circuit_text import as_html, as_text
 from tl_multitrace.compat import HookFn, ModelView
 from tl_multitrace.files import CircuitFile, GroupsRecord, ScoreRecord, naming, read_json, stored_score, write_json
 from tl_multitrace.groups import Component, HookGroups
@@ -46,6 +46,19 @@ class Circuit:
         certificate: what is proved about the choice.
         provenance: model, prompts, metric, intervention, direction, seed, cost, versions.
         tracer: the tracer it was found with, for :meth:`show`; not saved.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
+        >>> circuit.labels, round(circuit.effect)
+        (['L0H1', 'L0H3'], 416)
+        >>> circuit.to_dataframe()[["component", "layer", "index"]].to_dict("records")
+        [{'component': 'L0H3', 'layer': 0, 'index': 3}, {'component': 'L0H1', 'layer': 0, 'index': 1}]
+        >>> mt.Circuit.load(circuit.save("circuit.json")).labels
+        ['L0H1', 'L0H3']
     """
 
     groups: HookGroups
@@ -81,7 +94,7 @@ class Circuit:
 
     @property
     def mask(self) -> Float[Tensor, " groups"]:
-        """1 at the chosen groups of the search's mask, 0 elsewhere."""
+        """1 at the chosen groups of the search's mask, 0 elsewhere (no unit)."""
         mask = torch.zeros(self.n_groups)
         mask[list(self.indices)] = 1.0
         return mask
@@ -144,7 +157,7 @@ class Circuit:
         return all(mine.get(c, i) == i for c, i in zip(other.components, other.indices, strict=True))
 
     def jaccard(self, other: Circuit) -> float:
-        """Size of the intersection over size of the union, from 0 to 1; 1 for two empty circuits."""
+        """Size of the intersection with ``other`` over size of the union, from 0 to 1; 1 for two empty circuits."""
         mine, theirs = set(self.components), set(other.components)
         return len(mine & theirs) / len(mine | theirs) if mine | theirs else 1.0
 
@@ -161,7 +174,7 @@ class Circuit:
         return self.groups.fwd_hooks(torch.full((len(self),), float(strength)), cache, pairs)
 
     def hooks(self, model: Any, cache: Any, *, strength: float = 1.0, pairs: Any = None) -> AbstractContextManager[Any]:
-        """The model with :meth:`fwd_hooks` attached for the duration.
+        """The model with its hooks attached: ``model``, and ``cache, strength, pairs`` as in :meth:`fwd_hooks`.
 
         Raises:
             ValueError: the circuit is of another model.
@@ -217,7 +230,7 @@ class Circuit:
         return given if given is not None or self.tracer is None else self.tracer.pairs
 
     def check_model(self, model: Any) -> None:
-        """Refuse a model that this circuit cannot be of.
+        """Refuse a ``model`` that this circuit cannot be of.
 
         Raises:
             ValueError: number of layers, heads, neurons or width differ from the model it was found on.
@@ -235,7 +248,7 @@ class Circuit:
     # ------------------------------------------------------------------ files
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write versioned JSON; an existing file is kept unless ``overwrite``.
+        """Write versioned JSON to ``path``; an existing file is kept unless ``overwrite``.
 
         Raises:
             FileExistsError: the file exists.
@@ -244,7 +257,7 @@ class Circuit:
 
     @classmethod
     def load(cls, path: str | Path) -> Circuit:
-        """Read a circuit file.
+        """Read the circuit file at ``path``.
 
         Raises:
             FileNotFoundError: no such file.
@@ -307,26 +320,10 @@ class Circuit:
         return lines
 
     def __repr__(self) -> str:
-        head = f"Circuit of {len(self)} of {self.n_groups} components"
-        body = [f"  {name:9s} {value}" for name, value in self.summary()]
-        frame = self.to_dataframe().head(30)
-        rows = [
-            f"  {r.component:>12s}  {_number(r.marginal):>10s}  {_percent(r.share):>6s}" for r in frame.itertuples()
-        ]
-        table = [f"  {'component':>12s}  {'marginal':>10s}  {'share':>6s}", *rows] if rows else []
-        more = [f"  ... and {len(self) - 30} more"] if len(self) > 30 else []
-        return "\n".join([head, *body, *table, *more])
+        return as_text(self)
 
     def _repr_html_(self) -> str:
-        facts = "".join(
-            f"<tr><th style='text-align:left'>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in self.summary()
-        )
-        table = (
-            self.to_dataframe()
-            .drop(columns=["kind", "layer", "index", "position"])
-            .to_html(index=False, float_format=lambda x: f"{x:.3g}")
-        )
-        return f"<b>Circuit of {len(self)} of {self.n_groups} components</b><table>{facts}</table>{table}"
+        return as_html(self)
 
     def plot(self, **options: Any) -> Any:
         """Layer by head map of the chosen components; see :func:`tl_multitrace.render.plot_circuit`."""
@@ -335,13 +332,13 @@ class Circuit:
         return plot_circuit(self, **options)
 
     def show(self, model: Any = None, pairs: Any = None, **options: Any) -> Any:
-        """Circuitsvis views of the chosen heads and neurons; see :func:`tl_multitrace.render.show`."""
+        """Circuitsvis views; ``model``, ``pairs`` and options as in :func:`tl_multitrace.render.show`."""
         from tl_multitrace.render import show
 
         return show(self, model, pairs, **options)
 
     def with_scores(self, **scores: Any) -> Circuit:
-        """A copy with some fields replaced, such as ``held_out=``."""
+        """A copy with some fields (``scores``) replaced, such as ``held_out=``."""
         return replace(self, **scores)
 
 
@@ -384,11 +381,3 @@ def _from_file(file: CircuitFile, path: str | Path) -> Circuit:
 
 def _name(intervention: Any) -> str:
     return str(intervention.get("name", "")) if isinstance(intervention, Mapping) else str(intervention or "")
-
-
-def _number(value: Any) -> str:
-    return "-" if value is None or value != value else f"{value:.3g}"
-
-
-def _percent(value: Any) -> str:
-    return "-" if value is None or value != value else f"{value:.0%}"

@@ -10,7 +10,6 @@ A ``ModelView`` never changes the model outside its context managers, and each o
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_multitrace.last_mlp import LastMLP, Reads
+from tl_multitrace.weights_digest import weights_digest
 
 HookFn = Callable[..., Any]
 """A TransformerLens forward hook: ``fn(activation, hook) -> activation | None``."""
@@ -66,6 +66,12 @@ class ModelView:
 
     Raises:
         TypeError: ``model`` has no ``hook_dict`` or ``cfg``, so it is not a TransformerLens model.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> view = mt.ModelView(mt.load_model("demo"))
+        >>> view.n_layers, view.n_heads, view.d_model, view.d_mlp
+        (4, 8, 128, 512)
     """
 
     model: Any
@@ -190,16 +196,7 @@ class ModelView:
 
     def digest(self) -> str:
         """SHA-256 prefix over names, shapes, samples and sums of the weights; any retrained weight changes it."""
-        total = hashlib.sha256()
-        for name, weight in sorted(self.model.state_dict().items()):
-            if not isinstance(weight, Tensor) or not weight.is_floating_point():
-                continue
-            flat = weight.detach().flatten()
-            step = max(1, flat.numel() // 256)
-            sample = flat[::step][:256].float().cpu()
-            total.update(f"{name}{tuple(weight.shape)}{float(flat.double().sum()):.9e}".encode())
-            total.update(sample.numpy().tobytes())
-        return total.hexdigest()[:16]
+        return weights_digest(self.model.state_dict())
 
     # ------------------------------------------------------------------ hook points
 
@@ -239,7 +236,7 @@ class ModelView:
     # ------------------------------------------------------------------ embeddings
 
     def embed(self, ids: Int[Tensor, " n"]) -> Float[Tensor, "n d_model"]:
-        """Token embeddings as the embedding hook sees them; ``W_E`` lacks the factor that Gemma puts on them."""
+        """Embeddings of token ``ids`` as the embedding hook sees them; ``W_E`` lacks the factor of Gemma's."""
         with torch.no_grad():
             found: Tensor = self.model.embed(ids.to(self.device)[None])[0]
         return found

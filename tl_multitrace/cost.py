@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 
 
 class HookError(RuntimeError):
-    """A hook point did not behave: it did not fire, fired twice, or ignores what a hook returns."""
+    """A hook point did not behave: it did not fire, fired twice, or ignores what a hook returns.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> issubclass(mt.HookError, RuntimeError)
+        True
+    """
 
 
 class NonFiniteError(ArithmeticError):
-    """A number became NaN or infinite; the message names the batch, the hook and the example."""
+    """A number became NaN or infinite; the message names the batch, the hook and the example.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> broken = tracer.on(metric=lambda out, base: out.scores()[:, 0] / 0)
+        >>> try:
+        ...     broken.effect(["L0H3"])
+        ... except mt.NonFiniteError as error:
+        ...     print(str(error).partition(":")[0])
+        the metric is not finite in batch 0
+    """
 
 
 @dataclass
@@ -21,6 +43,16 @@ class Cost:
         forwards: forward passes over the whole prompt set; a restart from layer k of L counts (L - k) / L.
         backwards: backward passes to the mask, counted alike (one costs about 0.9 of a forward with frozen weights).
         seconds: time spent inside them.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> before = tracer.cost.copy()
+        >>> _ = tracer.effect(["L0H3"])
+        >>> tracer.cost.equivalents - before.equivalents
+        1.0
     """
 
     forwards: float = 0.0
@@ -47,3 +79,45 @@ class Cost:
     def copy(self) -> Cost:
         """A snapshot."""
         return Cost(self.forwards, self.backwards, self.seconds)
+
+
+@dataclass
+class Ledger:
+    """What every tracer costs that was made while the ledger was open, by whoever, until now.
+
+    Tracers count forwards over their own prompts; here the unit is a run of one prompt pair, so that tracers on
+    different prompts add up.
+
+    Attributes:
+        entries: cost and prompt pairs of every tracer.
+    """
+
+    entries: list[tuple[Cost, int]] = field(default_factory=list)
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Enter every tracer that is made in the block; ledgers nest."""
+        token = _ledgers.set((*_ledgers.get(), self))
+        try:
+            yield
+        finally:
+            _ledgers.reset(token)
+
+    def total(self) -> Cost:
+        """Runs of single prompt pairs so far, and seconds."""
+        return Cost(
+            sum((cost.forwards * n for cost, n in self.entries), 0.0),
+            sum((cost.backwards * n for cost, n in self.entries), 0.0),
+            sum((cost.seconds for cost, _ in self.entries), 0.0),
+        )
+
+
+_ledgers: ContextVar[tuple[Ledger, ...]] = ContextVar("ledgers", default=())
+
+
+def new_cost(n: int) -> Cost:
+    """An empty cost of a tracer on ``n`` prompt pairs, entered into every open ledger."""
+    cost = Cost()
+    for ledger in _ledgers.get():
+        ledger.entries.append((cost, n))
+    return cost

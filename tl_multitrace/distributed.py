@@ -153,10 +153,15 @@ class Ranks:
         _guarded(lambda: torch.distributed.broadcast(buffer, src=0), self)
         return buffer.cpu().numpy().tobytes()
 
-    def wait(self) -> None:
-        """Until every rank has come here."""
-        if self.size > 1:
-            self._exchange(torch.zeros(1))
+    def after_first(self, do: Callable[[], Any]) -> None:
+        """Let the first rank do something, such as writing files; the others wait, and fail where it fails."""
+
+        def run() -> Found:
+            if self.first:
+                do()
+            return Found(torch.zeros(0, 0), torch.zeros(0))
+
+        self.gathered("the first rank's work", [0] * self.size, 0, 0, Cost(), run)
 
     def _exchange(self, mine: Tensor) -> Tensor:
         """Everyone's tensor of one shape, stacked by rank."""

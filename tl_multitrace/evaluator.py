@@ -20,7 +20,7 @@ from tl_multitrace.answers import Answers
 from tl_multitrace.budget import Limits
 from tl_multitrace.calibrate import StepBytes, count_step
 from tl_multitrace.compat import ModelView
-from tl_multitrace.cost import Cost
+from tl_multitrace.cost import Cost, new_cost
 from tl_multitrace.engine import Engine, Prefix
 from tl_multitrace.estimate import MemoryEstimate, plan_memory
 from tl_multitrace.gradients import Gradients
@@ -94,6 +94,7 @@ class Evaluator(Halving):
             held=held_sites(held, view.device, sources) if held is not None else None,
             needs_last=bool(metric.needs_last or metric.surrogate.needs_last),
             whole=whole,
+            cost=new_cost(whole.n_examples),
         )
         self._base: list[Answers] = []
         self._origin = Prefix(np.zeros(len(groups)))

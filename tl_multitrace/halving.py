@@ -60,8 +60,9 @@ class Halving:
         self._forget_steps()
         if size == 1 and self._restarts.tile <= tokens:  # not even several masks at once
             raise does_not_fit(tokens, self.view.device, self.memory_limit, why)
-        self._restarts.tile = max(1, min(self._restarts.tile // 2, tokens))
-        self._rebatch(max(1, (size + 1) // 2))
+        self._rebatch((size + 1) // 2)
+        tokens = max(batch.tokens.numel() for batch in self._batches)
+        self._restarts.tile = min(max(1, self._restarts.tile // 2), tokens)
         self.halved += 1
         release(self.view.device)
         logger.warning("memory ran out (%s): going on with %d prompt pairs per forward", why, self.batch_size)
@@ -81,4 +82,4 @@ class Halving:
         self.batch_size = max(map(len, parts))
         ends = torch.tensor([batch.n_rows for batch in self._batches]).cumsum(0)[:-1].tolist()
         for sources in self._engine.kept:
-            sources.chunk, sources.ends = 2 * self.batch_size, tuple(ends) if sources.ends else ()
+            sources.chunk, sources.ends = self.batch_size, tuple(ends) if sources.ends else ()

@@ -64,6 +64,11 @@ class Intervention:
         name: how results call it.
         averages: None (activations row by row), ``"zero"``, ``"given"`` (by the intervention itself), ``"prompt"`` (one
             mean over prompts and positions) or ``"position"`` (one mean per position).
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> mt.Interchange().describe(), mt.ZeroAblation().averages
+        ({'name': 'interchange'}, 'zero')
     """
 
     name: ClassVar[str] = ""
@@ -79,11 +84,21 @@ class Intervention:
         return False
 
     def base_run(self, rows: Rows, view: ModelView) -> Run:
-        """The run that is intervened on."""
+        """The run that is intervened on.
+
+        Args:
+            rows: the prompts, one row each.
+            view: the model.
+        """
         return Run(rows.base, rows.lengths)
 
     def source_run(self, rows: Rows, view: ModelView) -> Run | None:
-        """The run that activations come from, or None."""
+        """The run that activations come from, or None.
+
+        Args:
+            rows: the prompts, one row each.
+            view: the model.
+        """
         return None
 
     def describe(self) -> dict[str, Any]:
@@ -94,7 +109,16 @@ class Intervention:
 
 @dataclass(frozen=True)
 class Interchange(Intervention):
-    """Replace by the activation of the source prompt (activation patching, interchange intervention)."""
+    """Replace by the activation of the source prompt (activation patching, interchange intervention).
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric, mt.Interchange())
+        >>> round(tracer.effect(["L0H3"]).mean().item())
+        340
+    """
 
     name: ClassVar[str] = "interchange"
 
@@ -110,7 +134,16 @@ class Interchange(Intervention):
 
 @dataclass(frozen=True)
 class ZeroAblation(Intervention):
-    """Replace by 0. Often far from anything the model ever computes: read its effects with care."""
+    """Replace by 0. Often far from anything the model ever computes: read its effects with care.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), mt.LogitDiff(), mt.ZeroAblation())
+        >>> round(tracer.effect(["L0H3"]).mean().item(), 1)
+        1.8
+    """
 
     name: ClassVar[str] = "zero"
 
@@ -128,6 +161,15 @@ class MeanAblation(Intervention):
         reference: prompts whose *base* side is averaged; default: the pairs' own source prompts.
         per_position: one mean per position (prompts must line up from the left) instead of one over all tokens.
             Attention weights always take one mean per position.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> off = mt.MeanAblation(reference=task.pairs)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), mt.LogitDiff(), off)
+        >>> round(tracer.effect(["L0H3"]).mean().item(), 1)
+        1.8
     """
 
     reference: PromptPairs | None = None
@@ -173,6 +215,15 @@ class ResampleAblation(Intervention):
 
     Raises:
         ValueError: when tracing starts, if some prompt has no other prompt of its length to draw from.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> other = mt.ResampleAblation(seed=1)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), mt.LogitDiff(), other)
+        >>> tuple(tracer.effect(["L0H3"]).shape)
+        (16,)
     """
 
     reference: PromptPairs | None = None
@@ -222,6 +273,15 @@ class NoiseCorruption(Intervention):
 
     Raises:
         ValueError: negative or non-finite noise, unknown kind.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> noise, groups = mt.NoiseCorruption(at=2, restore=True), mt.residual(model, [0], positions=[2])
+        >>> tracer = mt.Tracer(model, task.pairs, groups, mt.AnswerProb(), noise)
+        >>> tuple(tracer.effect(["L0@2"]).shape)
+        (16,)
     """
 
     noise: float = 3.0
@@ -282,7 +342,13 @@ class NoiseCorruption(Intervention):
         return torch.randn(width, d_model, generator=generator)
 
     def unit(self, rows: Rows, view: ModelView, where: Tensor) -> float:
-        """The standard deviation that ``noise`` multiplies."""
+        """The standard deviation that ``noise`` multiplies.
+
+        Args:
+            rows: the prompts, one row each.
+            view: the model.
+            where: which tokens are noised, one boolean each.
+        """
         if isinstance(self.std, int | float):
             return float(self.std)
         if self.std == "embedding":

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from tl_multitrace.distributed import local_device
+
 
 def load_model(
     name_or_path: str, device: str | torch.device | None = None, dtype: torch.dtype | str | None = None
@@ -19,14 +21,20 @@ def load_model(
 
     Args:
         name_or_path: ``"demo"``, a folder with ``config.json``, or a name on the Hugging Face hub such as ``"gpt2"``.
-        device: default: ``"cuda"`` where there is one, else ``"cpu"``.
+        device: default: ``"cuda"`` where there is one (under ``torchrun`` each process its own), else ``"cpu"``.
         dtype: ``torch.float32`` (default), ``torch.bfloat16``, ... or its name.
 
     Raises:
         FileNotFoundError: a path was meant (it has a separator or starts with a dot) and no such folder exists.
         ValueError: unknown dtype name.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> model.cfg.n_layers, model.cfg.n_heads
+        (4, 8)
     """
-    device = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = str(device or local_device())
     dtype = parse_dtype(dtype)
     if name_or_path == "demo":
         from tl_multitrace.demo import load_demo_model

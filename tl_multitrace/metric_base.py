@@ -19,7 +19,13 @@ from tl_multitrace.answers import Answers
 
 @runtime_checkable
 class MetricFn(Protocol):
-    """Any callable that turns the answers of a run (and of the base run) into one number per example."""
+    """Any callable that turns the answers of a run (and of the base run) into one number per example.
+
+    Examples:
+        >>> from tl_multitrace.metrics import MetricFn
+        >>> isinstance(lambda out, base: out.scores()[:, 0], MetricFn)
+        True
+    """
 
     def __call__(self, out: Answers, base: Answers) -> Float[Tensor, " n"]:
         """One number per example."""
@@ -37,6 +43,21 @@ class Metric:
         needs_last: whether it reads the whole distribution at the answer position.
         relative: whether it is already relative to the base run (0 there).
         differentiable: whether :meth:`inner` has a useful gradient.
+
+    Examples:
+        >>> from dataclasses import dataclass
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> @dataclass(frozen=True)
+        ... class Margin(mt.Metric):
+        ...     name, unit, needs_wrong = "margin", "nats", True
+        ...     def inner(self, out, base):
+        ...         right, wrong = out.grouped()
+        ...         return right - wrong
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), metric=Margin())
+        >>> round(tracer.effect(["L0H3"]).mean().item(), 1)
+        5.4
     """
 
     name: ClassVar[str] = ""
@@ -47,11 +68,20 @@ class Metric:
     differentiable: ClassVar[bool] = True
 
     def inner(self, out: Answers, base: Answers) -> Float[Tensor, " n"]:
-        """The quantity that changes most nearly linearly with a mask, in its own unit."""
+        """The quantity that changes most nearly linearly with a mask, in its own unit.
+
+        Args:
+            out: answers of the run.
+            base: answers of the unpatched run.
+        """
         raise NotImplementedError
 
     def outer(self, inner: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """The metric from :meth:`inner`; the identity by default."""
+        """The metric, in its unit, from :meth:`inner`; the identity by default.
+
+        Args:
+            inner: what :meth:`inner` gave.
+        """
         return inner
 
     def __call__(self, out: Answers, base: Answers) -> Float[Tensor, " n"]:
@@ -64,7 +94,12 @@ class Metric:
         return self
 
     def loss(self, effect: Float[Tensor, " n"], sign: int = 1) -> Float[Tensor, " n"]:
-        """Bounded decreasing transform of an effect, for gradient solvers; ``sign`` -1 when the effect is minimised."""
+        """Bounded decreasing transform of an effect, for gradient solvers; ``sign`` -1 when the effect is minimised.
+
+        Args:
+            effect: per example.
+            sign: 1 where the number is to rise, -1 where it is to fall.
+        """
         return torch.sigmoid(-sign * effect)
 
     @property
@@ -75,7 +110,18 @@ class Metric:
 
 @dataclass(frozen=True)
 class CustomMetric(Metric):
-    """A user's callable as a :class:`Metric`; made by :func:`as_metric`."""
+    """A user's callable as a :class:`Metric`; made by :func:`as_metric`.
+
+    Args:
+        fn: ``fn(out, base)``, one number per example.
+        label: how results call it.
+
+    Examples:
+        >>> from tl_multitrace.metrics import as_metric
+        >>> metric = as_metric(lambda out, base: out.scores()[:, 0])
+        >>> type(metric).__name__, metric.differentiable
+        ('CustomMetric', True)
+    """
 
     fn: Any = None
     label: str = "custom"
@@ -100,8 +146,21 @@ class CustomMetric(Metric):
 def as_metric(metric: Any) -> Metric:
     """``metric`` itself, or a callable ``fn(out, base)`` wrapped.
 
+    Args:
+        metric: a :class:`Metric`, or ``fn(out, base)`` that gives one number per example.
+
     Raises:
         TypeError: not callable, or a class instead of an instance.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> from tl_multitrace.metrics import as_metric
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> log_p = as_metric(lambda out, base: out.scores()[:, 0])
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), log_p)
+        >>> round(tracer.effect(["L0H3"]).mean().item(), 1)
+        2.0
     """
     if isinstance(metric, type):
         raise TypeError(f"metric is the class {metric.__name__}: pass an instance, {metric.__name__}().")

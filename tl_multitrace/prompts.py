@@ -63,6 +63,17 @@ class PromptPairs:
         pad_id: id that fills the padding.
         padding_known: whether lengths were given or known; if not, the engine looks for padding itself.
         dropped: why pairs were left out, and how many.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> nurse, man = ["The nurse said that"], ["The man said that"]
+        >>> pairs = mt.PromptPairs.from_text(model, nurse, man, answers=[" he"], wrong_answers=[" she"])
+        >>> pairs
+        PromptPairs(1 pairs, 5-5 tokens, 2 candidates each)
+          base    |<|bos|>| The|* nurse*| said| that|
+          source  |<|bos|>| The|* man*| said| that|
+          answers [' he'] against [' she']
     """
 
     base_tokens: Int[Tensor, "n pos"]
@@ -271,7 +282,7 @@ class PromptPairs:
         return replace(self, **changes)
 
     def split(self, fraction: float, seed: int = 0) -> tuple[PromptPairs, PromptPairs]:
-        """Two disjoint random parts, ``fraction`` of the pairs and the rest, each subgroup divided alike.
+        """Two disjoint random parts (``seed``), ``fraction`` of the pairs and the rest, each subgroup divided alike.
 
         Raises:
             ValueError: a part would be empty.
@@ -314,7 +325,7 @@ class PromptPairs:
         return kept if not lost else replace(kept, dropped={**self.dropped, "token lengths differ": lost})
 
     def subgroup(self, label: str) -> PromptPairs:
-        """The pairs of one label.
+        """The pairs of one ``label``.
 
         Raises:
             KeyError: no pair has it.

@@ -22,6 +22,14 @@ class Score:
         median: median over prompts; differs from the mean when a few prompts carry it.
         log: mean of the metric's log-scale quantity for ratio metrics (nats), else None.
         n: number of prompts.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> score = mt.Score.of([1.0, 2.0, 3.0, 6.0])
+        >>> score.mean, score.median, score.n
+        (3.0, 2.5, 4)
+        >>> score.low < score.mean < score.high
+        True
     """
 
     mean: float

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from tl_multitrace.reproduce import Reproduction
 from tl_multitrace.run_folder import REPORT, read_record, read_run
 from tl_multitrace.scores import Score
 from tl_multitrace.solvers import SubsetPath
+from tl_multitrace.untrusted import load_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -131,8 +131,8 @@ def shown(path: Path) -> Iterator[Any]:
 def _format(path: Path) -> str:
     """What a file says it is; reading it properly is left to its own loader."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        content = load_json(path)
+    except (OSError, ValueError):
         return ""
     return str(content.get("format", "")) if isinstance(content, dict) else ""
 

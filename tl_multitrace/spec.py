@@ -66,6 +66,12 @@ def groups_from_text(model: Any, text: str) -> HookGroups:
 
     Raises:
         ValueError: an unknown kind, site or position, a layer outside the model, a component twice.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> mt.groups_from_text(model, "heads:pattern,neurons@0-1/last")
+        HookGroups(1056: 32 head, 1024 neuron)
     """
     parts = [Spec.of(part).groups(model) for part in text.split(",") if part.strip()]
     if not parts:

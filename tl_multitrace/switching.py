@@ -40,11 +40,6 @@ CHUNK = 32
 class Switch:
     """Components of one model, held at something else for as long as wanted.
 
-    Example:
-        >>> with circuit.ablate(model) as switched:                                    # doctest: +SKIP
-        ...     switched.generate("The nurse said that", max_new_tokens=5)
-        >>> model.run_with_hooks(tokens, fwd_hooks=circuit.ablate(model).fwd_hooks)    # doctest: +SKIP
-
     As a context manager it gives the model with its hooks attached; other hooks on the model stay, and these come off
     at the end of the block, also after an exception. It can be used again, and inside other switches.
 
@@ -53,6 +48,19 @@ class Switch:
         groups: the components, at every position.
         hooks: what happens at each hook point, by hook name.
         what: in words, such as ``"mean ablation"``.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
+        >>> tokens = model.to_tokens("The nurse said that")
+        >>> with circuit.ablate(model) as switched:
+        ...     off = switched(tokens)
+        >>> by_hooks = model.run_with_hooks(tokens, fwd_hooks=circuit.ablate(model).fwd_hooks)
+        >>> bool((off == by_hooks).all()), bool((off == model(tokens)).all())
+        (True, False)
     """
 
     model: Any

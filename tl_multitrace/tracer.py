@@ -36,10 +36,6 @@ logger = logging.getLogger(__name__)
 class Tracer(Evaluator):
     """Evaluates masks over hook groups on a prompt set.
 
-    Example:
-        >>> tracer = Tracer(model, pairs, heads(model), metric=LogitDiff())          # doctest: +SKIP
-        >>> tracer.effect(torch.ones(len(tracer.groups))).mean()                      # doctest: +SKIP
-
     Args:
         model: a ``HookedTransformer`` or ``TransformerBridge``.
         pairs: prompts and answers.
@@ -68,6 +64,14 @@ class Tracer(Evaluator):
             ``distributed`` without other processes.
         HookError: a hook point that does not fire or ignores edits.
         NonFiniteError: the base run is not finite.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> tracer.effect(["L0H3"]).shape, tracer.gradient([0.0] * 32).shape
+        (torch.Size([16]), torch.Size([16, 32]))
     """
 
     def __init__(
@@ -141,7 +145,7 @@ class Tracer(Evaluator):
 
     @property
     def base_metric(self) -> Float[Tensor, " n"]:
-        """The metric of the unpatched base run, per example."""
+        """The metric of the unpatched base run, per example, in its unit."""
         return self._base_metric
 
     @property
@@ -163,10 +167,16 @@ class Tracer(Evaluator):
         }
 
     def on(self, pairs: PromptPairs | None = None, **changes: Any) -> Tracer:
-        """A tracer on other prompts, such as held-out ones, or with other arguments; None keeps this one's."""
-        own = {name: getattr(self, name) for name in _ARGUMENTS} | {"memory_limit": self.given_limit}
+        """A tracer on other ``pairs``, such as held-out ones, or other arguments (``changes``); None: this one's."""
+        own = {name: getattr(self, name) for name in ("groups", "metric", "intervention")} | self.options
         given = {name: value for name, value in changes.items() if value is not None}
-        return Tracer(self.model, self.pairs if pairs is None else pairs, **{"distributed": self.ranks} | own | given)
+        return Tracer(self.model, self.pairs if pairs is None else pairs, **own | given)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """How it runs, whatever the prompts, components and metric: dtype, memory limit, ranks, cache."""
+        own = {"dtype": self.dtype, "memory_limit": self.given_limit, "cache_dir": self.cache_dir}
+        return own | {"distributed": self.ranks}
 
     def __repr__(self) -> str:
         return (
@@ -247,7 +257,7 @@ class Tracer(Evaluator):
         return found.each
 
     def log_effect(self, mask: Any) -> Float[Tensor, " n"]:
-        """Change of the metric's inner quantity, per example: the log-odds for ``OddsRatio``, in nats."""
+        """Change of the metric's inner quantity under a ``mask``, per example: for ``OddsRatio`` log-odds, in nats."""
         values = self.groups.as_mask(mask).cpu()
 
         def run() -> Found:
@@ -356,10 +366,6 @@ class Tracer(Evaluator):
     def _unsorted(self, values: Float[Tensor, "k n"]) -> Float[Tensor, "k n"]:
         """Values of this process's examples in the caller's order, where they are all."""
         return values[:, torch.argsort(self.rows.order).to(values.device)]
-
-
-_ARGUMENTS = ("groups", "metric", "intervention", "dtype", "cache_dir")
-"""What a tracer on other prompts shares with this one."""
 
 
 class _Ticks:

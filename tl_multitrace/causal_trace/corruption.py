@@ -38,6 +38,16 @@ class TokenReplacement:
         among: texts to draw the replacement from, such as other facts' subjects; those of the subject's token count
             are used. Without ``prompts`` and ``among`` tokens are drawn from the vocabulary.
         seed: of the draw.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> from tl_multitrace.causal_trace import TokenReplacement
+        >>> model = mt.load_model("demo")
+        >>> prompt, other = "The Falcon Tower is in the city of", "The Maple Tower is in the city of"
+        >>> replaced = TokenReplacement([other])
+        >>> grid = mt.causal_trace(model, prompt, subject="Falcon", answer=" Rome", corruption=replaced)
+        >>> round(grid.total.mean, 1)
+        1.0
     """
 
     prompts: Sequence[Any] | str | None = None
@@ -47,6 +57,11 @@ class TokenReplacement:
 
     def tokens(self, view: ModelView, question: Question, samples: int) -> Int[Tensor, "n pos"]:
         """The corrupted prompts.
+
+        Args:
+            view: the model.
+            question: the clean prompt and its subject.
+            samples: how many prompts.
 
         Raises:
             ValueError: a given prompt of another length, or nothing of the subject's length to draw from.
@@ -236,6 +251,13 @@ def subject_std(model: Any, subjects: Sequence[str]) -> float:
 
     Raises:
         ValueError: no subjects.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> from tl_multitrace.causal_trace import subject_std
+        >>> model = mt.load_model("demo")
+        >>> round(subject_std(model, ["Falcon Tower", "Crystal Tower"]), 3)
+        0.161
     """
     if not subjects:
         raise ValueError("subject_std needs at least one subject.")

@@ -44,6 +44,19 @@ class TraceGrid:
         severed: kinds of output that were frozen at their corrupted values.
         notes: what a reader must know before trusting the numbers.
         provenance: model, prompt, corruption, seed, cost, memory, versions.
+        tracer: what it was measured with, for :meth:`as_circuit`; not saved.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> prompt = "The Falcon Tower is in the city of"
+        >>> grid = mt.causal_trace(model, prompt, subject="Falcon Tower", answer=" Rome", samples=4)
+        >>> grid.dims, tuple(grid.indirect_effect.shape)
+        (('sample', 'position', 'layer'), (4, 9, 4))
+        >>> grid.best(1)[["token", "layer"]].to_dict("records")
+        [{'token': ' of', 'layer': 3}]
+        >>> grid.as_circuit(k=1).labels
+        ['L3@8']
     """
 
     restored: Float[Tensor, "sample ..."]
@@ -110,6 +123,11 @@ class TraceGrid:
 
         One set of resamples serves all cells. For a single prompt it is the spread over draws of the corruption, not
         over prompts.
+
+        Args:
+            level: coverage.
+            resamples: of the samples.
+            seed: of the resamples.
         """
         values = self.indirect_effect.double().flatten(1).numpy()
         n = len(values)
@@ -209,7 +227,12 @@ class TraceGrid:
     # ------------------------------------------------------------------ files and showing
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write ``PATH`` (JSON) and the arrays beside it (safetensors); see :mod:`tl_multitrace.causal_trace.store`."""
+        """Write ``PATH`` (JSON) and the arrays beside it (safetensors); see :mod:`tl_multitrace.causal_trace.store`.
+
+        Args:
+            path: of the file.
+            overwrite: replace an existing file.
+        """
         from tl_multitrace.causal_trace.store import save_grid
 
         return save_grid(self, Path(path), overwrite=overwrite)
@@ -217,6 +240,9 @@ class TraceGrid:
     @classmethod
     def load(cls, path: str | Path) -> TraceGrid:
         """Read what :meth:`save` wrote.
+
+        Args:
+            path: of the file.
 
         Raises:
             FileNotFoundError: no such file, or its arrays are missing.

@@ -17,7 +17,7 @@ from tl_multitrace.causal_trace.question import Question
 from tl_multitrace.causal_trace.reading import Answer, Prompt, Subject
 from tl_multitrace.causal_trace.sweep import Sweep, check_samples, warn_unchanged
 from tl_multitrace.compat import ModelView
-from tl_multitrace.files import File, naming, read_json, write_json
+from tl_multitrace.files import File, Provenance, naming, read_json, write_json
 from tl_multitrace.groups import residual
 from tl_multitrace.metrics import AnswerProb
 from tl_multitrace.scores import Score
@@ -40,7 +40,7 @@ class TokensFile(File):
     corrupt: list[list[float]]
     restore: list[list[float]]
     answer: str
-    provenance: dict[str, Any]
+    provenance: Provenance
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no single truth to compare by
@@ -58,6 +58,16 @@ class CausalTokens:
         answer: the answer as text.
         path: the tokens that matter jointly, for every budget, where budgets were given.
         provenance: model, prompt, corruption, cost, versions.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> found = mt.causal_tokens(model, "The Falcon Tower is in the city of", answer=" Rome", samples=4)
+        >>> table = found.to_dataframe().nsmallest(2, "corrupt")
+        >>> print(table[["token", "corrupt"]].round(1).to_string(index=False))
+         token  corrupt
+            of     -1.0
+         Tower     -0.8
     """
 
     tokens: tuple[str, ...]
@@ -120,7 +130,12 @@ class CausalTokens:
         return show_tokens(self, **options)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write versioned JSON; the subset path is saved by ``tokens.path.save``."""
+        """Write versioned JSON; the subset path is saved by ``tokens.path.save``.
+
+        Args:
+            path: of the file.
+            overwrite: replace an existing file.
+        """
         record = TokensFile(
             format="tl_multitrace.causal_tokens",
             version=TokensFile.VERSION,
@@ -139,6 +154,9 @@ class CausalTokens:
     def load(cls, path: str | Path) -> CausalTokens:
         """Read what :meth:`save` wrote.
 
+        Args:
+            path: of the file.
+
         Raises:
             FileNotFoundError: no such file.
             ValueError: cut off, of another program or a newer version, or numbers that do not fit together.
@@ -146,6 +164,8 @@ class CausalTokens:
         file = read_json(Path(path), TokensFile)
         if any(not 0 <= p < len(file.tokens) for p in file.positions):
             raise ValueError(f"{path}: positions {file.positions[:4]} lie outside {len(file.tokens)} tokens.")
+        if not 0 < len(file.corrupted) == len(file.corrupt) == len(file.restore):
+            raise ValueError(f"{path}: effects of {len(file.corrupt)} and {len(file.restore)} samples, which differ.")
         with naming(path):
             arrays = {n: torch.tensor(getattr(file, n)) for n in ("corrupted", "corrupt", "restore")}
             return cls(
@@ -203,6 +223,14 @@ def causal_tokens(
 
     Raises:
         ValueError: as :func:`causal_trace`.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> prompt = "The Falcon Tower is in the city of"
+        >>> found = mt.causal_tokens(model, prompt, answer=" Rome", samples=4, budgets=[2])
+        >>> found.path[2].labels
+        ['L0@4', 'L0@8']
     """
     samples = check_samples(samples)
     if sets not in ("corrupt", "restore"):

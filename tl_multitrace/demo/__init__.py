@@ -16,10 +16,23 @@ import torch
 __all__ = ["DEMO_FOLDER", "demo_card", "load_demo_model", "load_hf_model"]
 
 DEMO_FOLDER = Path(__file__).parent
+"""Where the demo model's weights, configuration and tokenizer are.
+
+Examples:
+    >>> from tl_multitrace.demo import DEMO_FOLDER
+    >>> (DEMO_FOLDER / "model.safetensors").is_file()
+    True
+"""
 
 
 def demo_card() -> dict[str, Any]:
-    """Return the model card: architecture, grammar version, seed, command and measured accuracies."""
+    """Return the model card: architecture, grammar version, seed, command and measured accuracies.
+
+    Examples:
+        >>> from tl_multitrace.demo import demo_card
+        >>> demo_card()["name"], demo_card()["parameters"]
+        ('tl-multitrace-demo', 881280)
+    """
     card: dict[str, Any] = json.loads((DEMO_FOLDER / "metrics.json").read_text())
     return card
 
@@ -32,6 +45,11 @@ def load_hf_model(folder: Path = DEMO_FOLDER) -> Any:
 
     Raises:
         RuntimeError: If the weights do not fit the configuration.
+
+    Examples:
+        >>> from tl_multitrace.demo import load_hf_model
+        >>> sum(weights.numel() for weights in load_hf_model().parameters())
+        881280
     """
     from safetensors.torch import load_file
     from transformers import GPT2Config, GPT2LMHeadModel
@@ -62,6 +80,14 @@ def load_demo_model(device: str | torch.device = "cpu", dtype: torch.dtype = tor
     Raises:
         ValueError: For an unknown ``api``.
         ImportError: If the installed TransformerLens does not have the class asked for.
+
+    Examples:
+        >>> from tl_multitrace.demo import load_demo_model
+        >>> model = load_demo_model()
+        >>> model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_model
+        (4, 8, 128)
+        >>> model.to_string(model("The Falcon Tower is in the city of")[0, -1].argmax())
+        'Rome'
     """
     if api not in ("auto", "bridge", "hooked"):
         raise ValueError(f"unknown api {api!r}; pass 'auto', 'bridge' or 'hooked'")

@@ -78,6 +78,15 @@ def shuffled_answers(pairs: PromptPairs, seed: int = 0) -> PromptPairs:
 
     Raises:
         ValueError: a pair has no wrong answer to exchange with.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> from tl_multitrace.evaluation import shuffled_answers
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> null = shuffled_answers(task.pairs, seed=1)
+        >>> int((null.right != task.pairs.right)[:, 0].sum())
+        9
     """
     present = (pairs.candidates >= 0).any(-1)
     wrong = present & ~pairs.right

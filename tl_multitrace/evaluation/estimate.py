@@ -25,6 +25,11 @@ class Estimate:
         value: computed from all prompts.
         low: lower end of the interval.
         high: upper end.
+
+    Examples:
+        >>> from tl_multitrace.evaluation import Estimate
+        >>> print(Estimate(value=0.715, low=0.617, high=0.801))
+        0.715 [0.617, 0.801]
     """
 
     value: float

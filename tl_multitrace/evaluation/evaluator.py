@@ -33,11 +33,6 @@ def evaluate(
 
     Costs about ``4 + draws + components`` forwards over the prompts for each ablation.
 
-    Example:
-        >>> report = evaluate(path[8], held_out)                                            # doctest: +SKIP
-        >>> report.effect, report.faithfulness, report.percentile                           # doctest: +SKIP
-        >>> evaluate(path[8], held_out, interventions=[ZeroAblation(), MeanAblation()])     # doctest: +SKIP
-
     Args:
         circuit: a circuit, or a path (then of its largest ``budget``, unless one is named).
         pairs: held-out prompts.
@@ -59,6 +54,20 @@ def evaluate(
     Raises:
         ValueError: a loaded circuit without what it takes to run it (the message says what to pass), or groups that do
             not hold its components.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> train, held_out = task.pairs.split(0.5, seed=0)
+        >>> path = mt.select(tracer.on(train), [2], mt.Greedy())
+        >>> report = mt.evaluate(path[2], held_out, draws=20)
+        >>> report.effect.n, round(report.completeness.value, 1)
+        (8, 0.5)
+        >>> both = mt.evaluate(path[2], held_out, interventions=[mt.ZeroAblation(), mt.MeanAblation()], draws=0)
+        >>> [scores.name for scores in both.ablations]
+        ['zero', 'mean']
     """
     if draws < 0:
         raise ValueError(f"draws must be 0 or more, got {draws}.")

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 
 from tl_multitrace.circuit import Circuit
 from tl_multitrace.evaluation.result import Result, ResultFile
+from tl_multitrace.files import Provenance
 from tl_multitrace.objective import Objective
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.scores import Score
@@ -40,6 +41,11 @@ class Axis:
         unit: of its metric.
         better: ``"higher"`` or ``"lower"``.
         role: ``"goal"`` or ``"constraint"``.
+
+    Examples:
+        >>> from tl_multitrace.evaluation import Axis
+        >>> Axis(name="perplexity", unit="relative change", better="lower", role="constraint").better
+        'lower'
     """
 
     name: str
@@ -57,6 +63,13 @@ class FrontPoint:
         labels: of its components.
         changes: of every goal and constraint against the base run, with intervals, on the search's prompts.
         held_out: the same on held-out prompts; empty if none were given.
+
+    Examples:
+        >>> from tl_multitrace import Score
+        >>> from tl_multitrace.evaluation import FrontPoint
+        >>> point = FrontPoint(members=(3,), labels=("L0H3",), changes={"bias": Score.of([1.0, 2.0])})
+        >>> point.changes["bias"].mean
+        1.5
     """
 
     members: tuple[int, ...]
@@ -77,6 +90,18 @@ class Front(Result):
         notes: what a reader must know.
         provenance: goals, constraints, model, seed, cost, versions.
         objective: what was searched on; not saved.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> pairs, heads = mt.task("professions", model, n=16).pairs, mt.heads(model)
+        >>> by_label = {label: pairs.subgroup(label) for label in ("female", "male")}
+        >>> objective = mt.Objective([mt.Goal(n, mt.Tracer(model, p, heads)) for n, p in by_label.items()])
+        >>> front = mt.pareto(objective, budget=2, solver=mt.Greedy())
+        >>> [axis.name for axis in front.axes], len(front.points) > 0
+        (['female', 'male'], True)
+        >>> front.circuit(0, objective).labels
+        ['L0H1', 'L0H3']
     """
 
     axes: tuple[Axis, ...]
@@ -84,7 +109,7 @@ class Front(Result):
     budget: int
     evaluated: int
     notes: tuple[str, ...] = ()
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=dict)
 
     FILE: ClassVar[type[ResultFile]]
 
@@ -187,6 +212,19 @@ def pareto(
 
     Raises:
         ValueError: one goal and no constraint, fewer than one level or two points, or what :func:`select` refuses.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> pairs = mt.task("professions", model, n=16).pairs
+        >>> heads, off = mt.heads(model), mt.MeanAblation(reference=pairs)
+        >>> text = mt.task("neutral_text", model, n=8).pairs
+        >>> bias = mt.Goal("bias", mt.Tracer(model, pairs, heads, mt.LogOddsRatio(), off))
+        >>> worse = mt.Tracer(model, text, heads.at("everywhere"), mt.Perplexity(), off)
+        >>> objective = mt.Objective([bias], [mt.Constraint("perplexity", worse, at_most=0.02)])
+        >>> front = mt.pareto(objective, budget=2, solver=mt.Greedy())
+        >>> [f"{axis.name}: {axis.better} is better" for axis in front.axes]
+        ['bias: higher is better', 'perplexity: lower is better']
     """
     if len(objective.readings) < 2:
         raise ValueError("a front needs two goals, or a goal and a constraint: there is nothing to trade in one.")

@@ -50,6 +50,17 @@ class AblationScores:
         percentile: share of random sets that the circuit beats, in percent.
         p_value: that the effect is one of zero mean, or one that random sets have as well: the larger of ``p_zero``
             (sign flips over prompts) and ``p_chance`` (random sets), one-sided. Valid on held-out prompts only.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
+        >>> report = mt.evaluate(circuit, task.pairs, draws=20)
+        >>> first = report.ablations[0]
+        >>> first.name, len(first.effects), first.reversed_subgroups
+        ('interchange', 16, ())
     """
 
     intervention: Mapping[str, Any]
@@ -79,7 +90,7 @@ class AblationScores:
 
     @property
     def p_value(self) -> float | None:
-        """See the class; None where no random sets were drawn."""
+        """P-value as the class describes it; None where no random sets were drawn."""
         return None if self.p_zero is None or self.p_chance is None else max(self.p_zero, self.p_chance)
 
     @property

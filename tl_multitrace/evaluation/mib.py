@@ -27,6 +27,7 @@ from tl_multitrace.evaluation.estimate import Estimate, Statistic, estimates
 from tl_multitrace.evaluation.measure import rounded
 from tl_multitrace.evaluation.result import Result, ResultFile, intervention_name
 from tl_multitrace.evaluation.subject import Interventions, subject_of
+from tl_multitrace.files import Provenance
 from tl_multitrace.groups import HookGroups
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.solvers import SubsetPath
@@ -37,11 +38,27 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-"""Kept fractions of the benchmark."""
+"""Kept fractions of the benchmark.
+
+Examples:
+    >>> from tl_multitrace.evaluation import FRACTIONS
+    >>> FRACTIONS[0], FRACTIONS[-1]
+    (0.001, 1.0)
+"""
 
 
 def kept_counts(n: int, fractions: Sequence[float] = FRACTIONS) -> list[int]:
-    """How many of ``n`` components are kept at each fraction, rounded down as the benchmark does."""
+    """How many of ``n`` components are kept at each fraction, rounded down as the benchmark does.
+
+    Args:
+        n: number of components.
+        fractions: kept shares of them, ascending.
+
+    Examples:
+        >>> from tl_multitrace.evaluation import kept_counts
+        >>> kept_counts(32, fractions=(0.05, 0.1, 0.5, 1.0))
+        [1, 3, 16, 32]
+    """
     return [math.floor(round(fraction * n, 9)) for fraction in fractions]
 
 
@@ -81,6 +98,15 @@ class MibScores(Result):
         intervention: what replaces the activations that are not kept.
         notes: what a reader must know.
         provenance: of the path.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> scores = mt.cpr_cmd(mt.ComponentScores.of(tracer).mean, tracer=tracer)
+        >>> scores.n_groups, round(scores.log_cpr.value, 1)
+        (32, 0.5)
     """
 
     fractions: tuple[float, ...]
@@ -90,7 +116,7 @@ class MibScores(Result):
     metric: str
     intervention: Mapping[str, Any]
     notes: tuple[str, ...] = ()
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=dict)
 
     FILE: ClassVar[type[ResultFile]]
 
@@ -200,6 +226,16 @@ def cpr_cmd(
     Raises:
         ValueError: importances of the wrong length or not finite, no tracer for them, no prompts, fractions out of
             order, or no effect of patching everything, so that faithfulness is not defined.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> alone = mt.ComponentScores.of(tracer).mean
+        >>> scores = mt.cpr_cmd(alone, tracer=tracer)
+        >>> round(scores.cpr.value, 2), round(scores.cmd.value, 2)
+        (0.97, 0.03)
     """
     ends = [0.0, *fractions]
     if any(b <= a for a, b in zip(ends, fractions, strict=False)) or ends[-1] > 1 or len(fractions) < 2:

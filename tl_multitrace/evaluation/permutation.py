@@ -26,6 +26,7 @@ from tl_multitrace.evaluation.evaluator import seen_before
 from tl_multitrace.evaluation.measure import log_effects, mean_effects, rounded
 from tl_multitrace.evaluation.result import Result, ResultFile, intervention_name
 from tl_multitrace.evaluation.subject import Judged, Subject, subject_of
+from tl_multitrace.files import Provenance
 from tl_multitrace.groups import Component, HookGroups
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.tracer import Tracer
@@ -74,6 +75,16 @@ class Significance(Result):
         intervention: what replaced activations.
         notes: what a reader must know.
         provenance: of the circuit.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
+        >>> tested = mt.significance(circuit, task.pairs, draws=39, replacements=5)
+        >>> tested.significant(level=0.1), [test.component.label for test in tested.tests]
+        (True, ['L0H1', 'L0H3'])
     """
 
     effect: float
@@ -86,21 +97,29 @@ class Significance(Result):
     direction: str
     intervention: Mapping[str, Any]
     notes: tuple[str, ...] = ()
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=dict)
 
     FILE: ClassVar[type[ResultFile]]
 
     @property
     def p_value(self) -> float:
-        """That the circuit is nothing more than chance: the larger of ``p_zero`` and ``p_chance``."""
+        """P-value, that the circuit is nothing more than chance: the larger of ``p_zero`` and ``p_chance``."""
         return max(self.p_zero, self.p_chance)
 
     def significant(self, level: float = 0.05) -> bool:
-        """Whether the circuit as a whole is more than chance."""
+        """Whether the circuit as a whole is more than chance.
+
+        Args:
+            level: largest p-value that counts.
+        """
         return self.p_value <= level
 
     def components(self, level: float = 0.05) -> tuple[Component, ...]:
-        """Those that are more than chance, with at most a share ``level`` of false ones expected among them."""
+        """Those that are more than chance, with at most a share ``level`` of false ones expected among them.
+
+        Args:
+            level: share of false ones that is expected, at most.
+        """
         return tuple(t.component for t in self.tests if t.adjusted <= level)
 
     def to_dataframe(self) -> pd.DataFrame:
@@ -190,6 +209,17 @@ def significance(
 
     Raises:
         ValueError: fewer than 19 draws, which can never reach 5 %; or what :func:`evaluate` refuses.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> train, held_out = task.pairs.split(0.5, seed=0)
+        >>> circuit = mt.select(tracer.on(train), 2, mt.Greedy())[2]
+        >>> tested = mt.significance(circuit, held_out, draws=39, replacements=5)
+        >>> tested.p_value <= 0.05
+        True
     """
     if draws < 19:
         raise ValueError(f"{draws} random sets can't give a p-value below {1 / (draws + 1):.2g}: draw 19 or more.")

@@ -12,6 +12,7 @@ import numpy as np
 from tl_multitrace.evaluation.estimate import Estimate
 from tl_multitrace.evaluation.measure import AblationScores
 from tl_multitrace.evaluation.result import Result, ResultFile
+from tl_multitrace.files import Provenance
 from tl_multitrace.groups import Component
 from tl_multitrace.scores import Score
 
@@ -40,6 +41,18 @@ class CircuitReport(Result):
         ablations: scores per ablation.
         notes: what a reader must know before using the numbers.
         provenance: of the circuit, and of this evaluation under ``"evaluation"``.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
+        >>> report = mt.evaluate(circuit, task.pairs, draws=20)
+        >>> round(report.completeness.value, 1), sorted(report.subgroups)
+        (0.6, ['female', 'male'])
+        >>> report.per_example()[["label", "explained"]].value_counts().to_dict()
+        {('female', True): 8, ('male', False): 7, ('male', True): 1}
     """
 
     components: tuple[Component, ...]
@@ -51,7 +64,7 @@ class CircuitReport(Result):
     labels: tuple[str, ...]
     ablations: tuple[AblationScores, ...]
     notes: tuple[str, ...] = ()
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=dict)
 
     FILE: ClassVar[type[ResultFile]]
 
@@ -151,7 +164,11 @@ class CircuitReport(Result):
         return frame.assign(**self._record(scores))
 
     def unexplained(self, ablation: str | None = None) -> pd.DataFrame:
-        """The prompts that the circuit does not explain, the least explained first."""
+        """The prompts that the circuit does not explain, the least explained first.
+
+        Args:
+            ablation: its name; default the first.
+        """
         frame = self.per_example(ablation)
         return frame[frame["explained"].eq(False).fillna(False)].sort_values("share", kind="stable", ignore_index=True)
 
@@ -177,6 +194,10 @@ class CircuitReport(Result):
 
     def write_html(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write one self-contained HTML page with the figure and all tables.
+
+        Args:
+            path: of the file.
+            overwrite: replace an existing file.
 
         Raises:
             FileExistsError: the file exists and ``overwrite`` is False.

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from tl_multitrace.circuit import Circuit
 from tl_multitrace.evaluation.estimate import Estimate, frequency
 from tl_multitrace.evaluation.result import Result, ResultFile, intervention_name
+from tl_multitrace.files import Provenance
 from tl_multitrace.groups import Component
 from tl_multitrace.interventions import ResampleAblation
 from tl_multitrace.objective import Objective, aim_of
@@ -51,6 +52,15 @@ class Stability(Result):
         intervention: what replaced activations.
         notes: what a reader must know.
         provenance: model, prompts, seeds, versions.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> found = mt.stability(tracer, mt.AttributionPatching(), resamples=3, budget=2)
+        >>> len(found.sets), round(found.jaccard, 1)
+        (3, 1.0)
     """
 
     components: tuple[Component, ...]
@@ -68,7 +78,7 @@ class Stability(Result):
     direction: str
     intervention: Mapping[str, Any]
     notes: tuple[str, ...] = ()
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=dict)
 
     FILE: ClassVar[type[ResultFile]]
 
@@ -174,6 +184,15 @@ def stability(
 
     Raises:
         ValueError: fewer than 2 runs, a threshold outside (0, 1], or what :func:`select` refuses.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> found = mt.stability(tracer, mt.Greedy(), resamples=3, budget=1)
+        >>> [component.label for component in found.stable]
+        ['L0H3']
     """
     listed = [int(seeds)] if isinstance(seeds, int | np.integer) else [int(s) for s in seeds]
     runs = [(seed, draw) for seed in dict.fromkeys(listed) for draw in range(resamples)]

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from tl_multitrace.circuit import Circuit
 from tl_multitrace.compat import ModelView
 from tl_multitrace.evaluation.result import Result, ResultFile
+from tl_multitrace.files import Provenance
 from tl_multitrace.groups import Component, HookGroups
 from tl_multitrace.interventions import GivenAblation, Intervention, ZeroAblation
 from tl_multitrace.metrics import KLDivergence, Metric
@@ -54,6 +55,16 @@ class SideEffect:
         change: ``after - before``, prompt by prompt; positive: the metric rose.
         kl: ``KL(before || after)`` of the next token, in nats, from 0: how much changed, whether the metric sees it or
             not.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
+        >>> one = mt.side_effects(circuit, {"ioi": mt.task("ioi", model, n=8)}).effects[0]
+        >>> round(one.after.mean - one.before.mean - one.change.mean, 3)
+        0.0
     """
 
     name: str
@@ -81,6 +92,16 @@ class SideEffects(Result):
         effects: one per behaviour, in the order given.
         notes: what a reader must know.
         provenance: of the circuit; under ``"side_effects"`` the cost, in forwards of one prompt.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
+        >>> found = mt.side_effects(circuit, {"ioi": mt.task("ioi", model, n=8)})
+        >>> [(one.name, one.metric, one.unit) for one in found.effects]
+        [('ioi', 'logit_diff', 'nats')]
     """
 
     components: tuple[Component, ...]
@@ -88,7 +109,7 @@ class SideEffects(Result):
     side: str
     effects: tuple[SideEffect, ...]
     notes: tuple[str, ...] = ()
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=dict)
 
     FILE: ClassVar[type[ResultFile]]
 
@@ -171,6 +192,16 @@ def side_effects(
 
     Raises:
         ValueError: no behaviours, no model, or what :meth:`Circuit.ablate` refuses.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
+        >>> found = mt.side_effects(circuit, {"ioi": mt.task("ioi", model, n=8)}, how="mean")
+        >>> list(found.to_dataframe()["behaviour"])
+        ['ioi']
     """
     if not others:
         raise ValueError("there is no behaviour to measure: pass others={'facts': task('facts', model), ...}.")

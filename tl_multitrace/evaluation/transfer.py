@@ -14,6 +14,7 @@ from tl_multitrace.circuit import Circuit
 from tl_multitrace.evaluation.estimate import Estimate, estimates
 from tl_multitrace.evaluation.result import Result, ResultFile, intervention_name
 from tl_multitrace.evaluation.subject import places_of
+from tl_multitrace.files import Provenance
 from tl_multitrace.groups import Component, HookGroups
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.scores import Score
@@ -65,6 +66,16 @@ class CircuitComparison(Result):
         transfers: what each circuit does on its own and on the other's ground; empty without tracers.
         notes: what a reader must know.
         provenance: of both, under ``"a"`` and ``"b"``.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> path = mt.select(tracer, [1, 2], mt.Greedy())
+        >>> found = mt.compare(path[1], path[2])
+        >>> found.jaccard, [component.label for component in found.only_b]
+        (0.5, ['L0H1'])
     """
 
     shared: tuple[Component, ...]
@@ -75,7 +86,7 @@ class CircuitComparison(Result):
     overlap_p: float | None
     transfers: tuple[Transfer, ...]
     notes: tuple[str, ...] = ()
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=dict)
 
     FILE: ClassVar[type[ResultFile]]
 
@@ -177,6 +188,19 @@ def compare(
 
     Raises:
         ValueError: prompts without a tracer, or a component that the other's model does not have.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> by_label = {label: tracer.on(task.pairs.subgroup(label)) for label in ("female", "male")}
+        >>> a, b = (mt.select(tracer, 2, mt.Greedy())[2] for tracer in by_label.values())
+        >>> found = mt.compare(a, b)
+        >>> sorted(component.label for component in found.shared)
+        ['L0H3']
+        >>> list(found.transfer_table().columns)
+        ['ground', 'circuit', 'effect', 'low', 'high', 'ratio', 'n', 'model', 'ablation', 'direction', 'metric']
     """
     ours, theirs = set(circuit_a.components), set(circuit_b.components)
     sides = (

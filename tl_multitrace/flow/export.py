@@ -64,6 +64,16 @@ def save_graph(graph: nx.Graph, path: str | Path, *, overwrite: bool = False) ->
     Raises:
         FileExistsError: the file exists.
         ValueError: another ending; an attribute that is not finite or of another type.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
+        >>> graph = mt.information_flow(circuit)
+        >>> mt.save_graph(graph, "flow.graphml").name
+        'flow.graphml'
     """
     place = Path(path)
     record = _record(graph, place)
@@ -79,22 +89,39 @@ def save_graph(graph: nx.Graph, path: str | Path, *, overwrite: bool = False) ->
 def load_graph(path: str | Path) -> nx.Graph:
     """Read a graph from the JSON that :func:`save_graph` wrote.
 
+    Args:
+        path: of the file.
+
     Raises:
         FileNotFoundError: no such file.
         ValueError: cut off, of another format or a newer version, or an edge between nodes that are not there.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
+        >>> graph = mt.information_flow(circuit)
+        >>> again = mt.load_graph(mt.save_graph(graph, "flow.json"))
+        >>> set(again.nodes) == set(graph.nodes)
+        True
     """
     import networkx as nx
 
     file = read_json(Path(path), GraphFile)
-    graph = nx.MultiDiGraph(**file.attributes) if file.directed else nx.Graph(**file.attributes)
+    graph = nx.MultiDiGraph() if file.directed else nx.Graph()
+    graph.graph.update(file.attributes)
     for node in file.nodes:
-        graph.add_node(node.id, **node.attributes)
+        graph.add_node(node.id)
+        graph.nodes[node.id].update(node.attributes)  # not as keywords: a file may name one of networkx' own
     for edge in file.edges:
         absent = [n for n in (edge.source, edge.target) if n not in graph]
         if absent:
             raise ValueError(f"{path}: an edge names {absent[0]!r}, which is not among the nodes.")
-        key = {"key": edge.key} if file.directed else {}
-        graph.add_edge(edge.source, edge.target, **key, **edge.attributes)
+        ends = (edge.source, edge.target, edge.key) if file.directed else (edge.source, edge.target)
+        graph.add_edge(*ends)
+        graph.edges[ends].update(edge.attributes)
     return graph
 
 
@@ -121,7 +148,21 @@ def _edges(graph: nx.Graph) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
 
 
 def to_graphml(graph: nx.Graph) -> str:
-    """The graph as GraphML text; the input of an edge is its attribute, and every edge has an id of its own."""
+    """The graph as GraphML text; the input of an edge is its attribute, and every edge has an id of its own.
+
+    Args:
+        graph: of :func:`information_flow` or :func:`knowledge_graph`.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> from tl_multitrace.flow import to_graphml
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
+        >>> "<graphml" in to_graphml(mt.information_flow(circuit))
+        True
+    """
     import networkx as nx
 
     plain = nx.MultiDiGraph() if graph.is_directed() else nx.MultiGraph()
@@ -144,7 +185,21 @@ def _text(value: Any) -> str:
 
 
 def to_dot(graph: nx.Graph) -> str:
-    """The graph as DOT text for Graphviz: layers from left to right, width for size, blue positive, red negative."""
+    """The graph as DOT text for Graphviz: layers from left to right, width for size, blue positive, red negative.
+
+    Args:
+        graph: of :func:`information_flow` or :func:`knowledge_graph`.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> from tl_multitrace.flow import to_dot
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
+        >>> to_dot(mt.information_flow(circuit)).splitlines()[0]
+        'digraph {'
+    """
     arrow = "->" if graph.is_directed() else "--"
     kind = "digraph" if graph.is_directed() else "graph"
     widest = max((abs(d.get("effect", 0.0)) for *_, d in _edges(graph)), default=0.0) or 1.0

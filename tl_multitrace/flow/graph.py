@@ -48,11 +48,6 @@ def information_flow(
     output changes, and the model runs on from there. Positive: the metric rises. Nothing is between A and B: what A
     does to B through a third component is on the two edges by way of that one, if it was chosen.
 
-    Example:
-        >>> graph = information_flow(path[8], tracer)                                # doctest: +SKIP
-        >>> graph["L0H4"]["L2H1"]["v"]["effect"]                                     # doctest: +SKIP
-        >>> sorted(graph.edges(data="effect"), key=lambda edge: -abs(edge[2]))[:5]   # doctest: +SKIP
-
     Args:
         circuit: a circuit, hook groups, or labels of the tracer's groups; heads (``z`` or ``pattern``), neurons, MLP
             dimensions, MLP layers, attention layers, each also at single positions.
@@ -83,6 +78,18 @@ def information_flow(
         ValueError: no tracer; no components; a residual state or a group of several sites among them; a share outside
             [0, 1]; anything outside the model.
         HookError: the model ignores edits at queries, keys, values or layer outputs.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
+        >>> nats = mt.Tracer(model, task.pairs, tracer.groups, mt.LogitDiff())
+        >>> graph = mt.information_flow(circuit, nats, through=mt.mlps(model), min_share=0.1)
+        >>> edge = graph["@2"]["L0H3"]["v"]
+        >>> print(f"{edge['effect']:.1f} {edge['unit']} by the values of L0H3")
+        4.9 nats by the values of L0H3
     """
     if not 0 <= min_share <= 1:
         raise ValueError(f"min_share must lie in [0, 1], got {min_share!r}: it is a share of the circuit's effect.")
@@ -108,6 +115,21 @@ def expected_cost(circuit: Chosen, tracer: Tracer, through: HookGroups | None = 
     """Forward equivalents that :func:`information_flow` takes at most, tokens included; equal ones cost nothing.
 
     A run per edge from its receiver's layer on, and two kinds of run per sender.
+
+    Args:
+        circuit: as :func:`information_flow` takes it.
+        tracer: likewise.
+        through: likewise.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> from tl_multitrace.flow import expected_cost
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
+        >>> expected_cost(circuit, tracer) > 0
+        True
     """
     components = _with(chosen_components(circuit, tracer.groups), through)
     nodes = Nodes.of(tracer.model, components, _changed_tokens(tracer))

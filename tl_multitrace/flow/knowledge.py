@@ -68,11 +68,6 @@ def knowledge_graph(
     positions, and an edge carries how much of p(answer) comes back (see :func:`~tl_multitrace.causal_trace`).
     Of a tracer: an edge carries the metric's change when one of its hook groups is patched in the fact's prompts.
 
-    Example:
-        >>> facts = [("The Space Needle is in the city of", "The Space Needle", " Seattle")]  # doctest: +SKIP
-        >>> graph = knowledge_graph(model, facts)                                              # doctest: +SKIP
-        >>> [n for n, node in graph.nodes(data=True) if node.get("facts", 0) > 1]              # doctest: +SKIP
-
     Args:
         model: a TransformerLens model, or a :class:`~tl_multitrace.Tracer`.
         facts: with a model, a file or a list as :func:`~tl_multitrace.causal_trace.load_facts` reads them; with a
@@ -98,6 +93,14 @@ def knowledge_graph(
     Raises:
         ValueError: no facts, none that the model knows, ``top`` below 1, a share outside [0, 1], names that are not
             one per pair.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> facts = [("The Falcon Tower is in the city of", "Falcon Tower", " Rome")]
+        >>> graph = mt.knowledge_graph(model, facts, samples=4)
+        >>> sorted(name for name, node in graph.nodes(data=True) if node.get("facts", 0) > 0)
+        ['L0MLP', 'L2H7', 'L2MLP', 'L3MLP']
     """
     if top < 1 or not 0 <= min_share <= 1:
         raise ValueError(f"top must be at least 1 and min_share in [0, 1], got {top!r} and {min_share!r}.")

@@ -36,6 +36,16 @@ def from_acdc(path: str | Path, *, shape: Shape | Any = None) -> CircuitGraph:
     Raises:
         FileNotFoundError: no such file.
         ValueError: not such a file. Nothing in it is run.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
+        >>> graph = mt.from_acdc(mt.to_acdc(circuit, "edges.pth"), shape=model)
+        >>> graph.to_circuit(model).labels
+        ['L0H1', 'L0H3']
     """
     content = load_tensors(path)
     if not isinstance(content, Mapping) or not content:
@@ -71,6 +81,16 @@ def to_acdc(
 
     Warns:
         LeftOut: what the format cannot hold.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
+        >>> file = mt.to_acdc(circuit, "edges.pth")
+        >>> len(mt.from_acdc(file, shape=model).to_dataframe().query("in_graph"))
+        9
     """
     graph = as_graph(item, shape).flat().with_inputs().with_edges()
     if graph.shape.parallel_attn_mlp:

@@ -45,6 +45,17 @@ def from_auto_circuit(path: str | Path, *, task: str | None = None, algorithm: s
     Raises:
         FileNotFoundError: no such file.
         ValueError: not such a file, or several tasks or algorithms and none named. Nothing in it is run.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
+        >>> file = mt.to_auto_circuit(circuit, "scores.json")
+        >>> graph = mt.from_auto_circuit(file).keep(edges=9)
+        >>> graph.to_circuit(model).labels
+        ['L0H1', 'L0H3']
     """
     content = mapping(load_tensors(path), str(path))
     extra: dict[str, Any] = {}
@@ -76,6 +87,16 @@ def to_auto_circuit(
 
     Warns:
         LeftOut: what the format cannot hold.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
+        >>> file = mt.to_auto_circuit(circuit, "scores.json")
+        >>> round(mt.from_auto_circuit(file).to_dataframe()["score"].sum())
+        9
     """
     graph = as_graph(item, shape).joined_embeddings()
     length = _length(graph)

@@ -34,6 +34,17 @@ class ComponentScores:
 
     Raises:
         ValueError: values of another shape or not finite, or an unknown kind.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> scores = mt.ComponentScores.of(tracer)
+        >>> tuple(scores.values.shape)
+        (16, 32)
+        >>> scores.to_dataframe().nlargest(2, "mean")["component"].tolist()
+        ['L0H3', 'L0H6']
     """
 
     groups: HookGroups
@@ -68,6 +79,9 @@ class ComponentScores:
 
     def score(self, component: Component | str) -> Score:
         """One component's mean with its bootstrap interval (the mean alone where only means were kept).
+
+        Args:
+            component: or its label.
 
         Raises:
             KeyError: it is not among the groups.

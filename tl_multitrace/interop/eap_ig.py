@@ -27,12 +27,25 @@ HOLDS = ("node scores", "edge scores", "dimensions")
 def from_eap_ig(path: str | Path) -> CircuitGraph:
     """Read an EAP-IG or MIB circuit: ``.pt``, or JSON under any other name.
 
+    Args:
+        path: of the file.
+
     Returns:
         All nodes and edges that the file speaks of. NaN scores come as None, "not scored".
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: not such a file; the message names the place. Nothing in it is run.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
+        >>> graph = mt.from_eap_ig(mt.to_eap_ig(circuit, "circuit.json"))
+        >>> graph.chosen
+        ('input', 'logits', 'a0.h1', 'a0.h3')
     """
     if Path(path).suffix in (".pt", ".pth"):
         from tl_multitrace.interop import eap_ig_pt
@@ -67,6 +80,17 @@ def to_eap_ig(
 
     Warns:
         LeftOut: what the format cannot hold.
+
+    Examples:
+        >>> import json
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
+        >>> file = mt.to_eap_ig(circuit, "circuit.json")
+        >>> json.loads(file.read_text())["nodes"]["a0.h3"]["in_graph"]
+        True
     """
     graph = as_graph(item, shape).flat().joined_embeddings().with_inputs().with_edges(score=0.0)
     if graph.shape.d_model is None:

@@ -35,6 +35,16 @@ def from_edge_pruning(path: str | Path, *, shape: Shape | Any = None) -> Circuit
     Raises:
         FileNotFoundError: no such file.
         ValueError: not such a file, or no node tells the shape.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
+        >>> graph = mt.from_edge_pruning(mt.to_edge_pruning(circuit, "edges.json"), shape=model)
+        >>> graph.to_circuit(model).labels
+        ['L0H1', 'L0H3']
     """
     pairs = listing(load_json(path), str(path))
     with naming(path):
@@ -63,6 +73,17 @@ def to_edge_pruning(
 
     Warns:
         LeftOut: what the format cannot hold.
+
+    Examples:
+        >>> import json
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
+        >>> file = mt.to_edge_pruning(circuit, "edges.json")
+        >>> len(json.loads(file.read_text()))
+        16
     """
     graph = as_graph(item, shape).flat().with_inputs().with_edges()
     kept = [edge for edge, mark in graph.edges.items() if mark.in_graph]

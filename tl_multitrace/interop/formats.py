@@ -19,6 +19,13 @@ from tl_multitrace.interop.names import Shape
 from tl_multitrace.interop.neuronpedia import from_neuronpedia, to_neuronpedia
 
 OURS = "circuit"
+"""Name of this package's own format, which keeps everything.
+
+Examples:
+    >>> from tl_multitrace.interop import OURS
+    >>> OURS
+    'circuit'
+"""
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,11 @@ class Format:
         read: ``read(path)``; with ``shape=`` where the file does not tell the model's shape.
         write: ``write(item, path, shape=, overwrite=)``.
         tells_shape: whether a file tells the model's number of layers and heads.
+
+    Examples:
+        >>> from tl_multitrace.interop import FORMATS
+        >>> FORMATS["eap-ig"].read.__name__, FORMATS["eap-ig"].tells_shape
+        ('from_eap_ig', True)
     """
 
     read: Callable[..., CircuitGraph]
@@ -44,14 +56,28 @@ FORMATS: dict[str, Format] = {
     "dcm": Format(from_head_lists, to_head_lists, tells_shape=False),
     "neuronpedia": Format(from_neuronpedia, to_neuronpedia, tells_shape=False),
 }
-"""Every foreign format by its name on the command line; ``"circuit"`` is our own."""
+"""Every foreign format by its name on the command line; ``"circuit"`` is our own.
+
+Examples:
+    >>> from tl_multitrace.interop import FORMATS
+    >>> sorted(FORMATS)
+    ['acdc', 'auto-circuit', 'dcm', 'eap-ig', 'edge-pruning', 'neuronpedia']
+"""
 
 
 def format_by_name(name: str) -> Format | None:
     """The format, or None for our own.
 
+    Args:
+        name: a key of ``FORMATS``, or ``"circuit"``.
+
     Raises:
         ValueError: no such format.
+
+    Examples:
+        >>> from tl_multitrace.interop import format_by_name
+        >>> format_by_name("acdc").write.__name__
+        'to_acdc'
     """
     if name != OURS and name not in FORMATS:
         raise ValueError(f"unknown format {name!r}: use {', '.join([OURS, *FORMATS])}.")
@@ -69,6 +95,17 @@ def read_circuit(path: str | Path, format: str, *, shape: Shape | Any = None) ->
     Raises:
         FileNotFoundError: no such file.
         ValueError: unknown format, or not a file of it.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> from tl_multitrace.interop import read_circuit
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
+        >>> file = circuit.save("professions.circuit.json")
+        >>> read_circuit(file, "circuit").labels
+        ['L0H1', 'L0H3']
     """
     found = format_by_name(format)
     if found is None:
@@ -94,6 +131,16 @@ def write_circuit(
 
     Warns:
         LeftOut: what the format cannot hold.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> from tl_multitrace.interop import write_circuit
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
+        >>> write_circuit(circuit, "edges.json", "edge-pruning").name
+        'edges.json'
     """
     found = format_by_name(format)
     if found is not None:
@@ -135,6 +182,18 @@ def convert(
 
     Warns:
         LeftOut: what the target format cannot hold.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> from tl_multitrace.interop import convert
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
+        >>> _ = circuit.save("professions.circuit.json")
+        >>> graph = convert("professions.circuit.json", "professions.eap-ig.json", "circuit", "eap-ig")
+        >>> mt.from_eap_ig("professions.eap-ig.json").to_circuit(model).labels
+        ['L0H1', 'L0H3']
     """
     format_by_name(target_format)
     if Path(target).exists() and not overwrite:

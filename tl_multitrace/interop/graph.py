@@ -21,13 +21,36 @@ if TYPE_CHECKING:
 
 
 class LeftOut(UserWarning):
-    """A format cannot hold something that was to be written; the message lists what."""
+    """A format cannot hold something that was to be written; the message lists what.
+
+    Examples:
+        >>> import warnings
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.neurons(model, [0])[:8])
+        >>> circuit = mt.select(tracer, 1, mt.TopK())[1]
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     _ = mt.to_eap_ig(circuit, "circuit.json")
+        >>> caught[0].category.__name__
+        'LeftOut'
+    """
 
 
 class Mark(NamedTuple):
     """What a file says of an edge.
 
     ``score``: how much the edge matters, in the tool's own unit and sign; ``in_graph``: whether the circuit has it.
+
+    Attributes:
+        score: how much the edge matters, in the tool's own unit and sign.
+        in_graph: whether the circuit has it.
+
+    Examples:
+        >>> from tl_multitrace.interop import Mark
+        >>> Mark(score=0.3, in_graph=True).score
+        0.3
     """
 
     score: float | None = None
@@ -35,7 +58,19 @@ class Mark(NamedTuple):
 
 
 class NodeMark(NamedTuple):
-    """What a file says of a node: as :class:`Mark`, and per dimension of its output (``[d_model]``) the same."""
+    """What a file says of a node: as :class:`Mark`, and per dimension of its output (``[d_model]``) the same.
+
+    Attributes:
+        score: how much the node matters, in the tool's own unit and sign.
+        in_graph: whether the circuit has it.
+        dims: which dimensions of its output are in the circuit.
+        dim_scores: how much each of them matters.
+
+    Examples:
+        >>> from tl_multitrace.interop import NodeMark
+        >>> NodeMark(in_graph=True).dims is None
+        True
+    """
 
     score: float | None = None
     in_graph: bool | None = None
@@ -58,6 +93,20 @@ class CircuitGraph:
 
     Raises:
         ValueError: a node or edge outside the shape.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
+        >>> graph = mt.CircuitGraph.from_circuit(circuit)
+        >>> graph.chosen
+        ('input', 'logits', 'a0.h1', 'a0.h3')
+        >>> graph.with_edges(score=0.0).to_dataframe().query("in_graph").shape[0]
+        9
+        >>> graph.to_circuit(model).labels
+        ['L0H1', 'L0H3']
     """
 
     shape: Shape
@@ -247,13 +296,22 @@ class CircuitGraph:
 
     @classmethod
     def from_circuit(cls, circuit: Circuit, shape: Shape | Any = None) -> CircuitGraph:
-        """The nodes of one of our circuits; see :func:`tl_multitrace.interop.circuits.graph_of_circuit`."""
+        """The nodes of one of our circuits; see :func:`tl_multitrace.interop.circuits.graph_of_circuit`.
+
+        Args:
+            circuit: whose components become nodes.
+            shape: the model or a :class:`Shape`, where the circuit does not tell it.
+        """
         from tl_multitrace.interop.circuits import graph_of_circuit
 
         return graph_of_circuit(circuit, shape)
 
     def to_circuit(self, model: Any = None) -> Circuit:
-        """The chosen heads and MLPs as a circuit; see :func:`tl_multitrace.interop.circuits.circuit_of_graph`."""
+        """The chosen heads and MLPs as a circuit; see :func:`tl_multitrace.interop.circuits.circuit_of_graph`.
+
+        Args:
+            model: the model it is of; default: what the shape tells.
+        """
         from tl_multitrace.interop.circuits import circuit_of_graph
 
         return circuit_of_graph(self, model)

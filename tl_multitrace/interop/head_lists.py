@@ -30,6 +30,14 @@ def from_head_lists(path: str | Path, *, shape: Shape | Any = None) -> CircuitGr
     Raises:
         FileNotFoundError: no such file.
         ValueError: not such a file, or no head tells the shape.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> import tl_multitrace as mt
+        >>> _ = Path("heads.json").write_text('{"value": [[0, 3], [0, 1]]}')
+        >>> graph = mt.from_head_lists("heads.json")
+        >>> graph.groups["value"]
+        ('a0.h3', 'a0.h1')
     """
     content = mapping(load_json(path), str(path))
     with naming(path):
@@ -56,6 +64,16 @@ def to_head_lists(
 
     Warns:
         LeftOut: what the format cannot hold, such as MLPs. (MLPs that were read as ``[layer, null]`` are written so.)
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
+        >>> file = mt.to_head_lists(circuit, "heads.json")
+        >>> mt.from_head_lists(file).chosen
+        ('a0.h1', 'a0.h3')
     """
     graph = as_graph(item, shape).flat()
     groups = graph.groups or {GROUP: tuple(n for n in graph.chosen if node_of(n).kind == "head")}

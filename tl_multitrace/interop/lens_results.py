@@ -68,6 +68,16 @@ def from_patching_result(result: Any, model: Any, what: str, *, metric: str | No
 
     Raises:
         ValueError: no baseline, several metrics and none named, or cells that are no such component.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> result = mt.to_patching_result(mt.ComponentScores.of(tracer))
+        >>> scores = mt.from_patching_result(result, model, "head")
+        >>> scores.to_dataframe().nlargest(1, "mean")["component"].item()
+        'L0H3'
     """
     if what not in WHAT:
         raise ValueError(f"unknown sweep {what!r}: use {', '.join(WHAT)}. Sweeps of q, k or v are no components here.")
@@ -97,6 +107,15 @@ def to_patching_result(scores: ComponentScores, *, baseline: Float[Tensor, " n"]
     Raises:
         ValueError: estimates instead of effects, several kinds of components, or positions that are no numbers.
         ImportError: TransformerLens is older than 4.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> result = mt.to_patching_result(mt.ComponentScores.of(tracer))
+        >>> tuple(result.effect().shape)
+        (4, 8, 16)
     """
     import pandas as pd
 
@@ -178,6 +197,23 @@ def from_attribution_result(result: Any, model: Any = None) -> CircuitGraph:
     Returns:
         Node scores equal the mean derivative at the empty mask (``ComponentScores.of(tracer, "attribution")``) with the
         corrupted prompts as base. Nothing is chosen yet: ``graph.keep(edges=200)`` chooses.
+
+    Examples:
+        >>> from transformer_lens.tools.analysis import EdgeAttributionConfig, attribution_patch
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> he, she = (model.to_single_token(word) for word in (" he", " she"))
+        >>> result = attribution_patch(
+        ...     model,
+        ...     task.pairs.source_tokens[:1],
+        ...     task.pairs.base_tokens[:1],
+        ...     lambda logits: logits[0, -1, he] - logits[0, -1, she],
+        ...     EdgeAttributionConfig(granularity="node"),
+        ... )
+        >>> graph = mt.from_attribution_result(result, model)
+        >>> graph.keep(nodes=1).chosen
+        ('input@0', 'input@1', 'input@2', 'input@3', 'input@4', 'input@5', 'm0@4')
     """
     nodes = {_source(node): NodeMark(float(score)) for node, score in result.node_scores.items()}
     edges = {Edge(_source(a), *_target(b)): Mark(float(score)) for (a, b), score in (result.edge_scores or {}).items()}
@@ -188,9 +224,19 @@ def from_attribution_result(result: Any, model: Any = None) -> CircuitGraph:
 def to_attribution_result(graph: CircuitGraph) -> Any:
     """A graph of scored nodes and edges at positions as TransformerLens' ``AttributionResult``.
 
+    Args:
+        graph: every node at a position, with a score.
+
     Raises:
         ValueError: a node without a position, or one that TransformerLens has no name for.
         ImportError: TransformerLens is older than 4.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> from tl_multitrace.interop import NodeMark, Shape
+        >>> graph = mt.CircuitGraph(Shape(1, 1), {"a0.h0@2": NodeMark(score=0.4)})
+        >>> list(mt.to_attribution_result(graph).node_scores.values())
+        [0.4]
     """
     lens = _lens("tools.analysis.attribution_patching", "AttributionResult")
     nodes = {_lens_source(lens, name): mark.score for name, mark in graph.nodes.items() if mark.score is not None}
@@ -206,8 +252,24 @@ def to_attribution_result(graph: CircuitGraph) -> Any:
 def scores_of_graph(graph: CircuitGraph, model: Any) -> ComponentScores:
     """The node scores of an attribution as scores of components, one row; heads at ``z`` and whole MLPs.
 
+    Args:
+        graph: with scores on its nodes.
+        model: the model it is of.
+
     Raises:
         ValueError: no head or MLP has a score.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> from tl_multitrace.interop import scores_of_graph
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
+        >>> graph = mt.CircuitGraph.from_circuit(circuit)
+        >>> scores = scores_of_graph(graph, model)
+        >>> scores.groups.labels, scores.values.round().tolist()
+        (['L0H1', 'L0H3'], [[76.0, 415.0]])
     """
     scored = {
         name: mark.score

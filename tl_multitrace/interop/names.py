@@ -32,7 +32,18 @@ class Node(NamedTuple):
 
 
 class Edge(NamedTuple):
-    """An edge by the names of its ends; ``input`` is q, k or v exactly where the target is a head."""
+    """An edge by the names of its ends; ``input`` is q, k or v exactly where the target is a head.
+
+    Attributes:
+        source: name of the node that writes.
+        target: name of the node that reads.
+        input: ``"q"``, ``"k"`` or ``"v"`` of a head, else empty.
+
+    Examples:
+        >>> from tl_multitrace.interop import Edge
+        >>> Edge("m0", "a3.h2", "q").name
+        'm0->a3.h2<q>'
+    """
 
     source: str
     target: str
@@ -144,6 +155,16 @@ class Shape:
 
     Raises:
         ValueError: numbers that no model has.
+
+    Examples:
+        >>> from tl_multitrace.interop import Edge, Shape
+        >>> shape = Shape(n_layers=2, n_heads=2)
+        >>> shape.sources()
+        ['input', 'a0.h0', 'a0.h1', 'm0', 'a1.h0', 'a1.h1', 'm1']
+        >>> shape.n_sources, shape.n_inputs, sum(1 for edge in shape.edges())
+        (7, 15, 46)
+        >>> shape.has_edge(Edge("a0.h1", "m1"))
+        True
     """
 
     n_layers: int
@@ -166,13 +187,20 @@ class Shape:
 
     @classmethod
     def of(cls, model: Any) -> Shape:
-        """Of a TransformerLens model."""
+        """Of a TransformerLens model.
+
+        Args:
+            model: a TransformerLens model.
+        """
         view = ModelView(model)
         return cls(view.n_layers, view.n_heads, view.d_model, view.parallel_attn_mlp, not view.d_mlp)
 
     @classmethod
     def around(cls, names: Iterable[str]) -> Shape:
         """The smallest that has these nodes.
+
+        Args:
+            names: of nodes.
 
         Raises:
             ValueError: there are none with a layer.
@@ -185,7 +213,12 @@ class Shape:
 
     @classmethod
     def given(cls, shape: Shape | Any, names: Iterable[str]) -> Shape:
-        """The shape that a caller gives (itself or a model), else the smallest around the nodes."""
+        """The shape that a caller gives (itself or a model), else the smallest around the nodes.
+
+        Args:
+            shape: a shape, a model, or None.
+            names: of the nodes that there are.
+        """
         if shape is None:
             return cls.around(names)
         return shape if isinstance(shape, Shape) else cls.of(shape)
@@ -217,7 +250,11 @@ class Shape:
         return [*found, ("logits", "")]
 
     def before(self, target: str) -> int:
-        """How many of :meth:`sources` feed a target: always the first ones."""
+        """How many of :meth:`sources` feed a target: always the first ones.
+
+        Args:
+            target: name of a node.
+        """
         node = node_of(target)
         if node.kind == "logits":
             return self.n_sources
@@ -243,20 +280,31 @@ class Shape:
         yield from (Edge(source, "logits") for source in sources)
 
     def holds(self, name: str) -> bool:
-        """Whether a model of this shape has the node."""
+        """Whether a model of this shape has the node.
+
+        Args:
+            name: of a node.
+        """
         node = node_of(name)
         if node.kind == "mlp" and self.attn_only:
             return False
         return (node.layer or 0) < self.n_layers and (node.head or 0) < self.n_heads
 
     def has_edge(self, edge: Edge) -> bool:
-        """Whether a model of this shape has the (known) edge; not where the MLP runs beside its layer's heads."""
+        """Whether a model of this shape has the (known) edge; not where the MLP runs beside its layer's heads.
+
+        Args:
+            edge: by the names of its ends.
+        """
         source, target = node_of(edge.source), node_of(edge.target)
         beside = self.parallel_attn_mlp and target.kind == "mlp" and source.layer == target.layer
         return self.holds(edge.source) and self.holds(edge.target) and not beside
 
     def fits(self, model: Any) -> Shape:
         """The model's own shape.
+
+        Args:
+            model: a TransformerLens model.
 
         Raises:
             ValueError: it is not the shape of this model, or (where guessed) larger.

@@ -42,6 +42,16 @@ def from_neuronpedia(path: str | Path, *, shape: Shape | Any = None) -> CircuitG
     Raises:
         FileNotFoundError: no such file.
         ValueError: not such a file; the message names the place.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
+        >>> graph = mt.from_neuronpedia(mt.to_neuronpedia(circuit, "graph.json"), shape=model)
+        >>> graph.chosen
+        ('input', 'logits', 'a0.h1', 'a0.h3')
     """
     content = mapping(load_json(path), str(path))
     with naming(path):
@@ -78,6 +88,17 @@ def to_neuronpedia(
 
     Warns:
         LeftOut: what the format cannot hold.
+
+    Examples:
+        >>> import json
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
+        >>> file = mt.to_neuronpedia(circuit, "graph.json", slug="professions")
+        >>> sorted(json.loads(file.read_text()))
+        ['links', 'metadata', 'nodes', 'qParams']
     """
     graph = as_graph(item, shape).joined_embeddings()
     own = graph.extra if graph.format == FORMAT else {}

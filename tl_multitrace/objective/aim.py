@@ -26,7 +26,17 @@ from tl_multitrace.tracer import Tracer
 
 @runtime_checkable
 class Aim(Protocol):
-    """What a search asks for."""
+    """What a search asks for.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> from tl_multitrace.objective import Aim, aim_of
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> isinstance(aim_of(tracer), Aim)
+        True
+    """
 
     @property
     def groups(self) -> HookGroups:
@@ -92,41 +102,88 @@ class Aim(Protocol):
     def amounts(
         self, masks: Float[Tensor, "k groups"], reference: Float[Tensor, " groups"] | None = None
     ) -> Float[np.ndarray, " k"]:
-        """What results report per binary mask: :meth:`means` without anything that only leads the search."""
+        """What results report per binary mask: :meth:`means` without anything that only leads the search.
+
+        Args:
+            masks: binary.
+            reference: a mask the others differ little from.
+        """
         ...
 
     def holds(self, mask: Float[Tensor, " groups"]) -> bool:
-        """Whether a mask that :meth:`means` has seen is within every bound."""
+        """Whether a mask that :meth:`means` has seen is within every bound.
+
+        Args:
+            mask: binary.
+        """
         ...
 
     def slope(self, mask: Float[Tensor, " groups"], dtype: torch.dtype | None = None) -> Float[np.ndarray, " groups"]:
-        """Derivative of the number to every entry of a soft mask."""
+        """Derivative of the number to every entry of a soft mask.
+
+        Args:
+            mask: one number in [0, 1] per group.
+            dtype: lower precision to run the model in, for ranking.
+        """
         ...
 
     def gains(
         self, mask: Float[Tensor, " groups"], sign: int, dtype: torch.dtype | None = None, pressure: float = 1.0
     ) -> Float[np.ndarray, " groups"]:
-        """Predicted gain, times ``sign``, of switching each entry of a binary mask."""
+        """Predicted gain, times ``sign``, of switching each entry of a binary mask.
+
+        Args:
+            mask: binary.
+            sign: 1 where the number is to rise, -1 where it is to fall.
+            dtype: lower precision to run the model in, for ranking.
+            pressure: share of the penalty for broken bounds that is charged.
+        """
         ...
 
     def loss(self, mask: Any, sign: int) -> float:
-        """The bounded loss that gradient solvers minimise."""
+        """The bounded loss that gradient solvers minimise.
+
+        Args:
+            mask: one number in [0, 1] per group.
+            sign: 1 where the number is to rise, -1 where it is to fall.
+        """
         ...
 
     def loss_gradient(self, mask: Float[Tensor, " groups"], sign: int, examples: Tensor) -> Float[Tensor, " groups"]:
-        """Its derivative at a soft mask, on some examples."""
+        """Its derivative at a soft mask, on some examples.
+
+        Args:
+            mask: one number in [0, 1] per group.
+            sign: 1 where the number is to rise, -1 where it is to fall.
+            examples: numbers of the examples.
+        """
         ...
 
     def measure(self, mask: Float[Tensor, " groups"], sign: int, seed: int = 0) -> Score:
-        """The number of one mask with its interval."""
+        """The number of one mask with its interval.
+
+        Args:
+            mask: one number in [0, 1] per group.
+            sign: 1 where the number is to rise, -1 where it is to fall.
+            seed: of the bootstrap.
+        """
         ...
 
     def goal_scores(self, mask: Float[Tensor, " groups"], seed: int = 0) -> dict[str, Score]:
-        """What it is made of, by name; empty where it is one metric's mean."""
+        """What it is made of, by name; empty where it is one metric's mean.
+
+        Args:
+            mask: one number in [0, 1] per group.
+            seed: of the bootstrap.
+        """
         ...
 
     def on(self, held_out: Any) -> Aim:
-        """The same aim on other prompts."""
+        """The same aim on other prompts.
+
+        Args:
+            held_out: prompts; for an objective, by the name of the goal or constraint.
+        """
         ...
 
     def provenance(self) -> dict[str, Any]:
@@ -137,8 +194,20 @@ class Aim(Protocol):
 def aim_of(target: Any) -> Aim:
     """The aim of a tracer, or an objective itself.
 
+    Args:
+        target: a :class:`~tl_multitrace.Tracer` or an :class:`~tl_multitrace.Objective`.
+
     Raises:
         TypeError: neither.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> from tl_multitrace.objective import aim_of
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> aim_of(tracer).has_bounds
+        False
     """
     if hasattr(target, "goal_scores"):
         aim: Aim = target
@@ -168,7 +237,21 @@ class Latest:
 
 
 class TracerAim:
-    """The mean effect of one tracer."""
+    """The mean effect of one tracer.
+
+    Args:
+        tracer: whose mean effect is the number.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> from tl_multitrace.objective import TracerAim
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> aim = TracerAim(tracer)
+        >>> aim.means(tracer.groups.as_masks([["L0H3"], ["L0H1", "L0H3"]])).round().tolist()
+        [340.0, 416.0]
+    """
 
     has_bounds = False
 

@@ -76,6 +76,15 @@ class Goal(Reading):
 
     Raises:
         ValueError: a weight that is not above 0, an unknown direction, labels that ``reduce`` cannot use.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> goal = mt.Goal("bias", tracer, weight=2.0)
+        >>> goal.sign, goal.describe()["weight"]
+        (1, 2.0)
     """
 
     weight: float = 1.0
@@ -113,6 +122,16 @@ class Constraint(Reading):
 
     Raises:
         ValueError: no bound or two, one that the unpatched model breaks, a confidence outside 0.5 to 1.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> text = mt.task("neutral_text", model, n=8)
+        >>> heads = mt.heads(model).at("everywhere")
+        >>> tracer = mt.Tracer(model, text.pairs, heads, mt.Perplexity(), mt.ZeroAblation())
+        >>> kept = mt.Constraint("perplexity", tracer, at_most=0.02)
+        >>> kept.bound, kept.sign
+        (0.02, -1)
     """
 
     at_most: float | None = None
@@ -152,7 +171,11 @@ class Constraint(Reading):
         return Reading(self.name, self.tracer, Bound(-self.sign * float(stats.norm.ppf(self.confidence))))
 
     def violation(self, change: Float[Tensor, "*k"]) -> Float[Tensor, "*k"]:
-        """By how much the judged change is over the bound; 0 where it is within."""
+        """By how much the judged change is over the bound; 0 where it is within.
+
+        Args:
+            change: change against the base run, in the metric's unit.
+        """
         tolerance = 1e-9 + 1e-6 * abs(self.bound)
         over = self.sign * (self.bound - change) - tolerance
         return over.clamp_min(0.0)

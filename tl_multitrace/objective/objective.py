@@ -40,12 +40,6 @@ BOUND = " (bound)"
 class Objective:
     """Goals and constraints that one subset is to serve; :func:`~tl_multitrace.select` takes it like a tracer.
 
-    Example:
-        >>> bias = mt.Goal("bias", mt.Tracer(model, train, groups, mt.OddsRatio(), off))      # doctest: +SKIP
-        >>> text = mt.Tracer(model, neutral, groups.at("everywhere"), mt.Perplexity(), off)   # doctest: +SKIP
-        >>> objective = mt.Objective([bias], [mt.Constraint("perplexity", text, at_most=0.02)])  # doctest: +SKIP
-        >>> path = mt.select(objective, budgets=range(1, 11))                                 # doctest: +SKIP
-
     Args:
         goals: what to push; their weighted sum is the effect that paths and circuits report.
         constraints: what to keep.
@@ -55,6 +49,19 @@ class Objective:
 
     Raises:
         ValueError: no goal, a name twice, or tracers over different components.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> pairs = mt.task("professions", model, n=16).pairs
+        >>> text = mt.task("neutral_text", model, n=8).pairs
+        >>> heads, off = mt.heads(model), mt.MeanAblation(reference=pairs)
+        >>> bias = mt.Goal("bias", mt.Tracer(model, pairs, heads, mt.LogOddsRatio(), off))
+        >>> worse = mt.Tracer(model, text, heads.at("everywhere"), mt.Perplexity(), off)
+        >>> objective = mt.Objective([bias], [mt.Constraint("perplexity", worse, at_most=0.02)])
+        >>> path = mt.select(objective, 2, mt.Greedy())
+        >>> path.goals()[["goal", "kept"]].to_dict("records")
+        [{'goal': 'bias', 'kept': None}, {'goal': 'perplexity', 'kept': True}]
     """
 
     goals: Sequence[Goal]
@@ -148,7 +155,7 @@ class Objective:
             tracer.flush()
 
     def on(self, held_out: Mapping[str, PromptPairs]) -> Objective:
-        """The same goals and constraints on other prompts, by name; those that are not named keep their own.
+        """The same goals and constraints on other prompts (``held_out``, by name); others keep their own.
 
         Raises:
             ValueError: a name that is none of the objective's.
@@ -231,8 +238,8 @@ class Objective:
             float(c.violation(torch.tensor(row[c.name + BOUND], dtype=torch.float64))) == 0.0 for c in self.constraints
         )
 
-    def sum_of(self, changes: Mapping[str, Tensor]) -> Tensor:
-        """The goals' weighted sum."""
+    def sum_of(self, changes: Mapping[str, Float[Tensor, "*k"]]) -> Float[Tensor, "*k"]:
+        """The goals' weighted sum, from ``changes`` by name."""
         parts = [g.weight * g.sign * changes[g.name] for g in self.goals]
         return torch.stack(parts).sum(0)
 
@@ -249,7 +256,7 @@ class Objective:
 
     @cached_property
     def price(self) -> float:
-        """See the module's formula."""
+        """What one unit of a broken bound costs in score; see the module's formula."""
         full = float(self.sum_of(self._whole))
         start = self.sum_slope(torch.zeros(len(self.groups)))
         return max(abs(full), float(start.abs().max()), 1e-12)
@@ -274,7 +281,7 @@ class Objective:
         return np.asarray(self._slope(mask, dtype, bounds=True).numpy())
 
     def sum_slope(self, mask: Float[Tensor, " groups"]) -> Float[Tensor, " groups"]:
-        """Derivative of the goals' sum alone."""
+        """Derivative of the goals' sum alone at a soft ``mask``."""
         return self._slope(mask, None, bounds=False)
 
     @torch.enable_grad()

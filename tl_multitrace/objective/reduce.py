@@ -28,13 +28,25 @@ class Reduce(Protocol):
         ...
 
     def check(self, labels: Labels) -> None:
-        """Refuse labels that the number cannot be taken over; raises ValueError."""
+        """Refuse labels that the number cannot be taken over; raises ValueError.
+
+        Args:
+            labels: of the prompts.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Mean:
-    """Mean change over examples."""
+    """Mean change over examples.
+
+    Examples:
+        >>> import torch
+        >>> import tl_multitrace as mt
+        >>> under_a_mask, base = torch.tensor([[1.0, 3.0]]), torch.tensor([1.0, 1.0])
+        >>> mt.Mean()(under_a_mask, base, labels=())
+        tensor([1.])
+    """
 
     name = "mean"
 
@@ -43,7 +55,11 @@ class Mean:
         return (values - base).mean(-1)
 
     def check(self, labels: Labels) -> None:
-        """Needs none."""
+        """Needs none.
+
+        Args:
+            labels: of the prompts.
+        """
 
 
 @dataclass(frozen=True)
@@ -75,6 +91,13 @@ class DemographicParityGap:
 
     Subgroups are the pairs' labels. With ``ChoiceProb`` or ``Accuracy`` as the metric this is the demographic-parity
     difference of the choice; at least 0, and a negative change means that the subgroups came closer.
+
+    Examples:
+        >>> import torch
+        >>> import tl_multitrace as mt
+        >>> p, base = torch.tensor([[0.5, 0.5, 0.4, 0.4]]), torch.tensor([0.9, 0.9, 0.4, 0.4])
+        >>> mt.DemographicParityGap()(p, base, ("female", "female", "male", "male"))
+        tensor([-0.4000])
     """
 
     name = "demographic-parity gap"
@@ -84,7 +107,11 @@ class DemographicParityGap:
         return _gap(values, labels) - _gap(base[None], labels)
 
     def check(self, labels: Labels) -> None:
-        """Needs two subgroups."""
+        """Needs two subgroups, else ValueError.
+
+        Args:
+            labels: of the prompts.
+        """
         if len(set(labels)) < 2:
             raise ValueError(
                 f"a {self.name} compares subgroups, but the prompts have {sorted(set(labels)) or 'no labels'}: pass "
@@ -101,6 +128,14 @@ class EqualizedOddsGap:
 
     Args:
         separator: between subgroup and outcome.
+
+    Examples:
+        >>> import torch
+        >>> import tl_multitrace as mt
+        >>> p, base = torch.tensor([[0.5, 0.5, 0.4, 0.4]]), torch.tensor([0.9, 0.4, 0.4, 0.4])
+        >>> labels = ("female/positive", "female/negative", "male/positive", "male/negative")
+        >>> mt.EqualizedOddsGap()(p, base, labels)
+        tensor([-0.4000])
     """
 
     separator: str = "/"
@@ -119,7 +154,11 @@ class EqualizedOddsGap:
         return torch.stack(gaps).amax(0)
 
     def check(self, labels: Labels) -> None:
-        """Needs labels of two parts, and two subgroups for some outcome."""
+        """Needs labels of two parts, and two subgroups for some outcome, else ValueError.
+
+        Args:
+            labels: of the prompts.
+        """
         odd = next((label for label in labels if label.count(self.separator) != 1), None)
         if not labels or odd is not None:
             raise ValueError(

@@ -72,6 +72,15 @@ def plot_path(path: SubsetPath, *others: SubsetPath, log_scale: bool = False, ax
 
     Raises:
         ValueError: another path has another unit; ``log_scale`` for a metric without a log-scale quantity.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> from tl_multitrace.render import plot_path
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> path = mt.select(tracer, [1, 2], mt.Greedy())
+        >>> plot_path(path).savefig("path.png")
     """
     _check(path, others, log_scale)
     with styled():
@@ -189,6 +198,17 @@ def plot_subgroups(
     Raises:
         ValueError: numbers of effects and labels differ, or there are no labels.
         TypeError: a circuit without a tracer.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> from tl_multitrace.render import plot_subgroups
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
+        >>> figure = plot_subgroups(circuit, tracer)
+        >>> [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
+        ['all (n = 16)', 'female (n = 8)', 'male (n = 8)']
     """
     values, names, own_unit = _effects(effects, labels)
     sets = {"search prompts": subgroup_scores(values, names, seed)}

@@ -34,8 +34,24 @@ MEANINGS = {
 def write_evaluation(report: CircuitReport, path: str | Path, *, overwrite: bool = False) -> Path:
     """Write an evaluation as one self-contained HTML page.
 
+    Args:
+        report: what :func:`tl_multitrace.evaluate` returned.
+        path: of the file.
+        overwrite: replace an existing file.
+
     Raises:
         FileExistsError: the file exists and ``overwrite`` is False.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> from tl_multitrace.render import write_evaluation
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
+        >>> report = mt.evaluate(circuit, task.pairs, draws=20)
+        >>> write_evaluation(report, "evaluation.html").name
+        'evaluation.html'
     """
     place = Path(path)
     if place.exists() and not overwrite:

@@ -37,6 +37,15 @@ def plot_report(report: CircuitReport, *, fig: Figure | None = None) -> Figure:
 
     Returns:
         The matplotlib figure. Effects and minimality are those of the report's first ablation.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> from tl_multitrace.render import plot_report
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
+        >>> plot_report(mt.evaluate(circuit, task.pairs, draws=20)).savefig("report.png")
     """
     minimality = {k: v for k, v in list(report.minimality.items())[:MOST_ROWS] if v is not None}
     rows = max(len(report.subgroups) + 3, 2 * len(report.ablations), len(minimality))
@@ -119,6 +128,15 @@ def plot_mib(scores: MibScores, *, ax: Axes | None = None) -> Figure:
     Args:
         scores: what :func:`tl_multitrace.cpr_cmd` returned.
         ax: axes to draw in; default: a new figure.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> from tl_multitrace.render import plot_mib
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> scores = mt.cpr_cmd(mt.ComponentScores.of(tracer).mean, tracer=tracer)
+        >>> plot_mib(scores).savefig("mib.png")
     """
     with styled():
         figure, ax = new_axes(ax, 6.4, 3.8)
@@ -141,6 +159,15 @@ def plot_recovery(found: Recovery, *, fig: Figure | None = None) -> Figure:
     Args:
         found: what :func:`tl_multitrace.recovery` returned.
         fig: an empty figure to draw in; default: a new one.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> from tl_multitrace.render import plot_recovery
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
+        >>> plot_recovery(mt.recovery(circuit, truth=["L0H3"])).savefig("recovery.png")
     """
     with styled():
         made = _figure(fig, 7.2, 3.4)
@@ -161,6 +188,15 @@ def plot_stability(found: Stability, *, ax: Axes | None = None) -> Figure:
     Args:
         found: what :func:`tl_multitrace.stability` returned.
         ax: axes to draw in; default: a new figure.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> from tl_multitrace.render import plot_stability
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> found = mt.stability(tracer, mt.AttributionPatching(), resamples=3, budget=2)
+        >>> plot_stability(found).savefig("stability.png")
     """
     shown = list(zip(found.components, found.frequencies, strict=True))[:MOST_ROWS]
     with styled():
@@ -187,6 +223,15 @@ def plot_comparison(found: CircuitComparison, *, fig: Figure | None = None) -> F
 
     Raises:
         ValueError: no ground was measured.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> from tl_multitrace.render import plot_comparison
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> path = mt.select(tracer, [1, 2], mt.Greedy())
+        >>> plot_comparison(mt.compare(path[1], path[2])).savefig("comparison.png")
     """
     if not found.transfers:
         raise ValueError("no transfer was measured: give compare() tracers, or circuits that carry theirs.")
@@ -206,6 +251,16 @@ def plot_side_effects(found: SideEffects, *, fig: Figure | None = None) -> Figur
     Args:
         found: what :func:`tl_multitrace.side_effects` returned.
         fig: an empty figure to draw in; default: a new one.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> from tl_multitrace.render import plot_side_effects
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
+        >>> found = mt.side_effects(circuit, {"ioi": mt.task("ioi", model, n=8)})
+        >>> plot_side_effects(found).savefig("side_effects.png")
     """
     shown = found.effects[:MOST_ROWS]
     units = list(dict.fromkeys(e.unit for e in shown))
@@ -237,6 +292,16 @@ def plot_significance(found: Significance, *, ax: Axes | None = None) -> Figure:
     Args:
         found: what :func:`tl_multitrace.significance` returned.
         ax: axes to draw in; default: a new figure.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> from tl_multitrace.render import plot_significance
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
+        >>> tested = mt.significance(circuit, task.pairs, draws=39, replacements=5)
+        >>> plot_significance(tested).savefig("significance.png")
     """
     kept = set(found.components())
     shown = sorted(found.tests, key=lambda t: t.adjusted)[:MOST_ROWS]

@@ -28,6 +28,15 @@ class Shown:
     Attributes:
         views: the data.
         title: heading.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
+        >>> circuit.show(examples=1).save("circuit.html").name
+        'circuit.html'
     """
 
     views: Views
@@ -40,7 +49,12 @@ class Shown:
         return page(self.title, body, scripts=(bundle(), asset("report.js")))
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write the page; raises FileExistsError unless ``overwrite``."""
+        """Write the page; raises FileExistsError unless ``overwrite``.
+
+        Args:
+            path: of the file.
+            overwrite: replace an existing file.
+        """
         return write_text(Path(path), self.html, overwrite=overwrite)
 
     def _repr_html_(self) -> str:
@@ -81,6 +95,17 @@ def show(
 
     Raises:
         ValueError: no model, or no prompts; a circuit of another model.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> from tl_multitrace.render import show
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
+        >>> shown = show(circuit, examples=1)
+        >>> len(shown.views.examples), shown.views.heads
+        (1, ['L0H3', 'L0H1'])
     """
     tracer = model if isinstance(model, Tracer) else getattr(circuit, "tracer", None) if model is None else None
     if tracer is None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tl_multitrace.circuit import Circuit
 from tl_multitrace.evaluation import CircuitReport, SideEffects, Stability
@@ -23,12 +23,14 @@ from tl_multitrace.render.views import Views, load_views, save_views
 from tl_multitrace.scores import Score
 from tl_multitrace.solvers import SubsetPath
 from tl_multitrace.tracer import Tracer
+from tl_multitrace.untrusted import checked_path, member
 
 if TYPE_CHECKING:
     import networkx as nx
     import pandas as pd
     from matplotlib.figure import Figure
 
+T = TypeVar("T")
 EFFECT_COLUMNS = ("split", "pair", "label", "base", "source", "answers", "wrong_answers", "metric", "effect")
 CIRCUIT, PATH, EFFECTS, VIEWS, OTHERS = "circuit.json", "path.json", "effects.csv", "views.json", "path-*.json"
 FLOW, FLOW_EXPORTS = "flow.json", ("flow.graphml", "flow.dot")
@@ -54,6 +56,17 @@ class Run:
         evaluation: of the circuit on held-out prompts.
         stability: of the search on resampled prompts.
         side_effects: of switching the circuit off, on other behaviours.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> from tl_multitrace.render import Run
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> path = mt.select(tracer, [1, 2], mt.Greedy())
+        >>> run = Run(path, path[2], tracer=tracer).save("found")
+        >>> Run.from_folder("found").circuit.labels
+        ['L0H1', 'L0H3']
     """
 
     path: SubsetPath
@@ -78,7 +91,13 @@ class Run:
         return self.title or f"{self.circuit.provenance.get('metric', 'Circuit')} in {model}"
 
     def measured(self, *, examples: int = 3, heads: int = 8, neurons: int = 8) -> Run:
-        """A copy with per-prompt effects, held-out effect, random baseline and views, as far as there is a tracer."""
+        """A copy with per-prompt effects, held-out effect, random baseline and views, as far as there is a tracer.
+
+        Args:
+            examples: prompts in the views.
+            heads: heads in the views, at most.
+            neurons: neurons in the views, at most.
+        """
         if self.tracer is None:
             return self if self.chance is not None else replace(self, chance=chance_by_size(self.path))
         held = self._held_tracer()
@@ -102,6 +121,10 @@ class Run:
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Run:
         """Write circuit, path, per-prompt effects, views and figures into a folder; a report can be rewritten from it.
+
+        Args:
+            folder: made where it is not there.
+            overwrite: replace what an earlier run left there.
 
         Returns:
             The run as it was measured for it; give it to :func:`write_report`.
@@ -168,22 +191,31 @@ class Run:
     def from_folder(cls, folder: str | Path, *, title: str = "") -> Run:
         """Read what :meth:`save` wrote; no model is needed.
 
+        Args:
+            folder: that :meth:`save` wrote.
+            title: of the report.
+
         Raises:
             FileNotFoundError: the folder has no ``circuit.json`` or ``path.json``.
-            ValueError: a file is cut off, foreign, or of a newer version; ``effects.csv`` lacks a column.
+            ValueError: a file is cut off, foreign, of a newer version, or a link out of the folder; ``effects.csv``
+                lacks a column.
         """
         place = Path(folder)
+
+        def there(name: str, read: Callable[[Path], T]) -> T | None:
+            return read(member(place, name)) if (place / name).is_file() else None
+
         return cls(
-            path=SubsetPath.load(place / PATH),
-            circuit=Circuit.load(place / CIRCUIT),
+            path=SubsetPath.load(member(place, PATH)),
+            circuit=Circuit.load(member(place, CIRCUIT)),
             title=title,
-            others=tuple(SubsetPath.load(p) for p in sorted(place.glob(OTHERS))),
-            effects=read_effects(place / EFFECTS) if (place / EFFECTS).is_file() else None,
-            views=load_views(place / VIEWS) if (place / VIEWS).is_file() else None,
-            flow=load_flow(place / FLOW) if (place / FLOW).is_file() else None,
-            evaluation=CircuitReport.load(place / EVALUATION) if (place / EVALUATION).is_file() else None,
-            stability=Stability.load(place / STABILITY) if (place / STABILITY).is_file() else None,
-            side_effects=SideEffects.load(place / SIDE_EFFECTS) if (place / SIDE_EFFECTS).is_file() else None,
+            others=tuple(SubsetPath.load(member(place, p.name)) for p in sorted(place.glob(OTHERS))),
+            effects=there(EFFECTS, read_effects),
+            views=there(VIEWS, load_views),
+            flow=there(FLOW, load_flow),
+            evaluation=there(EVALUATION, CircuitReport.load),
+            stability=there(STABILITY, Stability.load),
+            side_effects=there(SIDE_EFFECTS, SideEffects.load),
         )
 
 
@@ -247,7 +279,8 @@ def read_effects(path: Path) -> pd.DataFrame:
     import pandas as pd
 
     try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False)  # text first: numbers then come back bit by bit
+        # text first: numbers then come back bit by bit
+        frame = pd.read_csv(checked_path(path), dtype=str, keep_default_na=False)
         numbers = frame[["pair", "metric", "effect"]].astype(float)
     except (ValueError, KeyError) as error:
         raise ValueError(f"{path} is not a table of effects ({error}).") from None

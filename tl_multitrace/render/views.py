@@ -79,6 +79,16 @@ class Views(File):
         neurons: labels of the neurons (or MLP dimensions) whose activations are shown.
         examples: the prompts.
         left_out: what was not shown, and why.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
+        >>> views = circuit.show(examples=1).views
+        >>> views.heads, views.neurons, len(views.examples)
+        (['L0H3', 'L0H1'], [], 1)
     """
 
     FORMAT: ClassVar[str] = "tl_multitrace.views"
@@ -107,16 +117,46 @@ class Views(File):
 
 
 def save_views(views: Views, path: str | Path, *, overwrite: bool = False) -> Path:
-    """Write views as JSON; raises FileExistsError unless ``overwrite``."""
+    """Write views as JSON; raises FileExistsError unless ``overwrite``.
+
+    Args:
+        views: of one circuit.
+        path: of the file.
+        overwrite: replace an existing file.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> from tl_multitrace.render import save_views
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
+        >>> save_views(circuit.show(examples=1).views, "views.json").name
+        'views.json'
+    """
     return write_json(Path(path), views.model_dump(mode="json"), overwrite=overwrite)
 
 
 def load_views(path: str | Path) -> Views:
     """Read views.
 
+    Args:
+        path: of the file.
+
     Raises:
         FileNotFoundError: no such file.
         ValueError: cut off, of another format or a newer version, or with numbers or shapes that do not fit.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> from tl_multitrace.render import load_views, save_views
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
+        >>> file = save_views(circuit.show(examples=1).views, "views.json")
+        >>> load_views(file).heads
+        ['L0H3', 'L0H1']
     """
     return read_json(Path(path), Views)
 

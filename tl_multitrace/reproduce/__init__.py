@@ -18,11 +18,26 @@ __all__ = ["EXPERIMENTS", "Curve", "Published", "Reproduction", "Request", "Row"
 
 _FAMILIES = (multi_component, binding, mediation, circuits, facts)
 EXPERIMENTS: dict[str, Experiment] = {one.name: one for family in _FAMILIES for one in family.EXPERIMENTS}
-"""Every experiment by its name."""
+"""Every experiment by its name.
+
+Examples:
+    >>> from tl_multitrace.reproduce import EXPERIMENTS
+    >>> list(EXPERIMENTS)[:3]
+    ['winobias', 'winogender', 'professions']
+"""
 
 
 def experiment_by_name(name: str) -> Experiment:
-    """An experiment; raises ValueError for an unknown name, with the known ones."""
+    """An experiment; raises ValueError for an unknown name, with the known ones.
+
+    Args:
+        name: a key of ``EXPERIMENTS``.
+
+    Examples:
+        >>> from tl_multitrace.reproduce import experiment_by_name
+        >>> experiment_by_name("ioi").model
+        'gpt2'
+    """
     if name not in EXPERIMENTS:
         raise ValueError(f"unknown experiment {name!r}: use one of {', '.join(EXPERIMENTS)}.")
     return EXPERIMENTS[name]
@@ -56,6 +71,12 @@ def reproduce(
     Raises:
         ValueError: unknown experiment, no data for one that needs it, or what a task or solver refuses.
         FileExistsError: the folder holds a reproduction and ``overwrite`` is False.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> found = mt.reproduce("ioi", "repro", model="demo", quick=True, n=8)
+        >>> found.name, found.model
+        ('ioi', 'tl-multitrace-demo')
     """
     experiment = experiment_by_name(name)
     named = model if isinstance(model, str) else None if model is None else "given"

@@ -32,6 +32,11 @@ class Request:
         quick: few prompts, budgets and epochs: to see that it runs, not what it gives.
         device: default a GPU where there is one.
         dtype: of the weights.
+
+    Examples:
+        >>> from tl_multitrace.reproduce import Request
+        >>> Request(model="gpt2", n=64).held_out
+        0.3
     """
 
     model: str | None = None

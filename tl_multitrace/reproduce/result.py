@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from tl_multitrace.evaluation.result import Result, ResultFile
-from tl_multitrace.files import write_text
+from tl_multitrace.files import Provenance, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,6 +26,11 @@ class Published:
         value: in the unit of its row.
         model: that it was measured on.
         source: where it stands.
+
+    Examples:
+        >>> from tl_multitrace.reproduce import Published
+        >>> Published(value=0.31, model="gpt2", source="arXiv:2004.12265, figure 3").value
+        0.31
     """
 
     value: float
@@ -46,6 +51,12 @@ class Row:
         held_out: the same on prompts that the search never saw.
         n: prompts.
         published: theirs; None where no number was found.
+
+    Examples:
+        >>> from tl_multitrace.reproduce import Row
+        >>> row = Row("effect of all heads", "relative change of odds", ours=0.30, low=0.25, high=0.36, n=160)
+        >>> row.published is None
+        True
     """
 
     quantity: str
@@ -69,6 +80,11 @@ class Curve:
         kind: ``"line"``, ``"dashed"`` (held-out prompts) or ``"published"`` (grey, with markers).
         low: lower ends of 95 % intervals, or empty.
         high: upper ends, or empty.
+
+    Examples:
+        >>> from tl_multitrace.reproduce import Curve
+        >>> Curve("greedy", x=(1.0, 2.0, 3.0), y=(0.1, 0.2, 0.25)).kind
+        'line'
     """
 
     name: str
@@ -95,6 +111,12 @@ class Reproduction(Result):
         notes: where this run departs from the published one.
         cost: forward equivalents and seconds.
         provenance: model, prompts and versions.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> found = mt.reproduce("ioi", model="demo", quick=True, n=8)
+        >>> list(found.to_dataframe().columns)[:3]
+        ['quantity', 'unit', 'ours']
     """
 
     name: str
@@ -107,7 +129,7 @@ class Reproduction(Result):
     settings: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     cost: Mapping[str, float] = field(default_factory=dict)
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=dict)
 
     FILE: ClassVar[type[ResultFile]]
 
@@ -169,7 +191,12 @@ class Reproduction(Result):
         return plot_reproduction(self, **options)
 
     def write(self, folder: str | Path, *, overwrite: bool = False) -> Path:
-        """Write record, tables (CSV, markdown) and curve into a folder; raises FileExistsError unless ``overwrite``."""
+        """Write record, tables (CSV, markdown) and curve into a folder; raises FileExistsError unless ``overwrite``.
+
+        Args:
+            folder: made where it is not there.
+            overwrite: replace an earlier reproduction.
+        """
         from tl_multitrace.reproduce.plot import png_of
 
         place = Path(folder)

@@ -18,7 +18,7 @@ import torch
 from pydantic import BaseModel, Field
 from scipy.integrate import trapezoid
 
-from tl_multitrace.files import File, GroupsRecord, read_json, write_json
+from tl_multitrace.files import File, GroupsRecord, Provenance, read_json, write_json
 from tl_multitrace.groups import Component
 from tl_multitrace.objective import Objective, aim_of
 from tl_multitrace.prompts import PromptPairs
@@ -41,7 +41,7 @@ class RunRecord(BaseModel):
     choices: list[ChoiceRecord]
     full_effect: float
     notes: list[str] = Field(default_factory=list)
-    provenance: dict[str, Any] = Field(default_factory=dict)
+    provenance: Provenance = Field(default_factory=dict)
 
     @classmethod
     def of(cls, path: SubsetPath) -> RunRecord:
@@ -73,6 +73,17 @@ class SolverComparison:
         runs: per solver, one path for each seed.
         objectives: what each solver optimises, in words.
         losses: formula of the bounded loss in the column ``loss``.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> found = mt.compare_solvers(tracer, [1, 2], ["top-k", "greedy"])
+        >>> sorted(found.paths), found.disagreements()
+        (['greedy', 'top-k'], [2])
+        >>> found.summary()["area"].round().tolist()
+        [366.0, 378.0]
     """
 
     runs: Mapping[str, tuple[SubsetPath, ...]]
@@ -196,7 +207,12 @@ class SolverComparison:
     # ------------------------------------------------------------------ files
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write versioned JSON; raises FileExistsError unless ``overwrite``."""
+        """Write versioned JSON; raises FileExistsError unless ``overwrite``.
+
+        Args:
+            path: of the file.
+            overwrite: replace an existing file.
+        """
         file = ComparisonFile(
             format="tl_multitrace.comparison",
             version=ComparisonFile.VERSION,
@@ -209,7 +225,11 @@ class SolverComparison:
 
     @classmethod
     def load(cls, path: str | Path) -> SolverComparison:
-        """Read a comparison; raises as :meth:`Circuit.load` does."""
+        """Read a comparison; raises FileNotFoundError and ValueError as :meth:`Circuit.load` does.
+
+        Args:
+            path: of the file.
+        """
         file = read_json(Path(path), ComparisonFile)
         groups = file.groups.groups()
         if not file.runs or not all(file.runs.values()):
@@ -265,6 +285,15 @@ def compare_solvers(
 
     Raises:
         ValueError: no solvers, two of one name, no seed, an unknown name, or what :func:`select` refuses.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> found = mt.compare_solvers(tracer, [1, 2], [mt.Greedy(), mt.AttributionPatching()])
+        >>> found.to_dataframe().query("budget == 2")[["solver", "ratio"]].round(2).to_dict("records")
+        [{'solver': 'greedy', 'ratio': 1.0}, {'solver': 'attribution patching', 'ratio': 0.94}]
     """
     named = named_solvers(solvers)
     seeds = [seed] if isinstance(seed, int | np.integer) else list(seed)

@@ -18,6 +18,14 @@ class Greedy:
 
     Args:
         patience: steps without improvement after which it stops; 0 goes on to the largest budget.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> mt.select(tracer, 2, mt.Greedy())[2].labels
+        ['L0H1', 'L0H3']
     """
 
     patience: int = 0
@@ -53,6 +61,15 @@ class Exhaustive:
 
     Raises:
         ValueError: when searching, if there are more.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model, [0]), task.metric)
+        >>> path = mt.select(tracer, 2, mt.Exhaustive())
+        >>> path[2].labels, path[2].certificate.split(" ")[0]
+        (['L0H1', 'L0H3'], 'optimal')
     """
 
     limit: int = 1 << 20
@@ -60,7 +77,7 @@ class Exhaustive:
     objective = "effect"
 
     def search(self, search: Search) -> None:
-        """Enumerate by size."""
+        """Enumerate by size; raises ValueError for more subsets than ``limit``."""
         free, room = [int(i) for i in search.candidates], search.largest - len(search.forced)
         total = sum(math.comb(len(free), k) for k in range(room + 1))
         if total > self.limit:
@@ -86,6 +103,15 @@ class RandomSubset:
 
     Args:
         draws: sets per budget.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> chance = mt.select(tracer, 2, mt.RandomSubset(draws=5))
+        >>> chance[2].effect < mt.select(tracer, 2, mt.Greedy())[2].effect
+        True
     """
 
     draws: int = 20

@@ -23,7 +23,13 @@ SOLVERS: dict[str, type[Any]] = {
     "exhaustive": Exhaustive,
     "random": RandomSubset,
 }
-"""Short names; the class's name and the name that results carry serve as well."""
+"""Short names; the class's name and the name that results carry serve as well.
+
+Examples:
+    >>> from tl_multitrace.solvers import SOLVERS
+    >>> SOLVERS["greedy"].__name__, len(SOLVERS)
+    ('Greedy', 9)
+"""
 
 
 def solver_by_name(name: str, **options: Any) -> Solver:
@@ -36,6 +42,11 @@ def solver_by_name(name: str, **options: Any) -> Solver:
     Raises:
         ValueError: no such solver.
         TypeError: an option it does not have.
+
+    Examples:
+        >>> from tl_multitrace.solvers import solver_by_name
+        >>> solver_by_name("integrated-gradients", steps=10)
+        IntegratedGradients(steps=10)
     """
     known = {_plain(alias): kind for key, kind in SOLVERS.items() for alias in (key, kind.__name__, kind.name)}
     if _plain(name) not in known:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 
 from tl_multitrace.circuit import Circuit
-from tl_multitrace.files import File, GroupsRecord, ScoreRecord, read_json, stored_score, write_json
+from tl_multitrace.files import File, GroupsRecord, Provenance, ScoreRecord, read_json, stored_score, write_json
 from tl_multitrace.groups import HookGroups
 from tl_multitrace.objective import Objective, aim_of
 from tl_multitrace.scores import Score
@@ -83,7 +83,7 @@ class PathFile(File):
     choices: list[ChoiceRecord]
     full_effect: float
     notes: list[str] = Field(default_factory=list)
-    provenance: dict[str, Any] = Field(default_factory=dict)
+    provenance: Provenance = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,16 @@ class Choice:
         certificate: what is proved about it.
         goals: under an objective, the change of every goal and constraint, by name.
         held_out_goals: the same on held-out prompts.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> path = mt.select(tracer, [1, 2], mt.Greedy())
+        >>> choice = path.choice(2)
+        >>> choice.size, choice.members, round(choice.score.mean)
+        (2, (1, 3), 416)
     """
 
     size: int
@@ -125,6 +135,19 @@ class SubsetPath:
         provenance: model, prompts, metric, intervention, direction, solver, seed, cost, versions.
         tracer: what it was searched on (of an objective, its first goal's); not saved.
         objective: the objective, where it was searched on several goals; not saved.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> path = mt.select(tracer, [1, 2], mt.Greedy())
+        >>> path.sizes, [round(effect) for effect in path.effects]
+        ([1, 2], [340, 416])
+        >>> path[2].labels
+        ['L0H1', 'L0H3']
+        >>> mt.SubsetPath.load(path.save("path.json")).sizes
+        [1, 2]
     """
 
     groups: HookGroups
@@ -157,7 +180,7 @@ class SubsetPath:
         return len(self.choices)
 
     def choice(self, size: int) -> Choice:
-        """What was chosen for a budget.
+        """What was chosen for a budget (``size``).
 
         Raises:
             KeyError: no such budget was asked for.
@@ -235,7 +258,7 @@ class SubsetPath:
         return f"<pre>{repr(self).replace('&', '&amp;').replace('<', '&lt;')}</pre>"
 
     def plot(self, *others: SubsetPath, **options: Any) -> Any:
-        """Effect against budget, other paths over it; see :func:`tl_multitrace.render.plot_path`."""
+        """Effect against budget, ``others`` over it; options: see :func:`tl_multitrace.render.plot_path`."""
         from tl_multitrace.render import plot_path
 
         return plot_path(self, *others, **options)
@@ -253,7 +276,7 @@ class SubsetPath:
     # ------------------------------------------------------------------ files
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write versioned JSON; raises FileExistsError unless ``overwrite``."""
+        """Write versioned JSON to ``path``; raises FileExistsError unless ``overwrite``."""
         return write_json(Path(path), self._file().model_dump(), overwrite=overwrite)
 
     def _file(self) -> PathFile:
@@ -269,7 +292,7 @@ class SubsetPath:
 
     @classmethod
     def load(cls, path: str | Path) -> SubsetPath:
-        """Read a path file; raises as :meth:`Circuit.load` does."""
+        """Read the path file at ``path``; raises FileNotFoundError or ValueError as :meth:`Circuit.load` does."""
         file = read_json(Path(path), PathFile)
         groups = file.groups.groups()
         if any(not 0 <= i < len(groups) for c in file.choices for i in c.members):
@@ -310,7 +333,26 @@ def chance_score(tracer: Tracer | Objective, members: Subset, seed: int = 0, dra
 def random_sets(
     groups: HookGroups, members: Subset, draws: int, seed: int = 0, *, stream: int = 71
 ) -> Float[Tensor, "draws groups"]:
-    """Masks of random sets that hold as many groups of each kind as ``members`` does."""
+    """Masks (0 or 1, no unit) of random sets that hold as many groups of each kind as ``members`` does.
+
+    Args:
+        groups: all hook groups.
+        members: mask indices of the set to match.
+        draws: how many sets.
+        seed: of the draws.
+        stream: different streams of one seed are independent.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> from tl_multitrace.evaluation import random_sets
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
+        >>> masks = random_sets(tracer.groups, circuit.indices, draws=5)
+        >>> masks.sum(1).tolist()
+        [2.0, 2.0, 2.0, 2.0, 2.0]
+    """
     generator = np.random.default_rng([seed, stream])
     kinds = np.array(groups.kinds)
     counts = list(zip(*np.unique(kinds[list(members)], return_counts=True), strict=True)) if members else []

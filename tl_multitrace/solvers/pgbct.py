@@ -43,6 +43,15 @@ class PGBCT:
             or 1 and ranks nothing; its average says how long a component stayed in.
         runs: runs at most with ``path``.
         start: initial value of every mask entry.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> path = mt.select(tracer, [1, 2], mt.PGBCT(path=True, runs=2))
+        >>> path[1].labels
+        ['L0H3']
     """
 
     lr: float | None = None
@@ -126,7 +135,15 @@ class PGBCT:
     def step_gradient(
         self, search: Search, z: Float[Tensor, " groups"], examples: Tensor, epoch: int, factor: float = 1.0
     ) -> Float[Tensor, " groups"]:
-        """Gradient of the penalised objective on one minibatch."""
+        """Gradient of the penalised objective on one minibatch.
+
+        Args:
+            search: what is asked for, and what was evaluated so far.
+            z: the soft mask.
+            examples: the minibatch.
+            epoch: counted from 0.
+            factor: on ``l1``.
+        """
         data = search.aim.loss_gradient(z, search.sign, examples)
         weight = epoch + 1
         penalty = self.l1 * factor * weight * torch.sign(z) + self.l2 * weight * (1 - 2 * z)

@@ -23,6 +23,14 @@ class TopK:
 
     Optimal where effects add up. Misses components that act only together (AND) and takes every copy of a redundant one
     (OR).
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> mt.select(tracer, 2, mt.TopK())[2].labels
+        ['L0H3', 'L0H6']
     """
 
     name = "top-k"
@@ -47,6 +55,14 @@ class AttributionPatching:
 
     Args:
         at: where the derivative is taken: 0 (the base run) to 1 (everything patched).
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> mt.select(tracer, 2, mt.AttributionPatching())[2].labels
+        ['L0H3', 'L0H6']
     """
 
     at: float = 0.0
@@ -67,6 +83,14 @@ class IntegratedGradients:
 
     Args:
         steps: midpoints on the path.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> mt.select(tracer, 2, mt.IntegratedGradients(steps=10))[2].labels
+        ['L0H1', 'L0H3']
     """
 
     steps: int = 5

@@ -49,6 +49,15 @@ class ScreenedSearch:
         screen_dtype: ``"bfloat16"`` or ``"float16"`` runs the gradients that only rank candidates in that precision
             (autocast; the model keeps its weights). What is chosen is always decided, and scored, in the tracer's own.
             Worth it on a GPU; a CPU without such arithmetic gets slower.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model, [0]), task.metric)
+        >>> path = mt.select(tracer, 2, mt.ScreenedSearch(effort="low"))
+        >>> path[2].labels, path[2].certificate.split(" ")[0]
+        (['L0H1', 'L0H3'], 'optimal')
     """
 
     effort: Effort = "normal"

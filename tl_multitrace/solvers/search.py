@@ -49,6 +49,22 @@ class Search:
         pressure: share of the penalty for breaking constraints that scores are charged.
         notes: what the solver wants the user to know.
         screen_dtype: lower precision for gradients that only rank; scores are exact in any case.
+        show_progress: whether progress bars are shown.
+        certificates: what a solver proved about the choice of a budget.
+
+    Examples:
+        >>> from dataclasses import dataclass
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> @dataclass(frozen=True)
+        ... class First:
+        ...     name = "first"
+        ...     def search(self, search):
+        ...         search.score(search.candidates[: search.largest])
+        >>> mt.select(tracer, 2, First())[2].labels
+        ['L0H0', 'L0H1']
     """
 
     tracer: Tracer | Objective
@@ -97,7 +113,11 @@ class Search:
         return np.flatnonzero(free)
 
     def addable(self, members: Iterable[SupportsIndex]) -> Int[np.ndarray, " candidates"]:
-        """Groups that may be added to a set: allowed, not in it, and within their kind's limit."""
+        """Groups that may be added to a set: allowed, not in it, and within their kind's limit.
+
+        Args:
+            members: mask indices.
+        """
         free = self.allowed.copy()
         free[[int(i) for i in members]] = False
         if self.limits:
@@ -108,22 +128,36 @@ class Search:
 
     @cached_property
     def kinds(self) -> np.ndarray:
-        """Kind of every group."""
+        """Kind of every group, ``[groups]``."""
         return np.array(self.aim.groups.kinds)
 
     def count_kinds(self, members: Iterable[SupportsIndex]) -> dict[str, int]:
-        """How many groups of each kind a set holds."""
+        """How many groups of each kind a set holds.
+
+        Args:
+            members: mask indices.
+        """
         return dict(Counter(self.kinds[[int(i) for i in members]].tolist()))
 
     def feasible(self, members: Subset) -> bool:
-        """Whether a set may be chosen: allowed groups only, kinds within their limits."""
+        """Whether a set may be chosen: allowed groups only, kinds within their limits.
+
+        Args:
+            members: mask indices.
+        """
         if members and not self.allowed[list(members)].all():
             return False
         counts = self.count_kinds(members) if self.limits else {}
         return all(counts.get(kind, 0) <= limit for kind, limit in self.limits.items())
 
     def top(self, value: Float[np.ndarray, " groups"], size: int, members: Subset = ()) -> Subset:
-        """A set of ``size`` groups: ``members``, then the highest values that may be added."""
+        """A set of ``size`` groups: ``members``, then the highest values that may be added.
+
+        Args:
+            value: one number per group, higher is better.
+            size: of the set.
+            members: that it holds in any case.
+        """
         chosen = list(members)
         counts = Counter(self.kinds[chosen].tolist()) if self.limits else Counter[str]()
         for i in np.argsort(-value, kind="stable"):
@@ -136,13 +170,21 @@ class Search:
         return subset(chosen)
 
     def generator(self, stream: int = 0) -> np.random.Generator:
-        """A random generator of this search's seed; different streams are independent."""
+        """A random generator of this search's seed; different streams are independent.
+
+        Args:
+            stream: number of the stream.
+        """
         return np.random.default_rng([self.seed, stream])
 
     # ------------------------------------------------------------------ exact scores
 
     def score(self, members: Iterable[SupportsIndex]) -> float:
-        """Exact mean score of one subset."""
+        """Exact mean score of one subset.
+
+        Args:
+            members: mask indices.
+        """
         return float(self.scores([subset(members)])[0])
 
     def scores(
@@ -165,7 +207,11 @@ class Search:
         return np.array([self._memo[s] for s in wanted])
 
     def known(self, members: Iterable[SupportsIndex]) -> float | None:
-        """The score of a subset if it was evaluated before."""
+        """The score of a subset if it was evaluated before.
+
+        Args:
+            members: mask indices.
+        """
         return self._memo.get(subset((*members, *self.forced)))
 
     def _remember(self, members: Subset, value: float) -> None:
@@ -184,7 +230,11 @@ class Search:
             self._tell(value)
 
     def press(self, pressure: float) -> None:
-        """Charge breaking constraints more or less from now on; what was evaluated is scored anew, at no cost."""
+        """Charge breaking constraints more or less from now on; what was evaluated is scored anew, at no cost.
+
+        Args:
+            pressure: 1 charges the whole penalty, 0 none of it.
+        """
         if pressure == self.pressure:
             return
         known, self.pressure = list(self._memo), pressure
@@ -193,7 +243,11 @@ class Search:
         self.scores(known)
 
     def mask(self, members: Iterable[SupportsIndex]) -> Float[Tensor, " groups"]:
-        """Binary mask of a subset."""
+        """Binary mask of a subset, from 0 to 1.
+
+        Args:
+            members: mask indices.
+        """
         mask = torch.zeros(self.n)
         mask[list(members)] = 1.0
         return mask
@@ -201,11 +255,19 @@ class Search:
     # ------------------------------------------------------------------ gradients
 
     def gradient(self, mask: Any) -> Float[np.ndarray, " groups"]:
-        """Mean derivative of the score with respect to each mask entry."""
+        """Mean derivative of the score with respect to each mask entry.
+
+        Args:
+            mask: one number in [0, 1] per group.
+        """
         return np.asarray(self.sign * self.aim.slope(mask, self.screen_dtype))
 
     def gains(self, members: Subset) -> Float[np.ndarray, " groups"]:
-        """Predicted gain in score of adding each outsider and of dropping each member, from one derivative."""
+        """Predicted gain in score of adding each outsider and of dropping each member, from one derivative.
+
+        Args:
+            members: mask indices.
+        """
         return self.aim.gains(self.mask(members), self.sign, self.screen_dtype, self.pressure)
 
     # ------------------------------------------------------------------ interruptions
@@ -218,7 +280,7 @@ class Search:
     # ------------------------------------------------------------------ bests
 
     def best_within(self, size: int) -> tuple[float, Subset]:
-        """Best score and subset seen of at most ``size`` groups."""
+        """Best score and subset seen of at most ``size`` groups; raises ValueError where none was evaluated."""
         found = [(self.best[s][0], -s) for s in self.best if s <= size]
         if not found:
             raise ValueError(f"no subset of at most {size} groups within the constraints was evaluated.")
@@ -226,7 +288,12 @@ class Search:
         return self.best[-negative]
 
     def progress(self, total: int | None, what: str) -> Any:
-        """A progress bar (``tqdm.auto``), silent unless asked for; shows the best score so far."""
+        """A progress bar (``tqdm.auto``), silent unless asked for; shows the best score so far.
+
+        Args:
+            total: of steps, where known.
+            what: is going on.
+        """
         self._bar = tqdm(total=total, desc=what, disable=not self.show_progress, leave=False)
         return self._bar
 

@@ -25,12 +25,23 @@ from tl_multitrace.tracer import Tracer
 
 @runtime_checkable
 class Solver(Protocol):
-    """Hyperparameters and one method; see ``Search`` for what it may ask."""
+    """Hyperparameters and one method; see ``Search`` for what it may ask.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> from tl_multitrace.solvers import Solver
+        >>> isinstance(mt.Greedy(), Solver)
+        True
+    """
 
     name: str
 
     def search(self, search: Search) -> None:
-        """Evaluate subsets; the best seen per size is the result."""
+        """Evaluate subsets; the best seen per size is the result.
+
+        Args:
+            search: what is asked for, and what was evaluated so far.
+        """
         ...
 
 
@@ -71,6 +82,16 @@ def select(
         ValueError: a budget below 1 or above the number of groups, unknown direction, groups both forced and forbidden,
             an objective that is to be minimised, or forced groups that break its constraints.
         TypeError: neither a tracer nor an objective.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> train, held_out = task.pairs.split(0.5, seed=0)
+        >>> tracer = mt.Tracer(model, train, mt.heads(model), task.metric)
+        >>> path = mt.select(tracer, [1, 2], held_out=held_out)
+        >>> path[2].labels, path[2].held_out.n
+        (['L0H3', 'L0H5'], 8)
     """
     solver = default_solver() if solver is None else solver
     aim = aim_of(tracer)

@@ -21,7 +21,7 @@ def task_from_file(
     align: Alignment = "drop",
     columns: Mapping[str, str] | None = None,
 ) -> Task:
-    """Read prompts from a file, whose layout is told by its columns.
+    r"""Read prompts from a file, whose layout is told by its columns.
 
     Layouts, each with the metric and intervention usual for it:
 
@@ -51,6 +51,15 @@ def task_from_file(
         FileNotFoundError: no such file.
         ValueError: a malformed file, with its line and what was expected there; columns of no known layout; answers
             that are token ids of another tokenizer; or no prompt is left.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> import tl_multitrace as mt
+        >>> lines = ["base,source,answer,wrong_answer", "The nurse said that,The man said that, he, she"]
+        >>> _ = Path("mine.csv").write_text("\n".join(lines), encoding="utf-8")
+        >>> task = mt.task_from_file("mine.csv", mt.load_model("demo"))
+        >>> task.kept, task.metric.name
+        (1, 'logit_diff')
     """
     sieve = sieve_of(model, align=align)
     prompts = read_prompts(path, Vocabulary(sieve.encoder), columns=columns)

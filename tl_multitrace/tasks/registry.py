@@ -47,6 +47,15 @@ class Task:
         source: where the prompts come from.
         licence: of the prompts.
         desiderata: further wishes beside ``pairs``, by name, each with its own prompts, metric and direction.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> task.kept, task.labels, task.metric.name
+        (16, {'female': 8, 'male': 8}, 'odds_ratio')
+        >>> len(task.hook_groups(model))
+        2048
     """
 
     name: str
@@ -134,6 +143,14 @@ class TaskInfo:
         options: what ``make`` is given unless told otherwise.
         settings: named ways to ask, each with what it changes of the above: ``"paper"`` is that of multi-component
             causal tracing (arXiv:2606.03085).
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> from tl_multitrace.tasks import Row, TaskInfo
+        >>> def rows(view, rng, **options):
+        ...     yield Row("The nurse said that", "The man said that", (" he",), (" she",))
+        >>> TaskInfo("mine", "Who is meant?", rows, mt.LogitDiff(), groups="heads").n
+        128
     """
 
     name: str
@@ -154,7 +171,11 @@ class TaskInfo:
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def in_setting(self, name: str | None) -> TaskInfo:
-        """The task as asked for by name; raises ValueError for a setting that it does not have."""
+        """The task as asked for by name; raises ValueError for a setting that it does not have.
+
+        Args:
+            name: a key of ``settings``; None leaves it as it is.
+        """
         if name is None:
             return self
         if name not in self.settings:
@@ -172,8 +193,20 @@ _REGISTRY: dict[str, TaskInfo] = {}
 def register(info: TaskInfo) -> TaskInfo:
     """Make a task available to :func:`task` under its name.
 
+    Args:
+        info: name, question, maker of rows, metric.
+
     Raises:
         ValueError: the name is taken.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> from tl_multitrace.tasks import Row, TaskInfo, register
+        >>> def rows(view, rng, **options):
+        ...     yield Row("The nurse said that", "The man said that", (" he",), (" she",))
+        >>> _ = register(TaskInfo("mine", "Who is meant?", rows, mt.LogitDiff(), groups="heads"))
+        >>> mt.task("mine", mt.load_model("demo")).kept
+        1
     """
     if info.name in _REGISTRY:
         raise ValueError(f"there is a task {info.name!r} already: choose another name.")
@@ -219,6 +252,12 @@ def task(
         ValueError: unknown task, no tokenizer, no ``path`` for a task that reads a file, a malformed file, or no prompt
             left; the message counts the reasons.
         TypeError: an option that this task does not have.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> task = mt.task("ioi", mt.load_model("demo"), n=8, seed=1)
+        >>> task.kept, task.direction
+        (8, 'maximize')
     """
     info = info_of(name)
     if info.data and options.get("path") is None:
@@ -259,7 +298,13 @@ def _is_demo(sieve: Sieve) -> bool:
 
 
 def tasks() -> pd.DataFrame:
-    """The tasks: name, what each asks, metric, usual components, number of prompts, source, licence and data."""
+    """The tasks: name, what each asks, metric, usual components, number of prompts, source, licence and data.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> mt.tasks()[["name", "metric"]].head(2).to_dict("records")
+        [{'name': 'corr2cause', 'metric': 'logit_diff'}, {'name': 'counterfact', 'metric': 'logit_diff'}]
+    """
     import pandas as pd
 
     rows = [

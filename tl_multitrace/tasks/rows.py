@@ -42,6 +42,12 @@ class Row:
         joined: whether answers go on inside the prompt's last word ("the year 17", "52"): they are tokenised by
             themselves.
         unusable: why the row cannot be used whatever the tokenizer, as a file's reader found; it is left out.
+
+    Examples:
+        >>> from tl_multitrace.tasks import Row
+        >>> row = Row("The nurse said that", "The man said that", (" he",), wrong=(" she",), label="female")
+        >>> row.answers, row.wrong
+        ((' he',), (' she',))
     """
 
     base: str

@@ -27,12 +27,20 @@ OF_TASKS = {
 
 @dataclass(frozen=True)
 class Prompts:
-    """The prompts of a file.
+    r"""The prompts of a file.
 
     Attributes:
         rows: one for each record, also of those that no model can use.
         layout: what kind of file it is, with its usual metric, components and intervention.
         name: what the file is called.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from tl_multitrace.tasks.readers import read_prompts
+        >>> _ = Path("mine.csv").write_text("base,source,answer\nThe nurse said that,The man said that, he")
+        >>> prompts = read_prompts("mine.csv")
+        >>> prompts.name, prompts.rows[0].answers
+        ('mine', (' he',))
     """
 
     rows: tuple[Row, ...]
@@ -46,7 +54,7 @@ def read_prompts(
     *,
     columns: Mapping[str, str] | None = None,
 ) -> Prompts:
-    """Read a file of prompts, whose layout is told by its columns.
+    r"""Read a file of prompts, whose layout is told by its columns.
 
     Args:
         path: ``.csv``, ``.tsv``, ``.json``, ``.jsonl``, or ``"hf:name"`` for a Hugging Face data set (see
@@ -58,6 +66,14 @@ def read_prompts(
     Raises:
         FileNotFoundError: no such file.
         ValueError: a malformed file, with its line and what was expected there; or columns of no known layout.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from tl_multitrace.tasks.readers import read_prompts
+        >>> _ = Path("mine.csv").write_text("question,best,bad\nIs it true?, Yes, No")
+        >>> columns = {"prompt": "question", "answer": "best", "wrong_answer": "bad"}
+        >>> read_prompts("mine.csv", columns=columns).rows[0].wrong
+        (' No',)
     """
     name = str(path)
     table = hub_records(name) if name.startswith(PREFIX) else read_records(path)

@@ -26,6 +26,12 @@ class Record:
         line: where the record begins; the row of a data set.
         fields: values by column.
         needed: what the file's layout asks for, for errors.
+
+    Examples:
+        >>> from tl_multitrace.tasks.readers import Record
+        >>> record = Record("mine.csv", line=2, fields={"base": "The nurse", "n": "3"})
+        >>> record.text("base"), record.number("n"), record.has("source")
+        ('The nurse', 3, False)
     """
 
     path: str
@@ -34,15 +40,28 @@ class Record:
     needed: str = ""
 
     def wrong(self, expected: str, found: object = "nothing") -> ValueError:
-        """The error that something else was expected in this record."""
+        """The error that something else was expected in this record.
+
+        Args:
+            expected: what should be there.
+            found: what is.
+        """
         return wrong(self.path, self.line, expected, found)
 
     def has(self, name: str) -> bool:
-        """Whether the column is there and not empty."""
+        """Whether the column is there and not empty.
+
+        Args:
+            name: of the column.
+        """
         return self.fields.get(name) not in (None, "", [], {})
 
     def text(self, name: str) -> str:
-        """The text of a column that must have one; raises ValueError."""
+        """The text of a column that must have one; raises ValueError.
+
+        Args:
+            name: of the column.
+        """
         value = self.fields.get(name)
         if value is None or value == "":
             raise self.wrong(f"text in {name!r}", f"nothing. Needed: {self.needed}" if self.needed else "nothing")
@@ -51,11 +70,19 @@ class Record:
         return check_text(self.path, self.line, value)
 
     def optional(self, name: str) -> str | None:
-        """The text of a column that may be empty; raises ValueError where it is no text."""
+        """The text of a column that may be empty; raises ValueError where it is no text.
+
+        Args:
+            name: of the column.
+        """
         return self.text(name) if self.fields.get(name) not in (None, "") else None
 
     def texts(self, name: str) -> tuple[str, ...]:
-        """One text or a list of texts, none where the column is empty; raises ValueError."""
+        """One text or a list of texts, none where the column is empty; raises ValueError.
+
+        Args:
+            name: of the column.
+        """
         value = self.fields.get(name)
         found = [] if value in (None, "", []) else [value] if isinstance(value, str) else value
         if not isinstance(found, list) or not all(isinstance(a, str) and a.strip() for a in found):
@@ -63,7 +90,13 @@ class Record:
         return tuple(check_text(self.path, self.line, text) for text in found)
 
     def number(self, name: str, low: int = 0, high: int = 1 << 31) -> int:
-        """A whole number within bounds; raises ValueError."""
+        """A whole number within bounds; raises ValueError.
+
+        Args:
+            name: of the column.
+            low: the smallest that is allowed.
+            high: the first that is too large.
+        """
         value = self.fields.get(name)
         text = value.strip() if isinstance(value, str) else value
         if isinstance(text, str) and text.isascii() and text.isdigit() and len(text) < 12:
@@ -73,7 +106,11 @@ class Record:
         return text
 
     def nested(self, name: str) -> Any:
-        """The lists and mappings of a column; where a CSV holds them as text, what the text says."""
+        """The lists and mappings of a column; where a CSV holds them as text, what the text says.
+
+        Args:
+            name: of the column.
+        """
         value = self.fields.get(name)
         if not isinstance(value, str):
             return value
@@ -87,15 +124,27 @@ class Record:
             raise self.wrong(f"a list or an object in {name!r}", repr(value)) from None
 
     def needing(self, needed: str) -> Record:
-        """The record with what its layout asks for."""
+        """The record with what its layout asks for.
+
+        Args:
+            needed: of every record, for errors.
+        """
         return Record(self.path, self.line, self.fields, needed)
 
     def listed(self, name: str) -> Record:
-        """The record with one column's list or object in place of its text."""
+        """The record with one column's list or object in place of its text.
+
+        Args:
+            name: of the column.
+        """
         return Record(self.path, self.line, {**self.fields, name: self.nested(name)}, self.needed)
 
     def inner(self, name: str) -> Record:
-        """The record inside a column; raises ValueError where there is none."""
+        """The record inside a column; raises ValueError where there is none.
+
+        Args:
+            name: of the column.
+        """
         value = self.nested(name)
         if not isinstance(value, Mapping):
             raise self.wrong(f"an object in {name!r}", repr(value))
@@ -104,13 +153,21 @@ class Record:
 
 @dataclass(frozen=True)
 class Table:
-    """A file's records.
+    r"""A file's records.
 
     Attributes:
         path: the file, or the name of a data set.
         columns: of the header line, or of the first record.
         records: in the file's order.
         header: whether the columns stand in a line of their own, and so are the same for every record.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from tl_multitrace.tasks.readers import read_records
+        >>> _ = Path("mine.csv").write_text("question,best\nIs it true?, Yes")
+        >>> table = read_records("mine.csv").renamed({"prompt": "question"})
+        >>> table.columns, len(table.records)
+        (('prompt',), 1)
     """
 
     path: str
@@ -135,11 +192,21 @@ class Table:
 
 
 def read_records(path: str | Path) -> Table:
-    """The records of a ``.csv``, ``.tsv``, ``.jsonl`` or ``.json`` file (a list, or an object with a list of objects).
+    r"""The records of a ``.csv``, ``.tsv``, ``.jsonl`` or ``.json`` file (a list, or an object with a list of objects).
+
+    Args:
+        path: of the file.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: another suffix, not UTF-8, not CSV or JSON, a short or long row; the message gives the line.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from tl_multitrace.tasks.readers import read_records
+        >>> _ = Path("mine.jsonl").write_text('{"base": "The nurse said that"}\n')
+        >>> read_records("mine.jsonl").records[0].text("base")
+        'The nurse said that'
     """
     path = Path(path)
     text = read_text(path, "prompts file")

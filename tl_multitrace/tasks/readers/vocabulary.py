@@ -14,12 +14,27 @@ class Vocabulary:
 
     Attributes:
         encoder: the tokenizer; None where a file is read without a model.
+
+    Examples:
+        >>> from tl_multitrace.tasks.readers import Record, Vocabulary
+        >>> record = Record("mine.json", line=1, fields={"answer": 17})
+        >>> try:
+        ...     Vocabulary().text(record, "answer", "The nurse said that", 17)
+        ... except ValueError as error:
+        ...     print(str(error).partition(", found")[0])
+        mine.json, line 1: expected answers as text in 'answer'
     """
 
     encoder: Encoder | None = None
 
     def text(self, record: Record, name: str, prompt: str, token: int) -> str:
         """The text that a token adds to a prompt.
+
+        Args:
+            record: that the token stands in.
+            name: of its column.
+            prompt: before it.
+            token: id of the token.
 
         Raises:
             ValueError: no tokenizer, an id outside it, or one that is not how the tokenizer continues the prompt: the
