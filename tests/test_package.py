@@ -25,16 +25,11 @@ ROOMS = [
     "last_mlp",
     "weights_digest",
     "compat",
-<<<<<<< HEAD
-    "loading",
-    "stores",
-    "past",
-=======
     "machine",
->>>>>>> core
     "cost",
     "distributed",
     "loading",
+    "stores",
     "past",
     "identity",
     "cache",

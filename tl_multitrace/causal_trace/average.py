@@ -45,12 +45,8 @@ def average_causal_trace(
     units: Sequence[int] | None = None,
     known_only: bool = True,
     folder: str | Path | None = None,
-<<<<<<< HEAD
     memory_limit: int | str | None = None,
-=======
-    memory_limit: int | None = None,
     distributed: bool | Ranks = False,
->>>>>>> core
     progress: bool | None = None,
 ) -> TraceGrid:
     """Average causal trace over facts, by class of token.
@@ -130,12 +126,8 @@ class TraceOptions:
     units: Sequence[int] | None
     known_only: bool
     subjects: tuple[str, ...] | None
-<<<<<<< HEAD
     memory_limit: int | str | None
-=======
-    memory_limit: int | None
     ranks: Ranks = ALONE
->>>>>>> core
 
     def record(self) -> dict[str, Any]:
         """What must be equal for two runs to be one."""

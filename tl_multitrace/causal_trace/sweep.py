@@ -68,13 +68,9 @@ def causal_trace(
     units: Iterable[int] | None = None,
     answer_position: int | None = None,
     prepend_bos: bool | None = None,
-<<<<<<< HEAD
     memory_limit: int | str | None = None,
-=======
-    memory_limit: int | None = None,
     distributed: bool | Ranks = False,
     cache_dir: str | Path | None = None,
->>>>>>> core
     progress: bool | None = None,
 ) -> TraceGrid:
     """Where does the model recover the answer when one activation of a corrupted run is restored?
@@ -155,11 +151,7 @@ def trace_question(
     *,
     subjects: Sequence[str] | None = None,
     severed: tuple[str, ...] = (),
-<<<<<<< HEAD
-    memory_limit: int | str | None = None,
-=======
     options: Mapping[str, Any] | None = None,
->>>>>>> core
     progress: bool | None = None,
     model_record: dict[str, Any] | None = None,
     unit_of: str | None = None,
