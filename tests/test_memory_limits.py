@@ -74,7 +74,14 @@ def test_the_measured_limit_is_a_power_of_two_that_many_free_amounts_share(monke
 
 def test_places_are_given_out_fastest_first() -> None:
     room = Room(Limits(device=100, host=60))
-    assert [room.take(size) for size in (70, 50, 20, 20, 10, 10)] == ["device", "host", "device", "none", "device", "host"]
+    assert [room.take(size) for size in (70, 50, 20, 20, 10, 10)] == [
+        "device",
+        "host",
+        "device",
+        "none",
+        "device",
+        "host",
+    ]
     assert (room.device, room.host) == (0, 0)
 
 
@@ -126,7 +133,7 @@ def test_a_file_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_a_full_disk_says_so_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = FileStore(tmp_path)
     monkeypatch.setattr(stores.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 5})())
-    with pytest.raises(StoreError, match=r"cannot be kept in .*: No space left on device. They are recomputed per batch"):
+    with pytest.raises(StoreError, match=r"cannot be kept in .*: No space left on device. They are recomputed"):
         file.reserve("a", (3, 2), torch.zeros(1))
     with pytest.raises(StoreError, match="cannot be kept in"):
         (tmp_path / "taken").write_text("a file, not a folder")
@@ -244,7 +251,16 @@ def parameters(model: Any) -> list[torch.Tensor]:
 def test_the_estimate_reads_as_a_table() -> None:
     text = repr(mt.memory_estimate(model_of(), pairs_of(EXAMPLES), mt.heads(model_of()), memory_limit="1MiB"))
     assert text.startswith("MemoryEstimate(cpu, 6 pairs per batch, limit 1.0 MiB, ")
-    for item in ("weights", "source activations", "block inputs", "keys values", "forward", "backward", "masks", "peak"):
+    for item in (
+        "weights",
+        "source activations",
+        "block inputs",
+        "keys values",
+        "forward",
+        "backward",
+        "masks",
+        "peak",
+    ):
         assert f"\n  {item} " in text
     assert "on the model's device" in text or "recomputed per batch" in text
 
@@ -252,7 +268,9 @@ def test_the_estimate_reads_as_a_table() -> None:
 def test_nothing_but_one_prompt_pair_runs_for_an_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     run = ModelView.run
-    monkeypatch.setattr(ModelView, "run", lambda self, tokens, *a, **k: seen.append(len(tokens)) or run(self, tokens, *a, **k))
+    monkeypatch.setattr(
+        ModelView, "run", lambda self, tokens, *a, **k: seen.append(len(tokens)) or run(self, tokens, *a, **k)
+    )
     mt.memory_estimate(build(MODEL_NAMES[0]), pairs_of(EXAMPLES), mt.heads(model_of()))
     assert set(seen) == {1}
 
@@ -324,7 +342,12 @@ def test_a_limit_is_kept(limit: str) -> None:
         capture_output=True,
         text=True,
         check=False,
-        env={"PYTHONPATH": f"{root}:{root / 'tests'}", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin"},
+        env={
+            "PYTHONPATH": f"{root}:{root / 'tests'}",
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "PATH": "/usr/bin",
+        },
     )
     assert run.returncode == 0, run.stderr[-2000:]
     found = json.loads(run.stdout.splitlines()[-1])

@@ -56,6 +56,15 @@ class MemoryEstimate:
         stored_runs: runs whose block inputs are kept, the base run counted.
         left: bytes of the limit that nothing has been given, where block inputs are kept.
         tile_tokens: tokens per forward up to which several masks share a batch.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> pairs = mt.task("professions", model, n=16).pairs
+        >>> estimate = mt.memory_estimate(model, pairs, mt.heads(model) + mt.neurons(model))
+        >>> per_token = model.cfg.n_layers * (model.cfg.d_model + model.cfg.d_mlp) * 4  # bytes of float32
+        >>> estimate.source_activations == pairs.base_tokens.numel() * per_token
+        True
     """
 
     device: str

@@ -55,14 +55,13 @@ class Halving:
             self._halve(why)
 
     def _halve(self, why: str) -> None:
-        size = max(len(batch.examples) for batch in self._batches)
-        tokens = max(batch.tokens.numel() for batch in self._batches)
+        size, tile = max(len(batch.examples) for batch in self._batches), self._restarts.tile
         self._forget_steps()
-        if size == 1 and self._restarts.tile <= tokens:  # not even several masks at once
-            raise does_not_fit(tokens, self.view.device, self.memory_limit, why)
+        if size == 1 and tile == 1:  # one prompt pair, and no other mask beside it
+            raise does_not_fit(self.rows.base.shape[1], self.view.device, self.memory_limit, why)
         self._rebatch((size + 1) // 2)
         tokens = max(batch.tokens.numel() for batch in self._batches)
-        self._restarts.tile = min(max(1, self._restarts.tile // 2), tokens)
+        self._restarts.tile = max(1, min(tile // 2, tokens))
         self.halved += 1
         release(self.view.device)
         logger.warning("memory ran out (%s): going on with %d prompt pairs per forward", why, self.batch_size)

@@ -90,9 +90,21 @@ def memory_estimate(
     held: HookGroups | None = None,
     cache_dir: str | Path | None = None,
 ) -> MemoryEstimate:
-    """What a :class:`~tl_multitrace.Tracer` with these arguments will keep and where, for the price of three prompts.
+    """What a :class:`~tl_multitrace.Tracer` with these arguments will keep, and where.
 
-    Nothing but one prompt pair runs, three times: what it takes is counted.
+    Nothing but one prompt pair runs, a few times: what it takes is counted.
+
+    Args:
+        model: as :class:`~tl_multitrace.Tracer` takes it, like everything below.
+        pairs: prompts and answers.
+        groups: the mask's entries.
+        metric: default: logit difference.
+        intervention: default: interchange with the source prompts.
+        batch_size: prompt pairs per forward; default: what fits.
+        dtype: of masks, log probabilities and sums.
+        memory_limit: bytes, or text such as ``"6GiB"``; default: measured.
+        held: sites that may be frozen.
+        cache_dir: where a file of activations may go.
 
     Returns:
         A table of bytes; ``.needed`` is the smallest ``memory_limit`` that keeps everything on the model's device, and
@@ -101,6 +113,14 @@ def memory_estimate(
     Raises:
         TypeError: as the tracer does.
         ValueError: as the tracer does, or a memory limit that is no number of bytes.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> pairs = mt.task("professions", model, n=16).pairs
+        >>> estimate = mt.memory_estimate(model, pairs, mt.heads(model), memory_limit="1GiB")
+        >>> estimate.batch_size, dict(estimate.places)["source_activations"]
+        (16, 'device')
     """
     folder = None if cache_dir is None else Path(cache_dir)
     given = {"batch_size": batch_size, "dtype": dtype, "memory_limit": memory_limit, "cache_dir": folder}
