@@ -219,7 +219,7 @@ def _with_flow(run: Run, tracer: Tracer, log: Log) -> Run:
 
 def _affordable(run: Run, tracer: Tracer) -> tuple[HookGroups | None, int]:
     """Whether to trace edges through all MLP layers too, and on how many prompts; 0 where neither is cheap."""
-    budget = FLOW_COST * float(run.path.cost.get("equivalents", 0)) / tracer.ranks.size  # every rank traces them all
+    budget = FLOW_COST * float(run.path.cost.get("equivalents", 0))
     for through in (mlps(tracer.model), None) if tracer.view.d_mlp else (None,):
         n = min(tracer.n, int(budget / expected_cost(run.circuit, tracer, through) * tracer.n))
         if n >= min(FLOW_PROMPTS, tracer.n):
@@ -297,7 +297,7 @@ def _side_prompts(run: Run, tracer: Tracer) -> int:
     Each runs twice before and twice after, the search's own prompts once for their means.
     """
     runs = SIDE_COST * float(run.path.cost.get("equivalents", 0)) * tracer.n - tracer.n
-    return max(0, int(runs / 4 / tracer.ranks.size))  # every rank runs them all
+    return max(0, int(runs / 4))
 
 
 @contextlib.contextmanager

@@ -98,7 +98,7 @@ class Tracer(Evaluator):
         limit = memory_limit if memory_limit is not None else DEFAULT_LIMIT.get(view.device.type, 2 << 30)
         by_row = intervention.averages in (None, "zero")  # means are taken over prompts that are not ours to pack
         whole = Rows.of(pairs, packed=by_row and can_pack(view, pairs))
-        self.ranks = ranks_of(distributed)
+        self.ranks = ranks_of(distributed).for_examples(len(pairs))
         dealt = self.ranks.deal(len(pairs), batch_size or default_batch_size(view, whole, limit))
         self.batch_size = max(len(part) for part in dealt[0])
         self.progress = bool(progress) and self.ranks.first
