@@ -138,7 +138,7 @@ def changed(content: Any, changes: list[Change]) -> Any:
     for number, change in enumerate(changes):
         holder, key = _place(box, change.where)
         if change.kind != "many" or number == 0:  # many times many is only large
-            _change(holder, key, change, box)
+            _change(holder, key, change._replace(value=copy.deepcopy(change.value)), box)
     return box[0]
 
 

@@ -169,6 +169,10 @@ Keep = Annotated[
     ),
 ]
 Count = Annotated[int | None, typer.Option("--n", "-n", min=1, help="Prompts to use, at most.")]
+TrustCode = Annotated[
+    bool,
+    typer.Option("--trust-remote-code", help="Run Python code that comes with the model, if you trust its authors."),
+]
 Stability = Annotated[int, typer.Option(min=0, help="Repeat the search on so many resamples; 0 for none.")]
 HeldOut = Annotated[float, typer.Option(min=0.0, max=0.9, help="Share of prompts kept for scoring; 0 for none.")]
 
@@ -211,6 +215,7 @@ def run(
     seed: Seed = 0,
     device: Device = None,
     dtype: Annotated[Dtype, typer.Option(help="Of the weights.")] = Dtype.float32,
+    trust_remote_code: TrustCode = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -241,6 +246,7 @@ def run(
         seed=seed,
         device=device,
         dtype=dtype.value,
+        trust_remote_code=trust_remote_code,
     )
     with _reported(debug, quiet):
         _do(job, out, overwrite, quiet)
