@@ -345,3 +345,14 @@ def test_a_circuit_file_is_within_bounds(change: dict[str, Any], message: str, t
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(ValueError, match=message):
         mt.Circuit.load(path)
+
+
+def test_the_terminal_is_given_no_control_characters(tmp_path: Path) -> None:
+    evil = "\x1b[2J\x1b]0;pwned\x07\x9b31m\u202egnp"
+    path = made(words=("a", evil, "b", "c"), notes=(evil,)).save(tmp_path / "trace.json")
+    groups = mt.HookGroups((mt.Component("mlp", 0, position=evil),), ((mt.Component("mlp", 0, position=evil),),), {})
+    circuit = mt.Circuit(groups, (0,), 1, 0.5, certificate=evil, provenance={"model": {"name": evil}})
+    (tmp_path / "broken.json").write_text(json.dumps({"format": evil}))
+    for file in (path, circuit.save(tmp_path / "circuit.json"), tmp_path / "broken.json", tmp_path / f"none{evil}"):
+        shown = CliRunner().invoke(cli.app, ["show", str(file)]).output
+        assert "pwned" in shown.replace("\n", "") and not re.findall(r"[\x1b\x07\x9b\u202e]", shown), repr(shown)

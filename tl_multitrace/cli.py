@@ -29,6 +29,7 @@ from tl_multitrace.solvers import SOLVERS, solver_by_name
 from tl_multitrace.spec import Spec, budgets_from_text
 from tl_multitrace.tasks import tasks as task_table
 from tl_multitrace.tasks.registry import info_of
+from tl_multitrace.untrusted import printable
 
 INTERRUPTED = 130
 
@@ -348,11 +349,11 @@ def _one_line(error: Exception) -> str:
 
 
 def _say(line: str) -> None:
-    Console(soft_wrap=True, highlight=False).print(escape(line))
+    Console(soft_wrap=True, highlight=False).print(escape(printable(line)))
 
 
 def _tell(line: str) -> None:
-    Console(stderr=True, soft_wrap=True, highlight=False).print(escape(line))
+    Console(stderr=True, soft_wrap=True, highlight=False).print(escape(printable(line)))
 
 
 def _tell_nobody(line: str) -> None:
@@ -360,7 +361,7 @@ def _tell_nobody(line: str) -> None:
 
 
 def _complain(line: str) -> None:
-    Console(stderr=True, soft_wrap=True, highlight=False).print(escape(line), style="red")
+    Console(stderr=True, soft_wrap=True, highlight=False).print(escape(printable(line)), style="red")
 
 
 cli_trace.register(app, _reported, _say)
