@@ -30,6 +30,7 @@ from tl_multitrace.solvers import SOLVERS, solver_by_name
 from tl_multitrace.spec import Spec, budgets_from_text
 from tl_multitrace.tasks import tasks as task_table
 from tl_multitrace.tasks.registry import info_of
+from tl_multitrace.untrusted import printable
 
 INTERRUPTED = 130
 
@@ -174,6 +175,10 @@ Keep = Annotated[
     ),
 ]
 Count = Annotated[int | None, typer.Option("--n", "-n", min=1, help="Prompts to use, at most.")]
+TrustCode = Annotated[
+    bool,
+    typer.Option("--trust-remote-code", help="Run Python code that comes with the model, if you trust its authors."),
+]
 Stability = Annotated[int, typer.Option(min=0, help="Repeat the search on so many resamples; 0 for none.")]
 HeldOut = Annotated[float, typer.Option(min=0.0, max=0.9, help="Share of prompts kept for scoring; 0 for none.")]
 
@@ -216,6 +221,7 @@ def run(
     seed: Seed = 0,
     device: Device = None,
     dtype: Annotated[Dtype, typer.Option(help="Of the weights.")] = Dtype.float32,
+    trust_remote_code: TrustCode = False,
     overwrite: Overwrite = False,
     resume: Resume = False,
     quiet: Quiet = False,
@@ -247,6 +253,7 @@ def run(
         seed=seed,
         device=device,
         dtype=dtype.value,
+        trust_remote_code=trust_remote_code,
     )
     with _reported(debug, quiet):
         _do(job, out, overwrite, quiet, resume)
@@ -356,11 +363,11 @@ def _one_line(error: Exception) -> str:
 
 
 def _say(line: str) -> None:
-    Console(soft_wrap=True, highlight=False).print(escape(line))
+    Console(soft_wrap=True, highlight=False).print(escape(printable(line)))
 
 
 def _tell(line: str) -> None:
-    Console(stderr=True, soft_wrap=True, highlight=False).print(escape(line))
+    Console(stderr=True, soft_wrap=True, highlight=False).print(escape(printable(line)))
 
 
 def _tell_nobody(line: str) -> None:
@@ -368,7 +375,7 @@ def _tell_nobody(line: str) -> None:
 
 
 def _complain(line: str) -> None:
-    Console(stderr=True, soft_wrap=True, highlight=False).print(escape(line), style="red")
+    Console(stderr=True, soft_wrap=True, highlight=False).print(escape(printable(line)), style="red")
 
 
 cli_trace.register(app, _reported, _say)

@@ -73,6 +73,7 @@ def register(app: typer.Typer, reported: Reported, say: Say) -> None:
         seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
         device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: a GPU where there is one.")] = None,
         dtype: Annotated[str, typer.Option(help="Of the weights.")] = "float32",
+        trust: Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")] = False,
         overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace earlier results of a prompt.")] = False,
         quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error.")] = False,
         debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
@@ -95,11 +96,11 @@ def register(app: typer.Typer, reported: Reported, say: Say) -> None:
         with reported(debug, quiet):
             if facts is not None:
                 chosen = load_facts(facts)[:n]
-                loaded = load_model(model, device, dtype)
+                loaded = load_model(model, device, dtype, trust_remote_code=trust)
                 _trace_facts(loaded, chosen, kinds, out, say, known_only=not all_facts, **shared)
             else:
                 _free(out, kinds, overwrite)
-                loaded = load_model(model, device, dtype)
+                loaded = load_model(model, device, dtype, trust_remote_code=trust)
                 _trace_prompt(loaded, str(prompt), kinds, out, say, subject=str(subject), answer=answer, **shared)
 
 

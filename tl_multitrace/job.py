@@ -62,6 +62,7 @@ class Job:
         seed: of prompts, split, search and intervals.
         device: default a GPU where there is one.
         dtype: of the weights.
+        trust_remote_code: run Python code that comes with the model.
     """
 
     model: str = "demo"
@@ -82,6 +83,7 @@ class Job:
     seed: int = 0
     device: str | None = None
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    trust_remote_code: bool = False
 
     def arguments(self) -> dict[str, Any]:
         """The job as a record for ``run.json``; of the data file its name, since its folder says nothing elsewhere."""
@@ -150,7 +152,7 @@ def run_job(
 
 def _run_job(job: Job, log: Log, progress: bool, ranks: Ranks, checkpoint: Checkpoint | None) -> Run:
     with log.step("model", f"Loading {job.model}"), contextlib.redirect_stdout(sys.stderr):
-        model = load_model(job.model, job.device, job.dtype)
+        model = load_model(job.model, job.device, job.dtype, trust_remote_code=job.trust_remote_code)
     log.device = ModelView(model).device
     if checkpoint is not None:
         ranks.after_first(lambda: checkpoint.claim(ModelView(model).describe()))
