@@ -41,6 +41,7 @@ ROOMS = [
     "metric_base",
     "metrics",
     "engine",
+    "finite",
     "budget",
     "restart",
     "gradients",
