@@ -46,6 +46,7 @@ ROOMS = [
     "metric_base",
     "metrics",
     "engine",
+    "finite",
     "budget",
     "restart",
     "gradients",

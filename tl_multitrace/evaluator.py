@@ -21,6 +21,7 @@ from tl_multitrace.budget import block_input_bytes
 from tl_multitrace.compat import ModelView
 from tl_multitrace.cost import Cost, new_cost
 from tl_multitrace.engine import Engine, Prefix
+from tl_multitrace.finite import checked
 from tl_multitrace.gradients import Gradients
 from tl_multitrace.groups import HookGroups
 from tl_multitrace.held import held_sites
@@ -102,12 +103,14 @@ class Evaluator:
             record = [self._origin] if 0 < 2 * self._prefix_bytes <= self.memory_limit else []
             for batch in self._batches:
                 answers = self._engine.answers(batch, record=record)
-                self._check(answers.token_logp[answers.present], batch, None, "the base run")
+                self._check(answers.token_logp, batch, None, "the base run")
                 self._base.append(answers)
             self._engine.sources.prepare(self._engine)
             if self._engine.held is not None:
                 self._engine.held.prepare(self._engine, base_run)
-        self._base_values = torch.cat([self.metric(a, a) for a in self._base])
+            pairs = zip(self._batches, self._base, strict=True)
+            values = [self._check(self.metric(a, a), batch, None, "the metric of the base run") for batch, a in pairs]
+        self._base_values = torch.cat(values)
 
     @contextmanager
     def session(self) -> Iterator[Any]:
@@ -131,7 +134,9 @@ class Evaluator:
                 for i, (batch, base) in enumerate(zip(self._batches, self._base, strict=True)):
                     if start >= end:  # nothing differs from stored runs
                         for job, run in zip(jobs.tolist(), runs, strict=True):
-                            out[job, batch.examples] = self.metric(run.answers[i] if run.answers else base, base)
+                            known, mask = run.answers[i] if run.answers else base, masks[job, None, None].to(out.device)
+                            value = self.metric(known, base)
+                            out[job, batch.examples] = self._check(value, batch, mask, "the metric", known.token_logp)
                         tick(len(jobs) * len(batch.examples))
                         continue
                     for part, column in plan.tiles(values[jobs.numpy()], batch):
@@ -162,8 +167,7 @@ class Evaluator:
         past = self._restarts.cache(batch, column, len(masks)) if column else None
         answers = self._engine.answers(batch, mask, start=start, prefix=prefix, held=frozen, column=column, past=past)
         values = self.metric(answers, base.repeated(len(masks)))
-        self._check(values, batch, mask, "the metric")
-        return values.reshape(len(masks), -1)
+        return self._check(values, batch, mask, "the metric", answers.token_logp).reshape(len(masks), -1)
 
     def _inner_changes(self, mask: Float[Tensor, " groups"]) -> Float[Tensor, " n"]:
         """Change of the metric's inner quantity."""
@@ -171,8 +175,8 @@ class Evaluator:
         out = torch.empty_like(self._base_values)
         with self.session(), torch.no_grad():
             for batch, base in zip(self._batches, self._base, strict=True):
-                changed = self.metric.inner(self._engine.answers(batch, values), base)
-                out[batch.examples] = changed - self.metric.inner(base, base)
+                change = self.metric.inner(self._engine.answers(batch, values), base) - self.metric.inner(base, base)
+                out[batch.examples] = self._check(change, batch, values, "the metric's inner quantity")
         return out
 
     # ------------------------------------------------------------------ gradients
@@ -196,6 +200,7 @@ class Evaluator:
                 by_row = soft.backward(out.sum(), leaf, share)[0]
                 gradient.index_add_(0, batch.examples[batch.example], by_row)
                 effects[batch.examples] = out.detach() - (0.0 if inner else measure(base, base))
+                self._check(effects[batch.examples], batch, leaf.detach(), "the metric", answers.token_logp.detach())
                 self._check(gradient[batch.examples], batch, leaf.detach(), "the gradient")
         plan.references = record or plan.references
         return effects, gradient
@@ -227,7 +232,8 @@ class Evaluator:
                 answers, share = soft.answers(batch, leaf[None, None])
                 out = metric(answers, base) - metric(base, base)
                 total = total + soft.backward(loss(out) * (len(out) / of), leaf, share)
-                self._check(total, batch, leaf.detach()[None, None], "the gradient")
+                self._check(out.detach(), batch, leaf.detach()[None, None], "the metric", answers.token_logp.detach())
+                self._check(total[None], batch, leaf.detach()[None, None], "the gradient")
                 effects[batch.examples] = out.detach()
         return effects, total
 
@@ -273,8 +279,7 @@ class Evaluator:
                 soft.answers(batch, values.expand(1, batch.n_rows, -1).clone().requires_grad_(), record)
         plan.references = record
 
-    def _check(self, values: Tensor, batch: Batch, mask: Tensor | None, what: str) -> None:
-        if bool(values.isfinite().all()):
-            return
-        number = next((i for i, b in enumerate(self._batches) if b is batch), 0)
-        self._engine.fail(batch, mask, f"{what} is not finite in batch {number}")
+    def _check(
+        self, values: Tensor, batch: Batch, mask: Tensor | None, what: str, logp: Tensor | None = None
+    ) -> Tensor:
+        return checked(self._engine, self._batches, values, batch, mask, what, logp)

@@ -157,7 +157,9 @@ class PathPatching(Tracer):
             record = [self._reference_inputs] if keeps else []
             answers = self._engine.answers(batch, self.background[None, None], record=record)
         quiet = {name: seen[name] for name in (*self._attention_out, *self._mlp_out)}
-        return Reference(batch, base, seen, self.metric(answers, base), quiet)
+        values = self.metric(answers, base)
+        self._check(values, batch, self.background[None, None], "the metric", answers.token_logp)
+        return Reference(batch, base, seen, values, quiet)
 
     # ------------------------------------------------------------------ one sender
 
@@ -248,7 +250,7 @@ class PathPatching(Tracer):
     def _effect(self, answers: Answers, at: Reference) -> Float[Tensor, "k e"]:
         k = len(answers.right) // len(at.metric)
         values = self.metric(answers, at.base.repeated(k))
-        self._check(values, at.batch, None, "the metric")
+        self._check(values, at.batch, None, "the metric", answers.token_logp)
         return values.reshape(k, -1) - at.metric
 
     def _share(self, hook: str, nodes: Sequence[int], batch: Batch) -> Float[Tensor, "k ..."]:
