@@ -60,7 +60,7 @@ class Run:
 class Intervention:
     """What replaces a running activation. Subclasses override the runs.
 
-    Class attributes:
+    Attributes:
         name: how results call it.
         averages: None (activations row by row), ``"zero"``, ``"given"`` (by the intervention itself), ``"prompt"`` (one
             mean over prompts and positions) or ``"position"`` (one mean per position).
