@@ -73,11 +73,23 @@
     });
   }
 
+  // What does not fit can be panned with the keyboard, and only then stops the tab key.
+  function pannable(box) {
+    if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
+    else box.removeAttribute("tabindex");
+  }
+
+  function fit() {
+    document.querySelectorAll(".pan, .view").forEach(pannable);
+  }
+
   document.querySelectorAll("table[data-sort]").forEach(sortable);
+  window.addEventListener("resize", fit);
   document.querySelectorAll("details").forEach((part) => part.addEventListener("toggle", () => draw(part)));
   window.addEventListener("beforeprint", () => {
     document.querySelectorAll("details").forEach((part) => { part.open = true; });
     draw(document);
   });
   draw(document);
+  fit();
 })();
