@@ -23,7 +23,9 @@ from typing import Any
 import pytest
 from render_cases import measured
 from test_report_browser import CHROMIUM, browse
+from typer.testing import CliRunner
 
+from tl_multitrace import cli
 from tl_multitrace.render import write_report
 
 VERSION = "4.14.1"
@@ -112,6 +114,16 @@ def test_nothing_keeps_a_reader_out(scheme: str, tmp_path: Path) -> None:
     result = looked_at(source, tmp_path, scheme)
     assert {"color-contrast", "image-alt", "region", "scrollable-region-focusable"} & set(result["passes"])
     assert grave(result) == []
+
+
+@pytest.mark.slow
+def test_the_demos_report_with_all_its_parts(tmp_path: Path) -> None:
+    done = CliRunner().invoke(cli.app, ["demo", "--out", str(tmp_path / "run"), "--quiet"])
+    assert done.exit_code == 0, done.output
+    source = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert all(f'id="{part}"' in source for part in ("subgroups", "evaluation", "stability", "side-effects", "flow"))
+    for scheme in SCHEMES:
+        assert grave(looked_at(source, tmp_path, scheme)) == []
 
 
 def test_axe_would_have_told(tmp_path: Path) -> None:

@@ -36,7 +36,8 @@
       if (closed || drawn.has(place)) return;
       drawn.add(place);
       const title = place.getAttribute("aria-label");
-      new MutationObserver(() => label(place, title)).observe(place, { childList: true, subtree: true });
+      const finish = () => { label(place, title); pannable(place); };
+      new MutationObserver(finish).observe(place, { childList: true, subtree: true });
       CircuitsVis.render(place.id, CircuitsVis[data.dataset.view], JSON.parse(data.textContent));
     });
   }
@@ -85,7 +86,7 @@
 
   document.querySelectorAll("table[data-sort]").forEach(sortable);
   window.addEventListener("resize", fit);
-  document.querySelectorAll("details").forEach((part) => part.addEventListener("toggle", () => draw(part)));
+  document.querySelectorAll("details").forEach((part) => part.addEventListener("toggle", () => { draw(part); fit(); }));
   window.addEventListener("beforeprint", () => {
     document.querySelectorAll("details").forEach((part) => { part.open = true; });
     draw(document);
