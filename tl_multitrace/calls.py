@@ -54,7 +54,7 @@ class Calls:
         """The base run, on all ranks; its metric in the caller's order."""
 
         def start() -> Found:
-            self.own._start()
+            self.own._surviving(self.own._start)
             return Found(self.own._base_values[None], torch.zeros(0))
 
         return self._sorted(self.ranks.gathered("the base run", self.counts, 1, 0, self.cost, start)).each[0]
@@ -81,14 +81,18 @@ class Calls:
 
         def live() -> Found:
             if self._resumed is not None:
-                self.own._go_on_from(self._resumed)
-                self._resumed = None
-            return run()
+                self.own._surviving(self._go_on)
+            return self.own._surviving(run)
 
         found = self._sorted(self.ranks.gathered(f"{what} {key}", self.counts, rows, totals, self.cost, live))
         if cache is not None:
             cache.put(key, {"each": found.each, "sums": found.sums, **_record(self.cost - before, self.state)})
         return found
+
+    def _go_on(self) -> None:
+        if self._resumed is not None:
+            self.own._go_on_from(self._resumed)
+            self._resumed = None
 
     def resume(self, record: Values) -> None:
         """Go on after calls that are not made: charge them; what they stored is stored when something is computed."""

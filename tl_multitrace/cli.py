@@ -20,6 +20,7 @@ from rich.markup import escape
 
 from tl_multitrace import cli_convert, cli_doctor, cli_reproduce, cli_trace
 from tl_multitrace._version import __version__
+from tl_multitrace.budget import bytes_from
 from tl_multitrace.distributed import leave, ranks_of, started_by_torchrun
 from tl_multitrace.interventions import intervention_by_name
 from tl_multitrace.job import Job, Log, run_job
@@ -120,6 +121,10 @@ Resume = Annotated[
 Seed = Annotated[int, typer.Option(min=0, help="Of prompts, split, search and intervals.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write; it must not exist yet, or be empty.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; default: a GPU where there is one.")]
+MemoryLimit = Annotated[
+    str | None,
+    typer.Option(callback=_checked(bytes_from), help="Of activations, beside the weights: 6GiB. Default: measured."),
+]
 TaskName = Annotated[str | None, typer.Option("--task", callback=_checked(info_of), help="See `tl-multitrace tasks`.")]
 Prompts = Annotated[
     Path | None,
@@ -222,6 +227,7 @@ def run(
     device: Device = None,
     dtype: Annotated[Dtype, typer.Option(help="Of the weights.")] = Dtype.float32,
     trust_remote_code: TrustCode = False,
+    memory_limit: MemoryLimit = None,
     overwrite: Overwrite = False,
     resume: Resume = False,
     quiet: Quiet = False,
@@ -254,6 +260,7 @@ def run(
         device=device,
         dtype=dtype.value,
         trust_remote_code=trust_remote_code,
+        memory_limit=memory_limit,
     )
     with _reported(debug, quiet):
         _do(job, out, overwrite, quiet, resume)

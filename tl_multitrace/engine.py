@@ -13,7 +13,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -26,23 +25,9 @@ from tl_multitrace.held import Held
 from tl_multitrace.interventions import NOISE_HOOK, Intervention, Run
 from tl_multitrace.last_mlp import Reads
 from tl_multitrace.mixing import compile_plans, from_column, mix
+from tl_multitrace.prefix import Prefix as Prefix  # part of this module's names
 from tl_multitrace.rows import Attention, Batch, Rows
 from tl_multitrace.sources import Sources
-
-
-@dataclass
-class Prefix:
-    """Block inputs of a run under a reference mask, to restart from.
-
-    Attributes:
-        mask: the reference mask.
-        residuals: input of a block, per block number.
-        answers: of the run, per batch, where they were kept.
-    """
-
-    mask: Float[np.ndarray, " groups"]
-    residuals: dict[int, Float[Tensor, "rows pos d_model"]] = field(default_factory=dict)
-    answers: list[Answers] = field(default_factory=list)
 
 
 @dataclass(repr=False)  # TransformerLens names a hook by its repr: that of a bound method would print every tensor here
@@ -58,6 +43,7 @@ class Engine:
         dtype: of masks, log probabilities and sums.
         held: sites that a mask may freeze at the base run's values.
         whole: all rows of the prompt set, where these are some of them.
+        inputs_on: where block inputs are kept; None: the model's device.
         cost: forwards and backwards so far.
     """
 
@@ -70,6 +56,7 @@ class Engine:
     needs_last: bool = False
     held: Held | None = None
     whole: Rows | None = None
+    inputs_on: torch.device | None = None
     cost: Cost = field(default_factory=Cost)
 
     def __post_init__(self) -> None:
@@ -205,7 +192,7 @@ class Engine:
                 {"input:" + BLOCK_INPUT.format(layer=i) for i in self._restart_layers},
             )
         runs = () if prefix is None or not start else [prefix] * k if isinstance(prefix, Prefix) else prefix
-        inputs = [run.residuals[start][batch.rows, column : batch.tokens.shape[1]] for run in runs]
+        inputs = [run.input(start, batch, column) for run in runs]
         resid = torch.cat(inputs) if inputs else None
         tokens = batch.tokens[:, column:].repeat(k, 1)
         logits = self._forward(tokens, batch.attention.repeated(k), start, resid, self._reads, past)
@@ -305,10 +292,19 @@ class Engine:
             if value is None:
                 continue
             for record, part in zip(records, value.unflatten(0, (len(records), -1)), strict=True):
-                if layer not in record.residuals:
-                    record.residuals[layer] = value.new_zeros(len(self.rows), self.rows.base.shape[1], value.shape[-1])
-                record.residuals[layer][batch.rows, column : column + value.shape[1]] = part
+                record.put(layer, part, batch, column, self.rows, self.inputs_on or value.device)
         self._capture = None
+
+    @property
+    def kept(self) -> list[Sources]:
+        """Source activations, and the base run's at held sites."""
+        return [self.sources, *([self.held.values] if self.held else [])]
+
+    def drop_captured(self) -> None:
+        """Forget what a forward that failed has left."""
+        self._capture = None
+        for sources in self.kept:
+            sources.drop_batch()
 
     def _score(self, batch: Batch, logits: Tensor, k: int) -> Answers:
         logp = logits[0].to(self.dtype).log_softmax(-1).unflatten(0, (k, -1))  # [k, q, vocab]

@@ -17,19 +17,25 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_multitrace.answers import Answers
-from tl_multitrace.budget import block_input_bytes
+from tl_multitrace.budget import Limits
+from tl_multitrace.calibrate import StepBytes, count_step
 from tl_multitrace.compat import ModelView
 from tl_multitrace.cost import Cost, new_cost
 from tl_multitrace.engine import Engine, Prefix
+from tl_multitrace.estimate import MemoryEstimate, plan_memory
 from tl_multitrace.finite import checked
 from tl_multitrace.gradients import Gradients
 from tl_multitrace.groups import HookGroups
+from tl_multitrace.halving import Halving
 from tl_multitrace.held import held_sites
 from tl_multitrace.interventions import Intervention
 from tl_multitrace.metrics import Metric
 from tl_multitrace.restart import Restarts, RunState
 from tl_multitrace.rows import Batch, Rows
 from tl_multitrace.sources import Sources, base_of
+
+Start = tuple[int, Int[Tensor, " _"], list[Prefix]]
+"""A block to start at, the masks that do, and the stored run of each."""
 
 CLAMP = 6.0
 """Largest step in the inner quantity (nats) that is believed: beyond it the linear picture means nothing."""
@@ -38,7 +44,7 @@ PREDICTIONS = 1 << 22
 """Predicted values held at a time."""
 
 
-class Evaluator:
+class Evaluator(Halving):
     """Evaluates masks over hook groups on some of a prompt set's rows.
 
     Args:
@@ -49,7 +55,8 @@ class Evaluator:
         metric: per-example numbers.
         intervention: base and source runs.
         dtype: of masks, log probabilities and sums.
-        memory_limit: bytes of stored activations.
+        limits: bytes of stored activations and one batch together.
+        step: bytes that one prompt pair takes.
         held: sites that masks may freeze at the base run's values.
         eager: store keys and values as soon as they may pay, without weighing, so that other shares do the same.
     """
@@ -64,18 +71,20 @@ class Evaluator:
         intervention: Intervention,
         *,
         dtype: torch.dtype,
-        memory_limit: int,
+        limits: Limits,
+        step: StepBytes,
         held: HookGroups | None = None,
         eager: bool = False,
     ) -> None:
         self.view, self.groups, self.metric, self.intervention = view, groups, metric, intervention
-        self.dtype, self.memory_limit = dtype, memory_limit
+        self.dtype, self.memory_limit = dtype, limits.device
         examples = torch.cat(list(parts))
         self.rows = whole if len(examples) == whole.n_examples else whole.picked(examples)
         sizes = [len(part) for part in parts]
         self._batches = [self.rows.batch(part, view.device) for part in torch.arange(len(examples)).split(sizes)]
         ends = torch.tensor([batch.n_rows for batch in self._batches]).cumsum(0)[:-1].tolist() if eager else []
-        sources = Sources(limit=memory_limit, chunk=max(sizes) * 2, ends=tuple(ends))
+        self.batch_size = max(sizes)
+        sources = Sources(chunk=2 * self.batch_size, ends=tuple(ends))
         self._engine = Engine(
             view=view,
             rows=self.rows,
@@ -90,8 +99,16 @@ class Evaluator:
         )
         self._base: list[Answers] = []
         self._origin = Prefix(np.zeros(len(groups)))
-        self._restarts = Restarts(self._engine, self._batches, self._origin, memory_limit, eager=eager)
-        self._prefix_bytes = block_input_bytes(view, self.rows, groups)
+        self._restarts = Restarts(self._engine, self._batches, self._origin, 0, eager=eager)
+        self.limits = limits
+        self._plan = plan_memory(self._engine, self.batch_size, step, limits)
+        self._plan.follow(self._engine, self._restarts)
+
+    def memory_estimate(self) -> MemoryEstimate:
+        """What this trace takes, by item, and where it is kept; what one batch takes is counted on one prompt pair."""
+        whole = self._engine.whole or self.rows
+        step = count_step(self.view, whole, self.groups, self.dtype)
+        return plan_memory(self._engine, self.batch_size, step, self.limits)
 
     def _start(self) -> None:
         """Base run, source runs, and the check that hooks work."""
@@ -100,7 +117,8 @@ class Evaluator:
             self._engine.cost.become(Cost())
             base_run = base_of(self._engine)
             self._engine.set_base(base_run)
-            record = [self._origin] if 0 < 2 * self._prefix_bytes <= self.memory_limit else []
+            record = [self._origin] if self._plan.stored_runs else []
+            self._base.clear()  # of an attempt that ran out of memory
             for batch in self._batches:
                 answers = self._engine.answers(batch, record=record)
                 self._check(answers.token_logp, batch, None, "the base run")
@@ -124,29 +142,55 @@ class Evaluator:
         self, masks: Tensor, reference: Any, held: Tensor | None, tick: Callable[[int], object]
     ) -> Float[Tensor, "k n"]:
         """The metric itself under each mask."""
-        values, end, plan = masks.cpu().numpy(), self.view.n_layers, self._restarts
         out = self._base_values.new_empty(len(masks), self.rows.n_examples)
-        with self.session(), torch.no_grad():
-            plan.consider(len(values))
-            if reference is not None:
-                plan.set_references(self._references(reference))
-            for start, jobs, runs in plan.by_first_block(values, with_references=held is None):
-                for i, (batch, base) in enumerate(zip(self._batches, self._base, strict=True)):
-                    if start >= end:  # nothing differs from stored runs
-                        for job, run in zip(jobs.tolist(), runs, strict=True):
-                            known, mask = run.answers[i] if run.answers else base, masks[job, None, None].to(out.device)
-                            value = self.metric(known, base)
-                            out[job, batch.examples] = self._check(value, batch, mask, "the metric", known.token_logp)
-                        tick(len(jobs) * len(batch.examples))
-                        continue
-                    for part, column in plan.tiles(values[jobs.numpy()], batch):
-                        tile, prefixes = jobs[part], [runs[p] for p in part]
-                        frozen = None if held is None else held[tile]
-                        out[tile.to(out.device)[:, None], batch.examples] = self._evaluate(
-                            masks[tile], batch, base, start, prefixes, frozen, column
-                        )
-                        tick(len(tile) * len(batch.examples))
+        done = torch.zeros(self.rows.n_examples, dtype=torch.bool)
+
+        def run() -> None:
+            with self.session(), torch.no_grad():
+                plans = self._plans(masks, reference, held)
+                # batch by batch: source activations that are not on the device are fetched once for all masks
+                for i, batch in enumerate(self._batches):
+                    if not bool(done[examples := batch.examples.cpu()].all()):
+                        self._fill_batch(out, i, masks, plans, held, tick)
+                        done[examples] = True
+
+        self._surviving(run)
         return out
+
+    def _plans(self, masks: Tensor, reference: Any, held: Tensor | None) -> list[Start]:
+        """Where each mask starts, with stored what that takes."""
+        values, plan = masks.cpu().numpy(), self._restarts
+        plan.consider(len(values))
+        if reference is not None:
+            plan.set_references(self._references(reference))
+        return plan.by_first_block(values, with_references=held is None)
+
+    def _fill_batch(
+        self,
+        out: Float[Tensor, "k n"],
+        i: int,
+        masks: Tensor,
+        plans: list[Start],
+        held: Tensor | None,
+        tick: Callable[[int], object],
+    ) -> None:
+        """The metric of a batch's examples under every mask."""
+        batch, base = self._batches[i], self._base[i]
+        for start, jobs, runs in plans:
+            if start >= self.view.n_layers:  # nothing differs from stored runs
+                for job, run in zip(jobs.tolist(), runs, strict=True):
+                    known, mask = run.answers[i] if run.answers else base, masks[job, None, None].to(out.device)
+                    value = self.metric(known, base)
+                    out[job, batch.examples] = self._check(value, batch, mask, "the metric", known.token_logp)
+                tick(len(jobs) * len(batch.examples))
+                continue
+            for part, column in self._restarts.tiles(masks[jobs].cpu().numpy(), batch):
+                tile, prefixes = jobs[part], [runs[p] for p in part]
+                frozen = None if held is None else held[tile]
+                out[tile.to(out.device)[:, None], batch.examples] = self._evaluate(
+                    masks[tile], batch, base, start, prefixes, frozen, column
+                )
+                tick(len(tile) * len(batch.examples))
 
     def _references(self, reference: Any) -> Float[Tensor, "r groups"]:
         several = isinstance(reference, Tensor) and reference.ndim == 2

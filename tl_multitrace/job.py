@@ -63,6 +63,7 @@ class Job:
         device: default a GPU where there is one.
         dtype: of the weights.
         trust_remote_code: run Python code that comes with the model.
+        memory_limit: of activations, as :class:`~tl_multitrace.Tracer` takes it.
     """
 
     model: str = "demo"
@@ -84,6 +85,7 @@ class Job:
     device: str | None = None
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
     trust_remote_code: bool = False
+    memory_limit: int | str | None = None
 
     def arguments(self) -> dict[str, Any]:
         """The job as a record for ``run.json``; of the data file its name, since its folder says nothing elsewhere."""
@@ -167,7 +169,8 @@ def _run_job(job: Job, log: Log, progress: bool, ranks: Ranks, checkpoint: Check
     _tell_prompts(log, made, search, held)
     with log.step("search", f"Searching {describe_components(model, groups)}, budget {job.budget}"):
         kept: dict[str, Any] = {"distributed": ranks, "cache_dir": None if checkpoint is None else checkpoint.found}
-        tracer = Tracer(model, search, groups, made.metric, made.intervention, progress=progress, **kept)
+        kept |= {"progress": progress, "memory_limit": job.memory_limit}
+        tracer = Tracer(model, search, groups, made.metric, made.intervention, **kept)
         solver = None if job.solver is None else solver_by_name(job.solver)
         path = _search(job, made, tracer, held, budgets, solver)
     with log.step("scores", "Scoring the circuit, prompt by prompt"):

@@ -21,8 +21,10 @@ from torch import Tensor
 from tl_multitrace.budget import FORWARD_TOKENS, TILE_TOKENS
 from tl_multitrace.engine import Engine, Prefix
 from tl_multitrace.interventions import Run
-from tl_multitrace.past import Past
+from tl_multitrace.outofmemory import is_out_of_memory
+from tl_multitrace.past import Past, keys_width
 from tl_multitrace.rows import Batch
+from tl_multitrace.stores import rows_on
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +65,8 @@ class Restarts:
         limit: bytes of keys and values that may be kept.
         references: runs under other masks.
         eager: store keys and values as soon as there are runs enough, whatever their tokens would save.
+        several: whether block inputs of other runs than the base run may be kept.
+        device: where keys and values are kept; None: the model's.
     """
 
     engine: Engine
@@ -71,6 +75,8 @@ class Restarts:
     limit: int
     references: list[Prefix] = field(default_factory=list)
     eager: bool = False
+    several: bool = True
+    device: torch.device | None = None
     _past: Past | None = None
     _tried: bool = False
     _asked: int = 0
@@ -137,12 +143,13 @@ class Restarts:
     def complete(self, record: Prefix, batch: Batch, column: int) -> None:
         """Tokens before the first that was run are those of the base run."""
         for layer, inputs in record.residuals.items() if column else ():
-            inputs[batch.rows, :column] = self.origin.residuals[layer][batch.rows, :column]
+            rows = rows_on(inputs.device, batch.rows)
+            inputs[rows, :column] = self.origin.residuals[layer][rows, :column]
 
     def new_references(self, masks: Float[Tensor, "r groups"]) -> list[Prefix]:
         """Empty references for masks, in the memory of the last ones; none where block inputs are not kept."""
         values = masks.detach().cpu().double().numpy()
-        if not self.origin.residuals or not values.any():
+        if not (self.several and self.origin.residuals and values.any()):
             return []
         kept, self.references = self.references, []
         buffers = [r.residuals for r in kept[: len(values)]] + [{} for _ in values[len(kept) :]]
@@ -258,16 +265,17 @@ class Restarts:
 
     def _possible(self) -> bool:
         engine = self.engine
-        view, rows = engine.view, engine.rows
-        size = 2 * rows.base.numel() * view.n_layers * view.d_model * torch.empty((), dtype=view.dtype).element_size()
         stored = engine.sources.keeps and (engine.held is None or engine.held.values.keeps)
-        plain = rows.packing is None and not any(p.pattern for p in engine.hooked.values())
-        precise = view.dtype in (torch.float32, torch.float64)
-        return stored and plain and precise and size <= self.limit and rows.base.shape[1] > 2
+        return stored and 0 < keys_values_bytes(engine) <= self.limit
 
     def _stored(self) -> Past:
-        width = self.engine.rows.base.shape[1]
-        return Past.joined([_widened(self._record(batch), width) for batch in self.batches])
+        rows, stored = self.engine.rows, None
+        for batch in self.batches:
+            part = self._record(batch)
+            stored = stored or part.room_for(len(rows), rows.base.shape[1], self.device)
+            stored.put(batch.rows, part)
+        assert stored is not None
+        return stored
 
     def _record(self, batch: Batch) -> Past:
         with torch.no_grad():
@@ -288,6 +296,8 @@ class Restarts:
                 whole = engine.answers(batch).token_logp
                 part = engine.answers(batch, column=column, past=past.cache(slice(None), column, 1)).token_logp
         except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError, AssertionError) as error:
+            if is_out_of_memory(error):
+                raise
             logger.info("%s takes no stored keys and values (%s): every token runs.", engine.view.name, error)
             return False
         finally:
@@ -299,15 +309,13 @@ class Restarts:
         return differs and torch.allclose(whole[batch.present], part[batch.present], atol=1e-4, rtol=1e-4)
 
 
-def _widened(past: Past, width: int) -> Past:
-    """Keys and values with room for ``width`` positions: batches are as wide as their longest row."""
-
-    def pad(value: Tensor) -> Tensor:
-        missing = width - value.shape[past.axis]
-        after = value.ndim - 1 - past.axis
-        return torch.nn.functional.pad(value, [0, 0] * after + [0, missing]) if missing else value
-
-    return replace(past, layers=tuple((pad(k), pad(v)) for k, v in past.layers))
+def keys_values_bytes(engine: Engine) -> int:
+    """Bytes of the base run's keys and values; 0 where runs cannot restart from them."""
+    view, rows = engine.view, engine.rows
+    plain = rows.packing is None and not any(p.pattern for p in engine.hooked.values())
+    if not plain or view.dtype not in (torch.float32, torch.float64) or rows.base.shape[1] <= 2:
+        return 0
+    return 2 * rows.base.numel() * view.n_layers * keys_width(view) * view.dtype.itemsize
 
 
 def _perturbed(engine: Engine, base: Run | None, column: int) -> Run:

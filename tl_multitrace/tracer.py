@@ -19,20 +19,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_multitrace.budget import DEFAULT_LIMIT, default_batch_size
 from tl_multitrace.cache import Cache, bytes_of
 from tl_multitrace.calls import Calls, folder_of
-from tl_multitrace.compat import ModelView
 from tl_multitrace.cost import Cost
 from tl_multitrace.distributed import Found, Ranks, ranks_of
 from tl_multitrace.evaluator import Evaluator
 from tl_multitrace.groups import HookGroups
-from tl_multitrace.interventions import Interchange, Intervention
-from tl_multitrace.metrics import LogitDiff, Metric, as_metric
-from tl_multitrace.packing import can_pack
+from tl_multitrace.interventions import Intervention
+from tl_multitrace.metrics import Metric
 from tl_multitrace.prompts import PromptPairs
-from tl_multitrace.rows import Rows
-from tl_multitrace.validate import check_inputs
+from tl_multitrace.setup import Setup
 
 logger = logging.getLogger(__name__)
 
@@ -46,10 +42,14 @@ class Tracer(Evaluator):
         groups: the mask's entries.
         metric: a :class:`~tl_multitrace.metrics.Metric` or a callable ``(out, base) -> [n]``.
         intervention: where base and source activations come from.
-        batch_size: prompt pairs per forward; default: from the byte budget.
+        batch_size: prompt pairs per forward; default: what fits, by a count of what one pair takes.
         dtype: of masks, log probabilities and sums; default float32, or float64 for a float64 model.
-        memory_limit: bytes of stored source activations and block inputs; default 2 GiB on CPU, 8 GiB on a GPU. What
-            does not fit is recomputed per batch, which ``cost`` counts.
+        memory_limit: bytes of stored activations and one batch together, such as ``6_000_000_000`` or ``"6GiB"``; the
+            weights are not counted. On a GPU it holds for its memory and for host memory, each alone. Default: three
+            fifths of what is free in either, rounded down to a power of two; no more is taken than the trace needs.
+            What does not fit on the GPU goes to host memory, source activations that fit nowhere to a file in
+            ``cache_dir`` where reading is cheaper than a forward, else they are recomputed per batch, which ``cost``
+            counts. See :meth:`memory_estimate`.
         held: sites that :meth:`effects` may freeze at the base run's values (severed paths).
         progress: show progress bars in loops over this tracer.
         distributed: share the prompts with the other processes that ``torchrun`` started; every process runs the same
@@ -84,39 +84,44 @@ class Tracer(Evaluator):
         *,
         batch_size: int | None = None,
         dtype: torch.dtype | None = None,
-        memory_limit: int | None = None,
+        memory_limit: int | str | None = None,
         held: HookGroups | None = None,
         progress: bool | None = None,
         distributed: bool | Ranks = False,
         cache_dir: str | Path | None = None,
     ) -> None:
-        view = ModelView(model)
         self.model, self.pairs = model, pairs
-        metric = as_metric(LogitDiff() if metric is None else metric)
-        intervention = Interchange() if intervention is None else intervention
-        check_inputs(view, pairs, groups, metric)
-        limit = memory_limit if memory_limit is not None else DEFAULT_LIMIT.get(view.device.type, 2 << 30)
-        by_row = intervention.averages in (None, "zero")  # means are taken over prompts that are not ours to pack
-        whole = Rows.of(pairs, packed=by_row and can_pack(view, pairs))
-        self.ranks = ranks_of(distributed).for_examples(len(pairs))
-        dealt = self.ranks.deal(len(pairs), batch_size or default_batch_size(view, whole, limit))
-        self.batch_size = max(len(part) for part in dealt[0])
-        self.progress = bool(progress) and self.ranks.first
-        super().__init__(
-            view,
-            whole,
-            dealt[self.ranks.rank],
+        self.cache_dir = None if cache_dir is None else Path(cache_dir)
+        self.given_limit, self.ranks = memory_limit, ranks_of(distributed).for_examples(len(pairs))
+        made = Setup.of(
+            model,
+            pairs,
             groups,
             metric,
             intervention,
-            dtype=dtype or (torch.float64 if view.dtype == torch.float64 else torch.float32),
-            memory_limit=limit,
+            batch_size=batch_size,
+            dtype=dtype,
+            memory_limit=memory_limit,
+            cache_dir=self.cache_dir,
+            ranks=self.ranks,
+        )
+        self.progress = bool(progress) and self.ranks.first
+        super().__init__(
+            made.view,
+            made.whole,
+            made.dealt[self.ranks.rank],
+            groups,
+            made.metric,
+            made.intervention,
+            dtype=made.dtype,
+            limits=made.limits,
+            step=made.step,
             held=held,
             eager=self.ranks.shared,
         )
+        dealt, whole = made.dealt, made.whole
         counts = [sum(map(len, parts)) for parts in dealt]
         order = torch.argsort(whole.order[torch.cat([torch.cat(parts) for parts in dealt])])
-        self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.calls = Calls(self, self.ranks, counts, order)
         if self.cache_dir is not None:
             folder = folder_of(self.cache_dir, self, pairs, sum(map(len, dealt)))
@@ -145,14 +150,20 @@ class Tracer(Evaluator):
 
     @property
     def memory(self) -> dict[str, Any]:
-        """Bytes of stored activations and the limit they were held against."""
+        """Where stored activations are, their bytes, the limit they are held against, and batches halved so far."""
+        places = self._plan.places
         return {
             "limit": self.memory_limit,
+            "left": self._plan.left,
             "source_bytes": self._engine.sources.needed,
             "source_kept": self._engine.sources.keeps,
-            "block_input_bytes": self._prefix_bytes if self._origin.residuals else 0,
+            "source_place": self._engine.sources.place,
+            "block_input_bytes": self._plan.bytes_per_run if self._origin.residuals else 0,
+            "block_input_place": places["block_inputs"],
             "keys_values_bytes": self._restarts.stored_bytes,
+            "keys_values_place": places["keys_values"],
             "batch_size": self.batch_size,
+            "halved": self.halved,
         }
 
     def on(self, pairs: PromptPairs | None = None, **changes: Any) -> Tracer:
@@ -164,7 +175,7 @@ class Tracer(Evaluator):
     @property
     def options(self) -> dict[str, Any]:
         """How it runs, whatever the prompts, components and metric: dtype, memory limit, ranks, cache."""
-        own = {name: getattr(self, name) for name in ("dtype", "memory_limit", "cache_dir")}
+        own = {"dtype": self.dtype, "memory_limit": self.given_limit, "cache_dir": self.cache_dir}
         return own | {"distributed": self.ranks}
 
     def __repr__(self) -> str:

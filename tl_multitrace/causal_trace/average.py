@@ -45,7 +45,7 @@ def average_causal_trace(
     units: Sequence[int] | None = None,
     known_only: bool = True,
     folder: str | Path | None = None,
-    memory_limit: int | None = None,
+    memory_limit: int | str | None = None,
     distributed: bool | Ranks = False,
     progress: bool | None = None,
 ) -> TraceGrid:
@@ -126,7 +126,7 @@ class TraceOptions:
     units: Sequence[int] | None
     known_only: bool
     subjects: tuple[str, ...] | None
-    memory_limit: int | None
+    memory_limit: int | str | None
     ranks: Ranks = ALONE
 
     def record(self) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def causal_trace(
     units: Iterable[int] | None = None,
     answer_position: int | None = None,
     prepend_bos: bool | None = None,
-    memory_limit: int | None = None,
+    memory_limit: int | str | None = None,
     distributed: bool | Ranks = False,
     cache_dir: str | Path | None = None,
     progress: bool | None = None,
@@ -257,7 +257,7 @@ class Sweep:
     def _fit(self, runs: int) -> bool:
         """Whether so many runs can be kept beside the base run."""
         memory = self.tracer.memory
-        return bool((runs + 2) * memory["block_input_bytes"] <= memory["limit"])
+        return bool((runs - 1) * memory["block_input_bytes"] <= memory["left"])  # there is room for one already
 
     def _masks(self, cells: Int[Tensor, " part"]) -> Float[Tensor, "part groups"]:
         if self.table is not None:
@@ -326,5 +326,5 @@ def _provenance(tracer: Tracer, question: Question, corruption: dict[str, Any]) 
         "intervention": corruption,
         "corruption_text": describe_corruption(corruption),
         "cost": {"forwards": cost.forwards, "equivalents": cost.equivalents, "seconds": cost.seconds},
-        "memory": tracer.memory,
+        "memory": {k: v for k, v in tracer.memory.items() if k not in ("limit", "left")},  # which are the machine's
     }

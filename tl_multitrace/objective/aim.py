@@ -359,4 +359,5 @@ class TracerAim:
             "metric": tracer.metric.name or "custom",
             "metric_unit": tracer.metric.unit,
             "intervention": tracer.intervention.describe(),
+            **({"out_of_memory": {"halved": tracer.halved, "batch_size": tracer.batch_size}} if tracer.halved else {}),
         }
