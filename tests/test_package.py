@@ -20,6 +20,7 @@ PACKAGE = ROOT / "tl_multitrace"
 # A room may import those above it in this list, and never one below. A new room is a new line.
 ROOMS = [
     "_version",
+    "progress",
     "memory",
     "last_mlp",
     "compat",
@@ -68,6 +69,7 @@ ROOMS = [
     "run_folder",
     "reproduce",
     "show",
+    "cli_logging",
     "cli_trace",
     "cli_convert",
     "cli_doctor",

@@ -5,9 +5,7 @@ Results go to standard output, progress to standard error. Exit codes: 0 done, 1
 
 from __future__ import annotations
 
-import logging
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -20,6 +18,7 @@ from rich.markup import escape
 
 from tl_multitrace import cli_convert, cli_doctor, cli_reproduce, cli_trace
 from tl_multitrace._version import __version__
+from tl_multitrace.cli_logging import Level, LogFile, LogLevel, logged
 from tl_multitrace.interventions import intervention_by_name
 from tl_multitrace.job import Job, Log, run_job
 from tl_multitrace.job_bounds import bound_from_text
@@ -213,6 +212,8 @@ def run(
     dtype: Annotated[Dtype, typer.Option(help="Of the weights.")] = Dtype.float32,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
+    log_level: LogLevel = None,
+    log_file: LogFile = None,
     debug: Debug = False,
 ) -> None:
     """Search any model on a task or your own prompts, and write a run folder."""
@@ -242,7 +243,7 @@ def run(
         device=device,
         dtype=dtype.value,
     )
-    with _reported(debug, quiet):
+    with _reported(debug, quiet, log_level, log_file):
         _do(job, out, overwrite, quiet)
 
 
@@ -315,11 +316,11 @@ def _do(job: Job, out: Path, overwrite: bool, quiet: bool) -> None:
 
 
 @contextmanager
-def _reported(debug: bool, quiet: bool = False) -> Iterator[None]:
-    """Errors as one line and an exit code, instead of a traceback."""
-    logging.basicConfig(level=logging.ERROR if quiet else logging.WARNING, format="%(message)s", stream=sys.stderr)
+def _reported(debug: bool, quiet: bool = False, level: Level | None = None, path: Path | None = None) -> Iterator[None]:
+    """Errors as one line and an exit code, instead of a traceback; reports as ``--log-level``, ``--log-file`` say."""
     try:
-        yield
+        with logged(quiet, level, path):
+            yield
     except (typer.Exit, typer.Abort):
         raise
     except KeyboardInterrupt:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import time
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
+
+logger = logging.getLogger(__name__)
 
 
 def load_model(
@@ -28,6 +32,13 @@ def load_model(
     """
     device = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = parse_dtype(dtype)
+    began = time.perf_counter()
+    model = _load(name_or_path, device, dtype)
+    logger.info("%s loaded on %s as %s in %.1f s", name_or_path, device, dtype, time.perf_counter() - began)
+    return model
+
+
+def _load(name_or_path: str, device: str, dtype: torch.dtype) -> Any:
     if name_or_path == "demo":
         from tl_multitrace.demo import load_demo_model
 

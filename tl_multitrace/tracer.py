@@ -137,6 +137,7 @@ class Tracer:
             pairs = zip(self._batches, self._base, strict=True)
             values = [self._check(self.metric(a, a), batch, None, "the metric of the base run") for batch, a in pairs]
         self._base_values = torch.cat(values)
+        logger.info("base run of %d pairs on %s: %s", self.n, self.view.device, self.memory)
 
     @contextmanager
     def session(self) -> Iterator[Tracer]:
@@ -178,7 +179,8 @@ class Tracer:
 
     def on(self, pairs: PromptPairs | None = None, **changes: Any) -> Tracer:
         """A tracer on other prompts, such as held-out ones, or with other arguments; None keeps this one's."""
-        own = {name: getattr(self, name) for name in ("groups", "metric", "intervention", "dtype", "memory_limit")}
+        kept = ("groups", "metric", "intervention", "dtype", "memory_limit", "progress")
+        own = {name: getattr(self, name) for name in kept}
         given = {name: value for name, value in changes.items() if value is not None}
         return Tracer(self.model, self.pairs if pairs is None else pairs, **own | given)
 
@@ -394,7 +396,5 @@ class Tracer:
     def _unsorted(self, values: Float[Tensor, "k n"]) -> Float[Tensor, "k n"]:
         return values[:, self._inverse().to(values.device)]
 
-    def _check(
-        self, values: Tensor, batch: Batch, mask: Tensor | None, what: str, logp: Tensor | None = None
-    ) -> Tensor:
+    def _check(self, values: Tensor, batch: Batch, mask: Tensor | None, what: str, logp: Any = None) -> Tensor:
         return checked(self._engine, self._batches, values, batch, mask, what, logp)

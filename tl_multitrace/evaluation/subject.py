@@ -38,6 +38,7 @@ class Subject:
         provenance: of the circuit or path.
         search: prompts that the set was chosen on, where they are known.
         dtype: of masks and sums, where the search named one.
+        progress: whether the search showed progress bars; its measurements then do too.
     """
 
     model: Any
@@ -49,6 +50,7 @@ class Subject:
     provenance: Mapping[str, Any]
     search: PromptPairs | None = None
     dtype: torch.dtype | None = None
+    progress: bool = False
 
     @property
     def sign(self) -> int:
@@ -70,7 +72,7 @@ class Subject:
     def tracer(self, pairs: PromptPairs, intervention: Intervention | None = None) -> Tracer:
         """The same trace on other prompts."""
         replaced = self.interventions[0] if intervention is None else intervention
-        return Tracer(self.model, pairs, self.groups, self.metric, replaced, dtype=self.dtype)
+        return Tracer(self.model, pairs, self.groups, self.metric, replaced, dtype=self.dtype, progress=self.progress)
 
 
 def subject_of(
@@ -116,6 +118,7 @@ def subject_of(
         provenance=facts | ({"budget": _choice(judged, budget).size} if isinstance(judged, SubsetPath) else {}),
         search=judged.tracer.pairs if judged.tracer is not None else None,
         dtype=known.dtype if known is not None else None,
+        progress=known is not None and known.progress,
     )
 
 
