@@ -127,6 +127,7 @@ class Tracer(Evaluator):
             folder = folder_of(self.cache_dir, self, pairs, sum(map(len, dealt)))
             self.calls.cache = Cache(folder, self.ranks)
         self._base_metric = self.calls.begin()
+        logger.info("base run of %d pairs on %s: %s", self.n, self.view.device, self.memory)
 
     # ------------------------------------------------------------------ facts
 
