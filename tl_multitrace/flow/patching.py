@@ -26,7 +26,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_multitrace.answers import Answers
-from tl_multitrace.budget import TILE_TOKENS
 from tl_multitrace.cost import HookError
 from tl_multitrace.engine import Prefix
 from tl_multitrace.flow.nodes import Edge, Nodes
@@ -94,7 +93,6 @@ class PathPatching(Tracer):
         self.background = torch.zeros(len(nodes.groups), device=self.view.device, dtype=self.dtype)
         self.background[list(patched)] = 1.0
         self._reference_inputs = Prefix(self.background.cpu().numpy())
-        self._tile_tokens = TILE_TOKENS.get(self.view.device.type, 512)
         eps = torch.finfo(self.view.dtype).eps
         self._rounding = 16 * eps if eps < 1e-4 else 0.0  # half precision: runs that agree agree exactly
         layers = range(self.view.n_layers)
@@ -244,7 +242,7 @@ class PathPatching(Tracer):
 
     def _measure(self, jobs: Sequence[Job], at: Reference) -> Iterator[tuple[Job, Float[Tensor, " e"]]]:
         """Effects of receivers' outputs, several in one forward where they are of one layer."""
-        size = max(1, self._tile_tokens // at.batch.tokens.numel())
+        size = max(1, self._restarts.tile // at.batch.tokens.numel())
         for hook in dict.fromkeys(job.hook for job in jobs):
             here = [job for job in jobs if job.hook == hook]
             for first in range(0, len(here), size):
