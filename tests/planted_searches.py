@@ -5,10 +5,9 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from planted import Direction, PlantedCircuit
-from planted import build as build_anew
-
 import tl_multitrace as mt
+from tl_multitrace.demo.planted import Direction, PlantedCircuit
+from tl_multitrace.demo.planted import build as build_anew
 
 SLACK = 0.01
 """Share of the target by which an effect may fall short of the best and still count as the best."""
@@ -16,19 +15,9 @@ SLACK = 0.01
 build = cache(build_anew)  # no search changes a model
 
 
-def tracer_of(circuit: PlantedCircuit, direction: Direction, **options: Any) -> mt.Tracer:
-    """The circuit's candidates on its prompts; ``options`` go to the tracer."""
-    pairs = mt.PromptPairs.from_tokens(*circuit.tokens(direction), circuit.answers, circuit.wrong_answers)
-    candidates = [
-        mt.Component("head", layer, index, site="pattern") if kind == "pattern" else mt.Component(kind, layer, index)
-        for kind, layer, index in circuit.components
-    ]
-    return mt.Tracer(circuit.model, pairs, mt.HookGroups.of(circuit.model, candidates), **options)
-
-
 def search(circuit: PlantedCircuit, direction: Direction, solver: Any = None, **options: Any) -> mt.SubsetPath:
     """The path over every size whose best effect is known; noising pushes the metric down, restoring up."""
-    tracer = tracer_of(circuit, direction)
+    tracer = circuit.tracer(direction)
     largest = min(max(circuit.best[direction]), len(tracer.groups))
     way = "minimize" if direction == "noising" else "maximize"
     return mt.select(tracer, range(1, largest + 1), solver, direction=way, **options)

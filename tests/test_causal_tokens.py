@@ -173,7 +173,7 @@ BREAK: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "ragged": (lambda r: r["corrupt"][0].pop(), "tokens.json"),
     "short": (lambda r: r["positions"].pop(), "effects of shape"),
     "outside": (lambda r: r.update(positions=[99, 1, 2, 3]), "lie outside 6 tokens"),
-    "nan": (lambda r: r["restore"][0].__setitem__(0, float("nan")), "not finite"),
+    "nan": (lambda r: r["restore"][0].__setitem__(0, float("nan")), "not a finite number"),
     "foreign": (lambda r: r.update(format="other"), "not a tl_multitrace.causal_tokens file"),
     "newer": (lambda r: r.update(version=99), "Upgrade"),
     "text": (lambda r: r.update(clean="much"), "clean"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -66,6 +67,22 @@ def test_the_record_of_a_run(finished: tuple[Path, Any]) -> None:
     assert set(record["timings"]) == steps
     assert record["cost"]["equivalents"] > 0
     assert record["facts"]["kept"] == 16
+    assert {"circuitsvis", "scipy", "transformers"} <= set(record["versions"])
+    machine = record["machine"]
+    assert (machine["device"], machine["deterministic_algorithms"]) == ("cpu", False)
+    assert machine["threads"] == 1 and machine["memory_total"] > 1 << 28
+    assert machine["platform"].startswith(platform.system())
+
+
+def test_the_record_counts_every_step_that_runs_the_model(finished: tuple[Path, Any]) -> None:
+    record = json.loads((finished[0] / "run.json").read_text())
+    steps = record["steps"]
+    assert set(steps) == {"search", "scores", "flow", "evaluation", "stability", "side_effects", "report"}
+    pairs = mt.SubsetPath.load(finished[0] / "path.json").provenance["prompts"]["n"]
+    search = steps["search"]["forwards"] + steps["search"]["backwards"]
+    # the tracer's own base and source runs come before the search begins to count
+    assert record["cost"]["equivalents"] * pairs < search < (record["cost"]["equivalents"] + 12) * pairs
+    assert steps["stability"]["forwards"] > 2 * steps["search"]["forwards"]  # five searches
 
 
 @pytest.mark.parametrize(

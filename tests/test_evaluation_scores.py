@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 from oracles import Plain, logit_diff, pairs_of, random_examples, unchecked
-from planted import DIRECTIONS, Direction, PlantedCircuit, cases
 from planted_searches import build as planted
-from planted_searches import search, tracer_of
+from planted_searches import search
 from scipy.integrate import trapezoid
 from simulated_tasks import circuit_of
 
 import tl_multitrace as mt
 from tiny_models import HAS_BRIDGE, build
+from tl_multitrace.demo.planted import DIRECTIONS, Direction, PlantedCircuit, cases
 from tl_multitrace.evaluation import FRACTIONS, kept_counts, read_truth
 from tl_multitrace.evaluation.recover import components_of
 
@@ -285,7 +285,7 @@ def _plain_effects(members: list[int]) -> np.ndarray:
 
 def test_planted_components_are_significant_and_idle_ones_are_not() -> None:
     circuit = planted("and2_hard-large")
-    tracer, truth = tracer_of(circuit, "restoring"), truths(circuit, "restoring")[0]
+    tracer, truth = circuit.tracer("restoring"), truths(circuit, "restoring")[0]
     idle = next(i for i, c in enumerate(tracer.groups.components) if c not in truth)
     both = [tracer.groups.index(c) for c in truth]
     found = mt.significance(circuit_of(tracer, [*both, idle]), tracer.pairs, draws=199)

@@ -156,7 +156,7 @@ def test_truncated_files_are_refused(share: float, tmp_path_factory: pytest.Temp
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00binary", b"", b"[" * 100_000])
 def test_other_bytes_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.json").write_bytes(content)
-    with pytest.raises(ValueError, match="is not complete JSON"):
+    with pytest.raises(ValueError, match=r"is not complete JSON|is nested deeper than \d+ levels"):
         mt.Circuit.load(tmp_path / "a.json")
 
 
@@ -166,7 +166,7 @@ def test_missing_and_huge_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(FileNotFoundError, match="no file"):
         mt.Circuit.load(tmp_path)
     path = a_circuit().save(tmp_path / "a.json")
-    monkeypatch.setattr("tl_multitrace.files.MAX_BYTES", 10)
+    monkeypatch.setattr("tl_multitrace.untrusted.MAX_BYTES", 10)
     with pytest.raises(ValueError, match=r"has \d+ bytes; at most 10 are read"):
         read_json(path, CircuitFile)
 

@@ -63,10 +63,8 @@ def test_bounds_as_text() -> None:
 def test_what_is_kept_is_the_prompts_own_answer() -> None:
     """On ioi the base prompt's answer stays: its pairs are turned round; neutral text has one prompt and is not."""
     model = mt.load_model("demo", device="cpu")
-    reference = mt.task("professions", model, n=8).pairs
-    made, unseen = constraints_of(
-        ["ioi=-1", "neutral_text=0.1"], mt.heads(model), reference, model, seed=0, held_out=True
-    )
+    search = mt.Tracer(model, mt.task("professions", model, n=8).pairs, mt.heads(model))
+    made, unseen = constraints_of(["ioi=-1", "neutral_text=0.1"], search, seed=0, held_out=True)
     ioi, text = made
     assert float(ioi.tracer.base_metric.mean()) > 2
     assert (ioi.at_least, text.at_most) == (-1.0, 0.1)

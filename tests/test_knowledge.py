@@ -9,12 +9,12 @@ from typing import Any
 import networkx as nx
 import pytest
 from oracles import pairs_of, random_examples
-from planted import UNIT
 from test_flow import MODELS, model_of
 from test_flow_graph import label, planted, tracer_of
 
 import tl_multitrace as mt
 from tiny_models import build, word_tokenizer
+from tl_multitrace.demo.planted import UNIT
 
 FACTS = [
     ("The doctor said that", "doctor", " she"),

@@ -117,7 +117,7 @@ def recorded(tracer: mt.Tracer, solver: mt.PGBCT, sign: int, monkeypatch: pytest
     start = torch.full((search.n,), solver.start, dtype=torch.float64)
     assert solver.epochs is not None
     with search.progress(None, "steps") as bar:
-        trace.append(solver._optimise(search, start, 1.0, solver.epochs, bar))
+        trace.append(solver._optimise(search, start, 1.0, solver.epochs, bar)[0])
     assert torch.equal(trace[0], start)
     return trace[1:]
 

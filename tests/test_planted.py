@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.metadata import version
@@ -11,10 +12,12 @@ from typing import Any
 import pytest
 import torch
 from jaxtyping import Bool
-from planted import DIRECTIONS, REACH, UNIT, Component, Direction, PlantedCircuit, Subset, cases
-from planted import build as build_anew
-from planted.brute_force import AXIS, effects, gradient_at_empty, hook_name, logit_diff, masks_of
+from planted_brute_force import AXIS, effects, gradient_at_empty, hook_name, logit_diff, masks_of
 from torch import Tensor
+
+from tl_multitrace.demo import planted as planted_room
+from tl_multitrace.demo.planted import DIRECTIONS, REACH, UNIT, Component, Direction, PlantedCircuit, Subset, cases
+from tl_multitrace.demo.planted import build as build_anew
 
 SMALL = [*cases("small"), *cases("small", leaks=True), *cases("small", rotated=True, leaks=True)]
 LARGE = [*cases("large"), *cases("large", rotated=True, leaks=True)]
@@ -296,6 +299,25 @@ def test_both_model_classes_agree(name: str) -> None:
     one, other = build(name, backend="hooked"), build(name, backend="bridge")
     for tokens in one.tokens("noising"):
         torch.testing.assert_close(one.model(tokens), other.model(tokens), atol=1e-5, rtol=1e-5)
+
+
+def test_the_examples_in_the_documentation() -> None:
+    assert (result := doctest.testmod(planted_room)).failed == 0 < result.attempted
+
+
+@pytest.mark.parametrize("name", cases("small"))
+def test_a_tracer_measures_what_plain_hooks_do(name: str) -> None:
+    circuit = build(name)
+    masks = masks_of(circuit, [*circuit.optimal["noising"].values(), frozenset(circuit.components)])
+    for direction in DIRECTIONS:
+        traced = circuit.tracer(direction).effects(masks.float()).mean(1)
+        assert traced.tolist() == pytest.approx(effects(circuit, direction, masks).tolist(), abs=CLOSE)
+
+
+def test_labels_are_those_of_the_tracer() -> None:
+    for name in ("two_site-small", "key_query_and-small", "majority-small"):
+        circuit = build(name)
+        assert circuit.labels(circuit.components) == circuit.tracer("noising").groups.labels
 
 
 def test_ids() -> None:

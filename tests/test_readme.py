@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from printed import disagreement
 from typer.testing import CliRunner
 
 import tl_multitrace as mt
@@ -20,9 +21,6 @@ from tl_multitrace.solvers import SOLVERS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-NUMBER = re.compile(r"(?<![\w.-])-?\d+(?:\.\d+)?(?:e[-+]?\d+)?(?![\w])")
-TIMES = re.compile(r"\d+(\.\d+)? s\b")
-RELATIVE, ABSOLUTE = 0.05, 0.05
 
 
 @dataclass(frozen=True)
@@ -41,20 +39,6 @@ def blocks() -> list[Block]:
 
 def of_language(language: str) -> list[Block]:
     return [b for b in blocks() if b.language == language]
-
-
-def disagreement(printed: str, shown: str) -> str | None:
-    """What differs between two outputs: a word, or a number by more than rounding and library versions explain."""
-    lines = [[" ".join(line.split()) for line in TIMES.sub("0 s", t).strip().splitlines()] for t in (printed, shown)]
-    if len(lines[0]) != len(lines[1]):
-        return f"{len(lines[0])} lines printed, {len(lines[1])} shown"
-    for got, want in zip(*lines, strict=True):
-        if NUMBER.sub("#", got) != NUMBER.sub("#", want):
-            return f"{got!r} is not {want!r}"
-        for a, b in zip(NUMBER.findall(got), NUMBER.findall(want), strict=True):
-            if abs(float(a) - float(b)) > ABSOLUTE + RELATIVE * abs(float(b)):
-                return f"{a} is not {b} in {want!r}"
-    return None
 
 
 @pytest.mark.parametrize(

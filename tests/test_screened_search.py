@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 from oracles import pairs_of, random_examples
-from planted import DIRECTIONS, Direction, cases
-from planted_searches import build, missed, search, tracer_of
+from planted_searches import build, missed, search
 
 import tl_multitrace as mt
 from tiny_models import random_gpt2
+from tl_multitrace.demo.planted import DIRECTIONS, Direction, cases
 
 SETTINGS = [
     (size, rotated, leaks) for size in ("small", "large") for rotated in (False, True) for leaks in (False, True)
@@ -190,7 +190,7 @@ def test_any_metric(metric: Callable[..., Any], direction: Any) -> None:
 def test_thousands_of_neurons() -> None:
     """Multi-exchange: at least what integrated gradients rank first, at every size of the grid."""
     circuit = build("majority-large-leaks")
-    tracer = tracer_of(circuit, "restoring")
+    tracer = circuit.tracer("restoring")
     assert len(tracer.groups) > 2000
     grid = [1, 4, 16, 64]
     ours, ranked = (mt.select(tracer, grid, solver) for solver in (None, mt.IntegratedGradients()))

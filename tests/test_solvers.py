@@ -77,11 +77,12 @@ class Toy(mt.Tracer):
     def log_effect(self, mask: Any) -> Tensor:
         return self.effect(mask)
 
-    def effect_and_gradient(self, mask: Any, *, inner: bool = False) -> tuple[Tensor, Tensor]:
-        values = self.groups.as_mask(mask).double()
+    def _slopes(self, mask: Tensor, inner: bool, as_reference: bool, dtype: Any) -> tuple[Tensor, Tensor]:
+        values = mask.double()
         self.cost.forwards, self.cost.backwards = self.cost.forwards + 1, self.cost.backwards + 1
         slope = torch.autograd.functional.jacobian(self._values, values)
-        return self._values(values) + (self.base_metric if inner else 0), slope
+        order = self.rows.order
+        return (self._values(values) + (self.base_metric if inner else 0))[order], slope[order]
 
     def loss_gradient(self, mask: Any, loss: Any, examples: Any = None) -> tuple[Tensor, Tensor]:
         leaf = self.groups.as_mask(mask).double().requires_grad_()

@@ -12,13 +12,12 @@ import numpy as np
 import pytest
 import torch
 from oracles import Plain, logit_diff, odds_ratio, pairs_of, random_examples
-from planted import build as planted
-from planted_searches import tracer_of
 from scipy import stats
 from simulated_tasks import circuit_of
 
 import tl_multitrace as mt
 from tiny_models import HAS_BRIDGE, build
+from tl_multitrace.demo.planted import build as planted
 from tl_multitrace.evaluation.resamples import chance_jaccard
 
 NAME = f"{'bridge' if HAS_BRIDGE else 'hooked'}-gpt2"
@@ -124,7 +123,7 @@ def test_the_stable_circuit_is_measured() -> None:
 
 def test_a_planted_circuit_is_found_every_time() -> None:
     circuit = planted("and2_hard-small")
-    found = mt.stability(tracer_of(circuit, "restoring"), resamples=5, budget=2)
+    found = mt.stability(circuit.tracer("restoring"), resamples=5, budget=2)
     assert {(c.layer, c.index) for c in found.stable} == {(layer, i) for _, layer, i in circuit.minimal["restoring"][0]}
     assert (found.jaccard, found.solver, found.notes) == (1.0, "screened search", ())
 

@@ -7,6 +7,8 @@ from tl_multitrace.causal_trace import TraceGrid, average_causal_trace, causal_t
 from tl_multitrace.circuit import Circuit
 from tl_multitrace.compat import ModelView
 from tl_multitrace.cost import Cost, HookError, NonFiniteError
+from tl_multitrace.doctor import Diagnosis, doctor
+from tl_multitrace.estimate import MemoryEstimate
 from tl_multitrace.evaluation import (
     CircuitComparison,
     CircuitReport,
@@ -75,6 +77,7 @@ from tl_multitrace.objective import Constraint, DemographicParityGap, EqualizedO
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.reproduce import Reproduction, reproduce
 from tl_multitrace.scores import Score
+from tl_multitrace.setup import memory_estimate
 from tl_multitrace.solvers import (
     PGBCT,
     AttributionPatching,
@@ -112,6 +115,7 @@ __all__ = [
     "Constraint",
     "Cost",
     "DemographicParityGap",
+    "Diagnosis",
     "EqualizedOddsGap",
     "Exhaustive",
     "Front",
@@ -156,6 +160,8 @@ __all__ = [
     "Task",
     "TraceGrid",
     "Tracer",
+    "MemoryEstimate",
+    "memory_estimate",
     "WeightedSum",
     "ZeroAblation",
     "attn_layers",
@@ -173,6 +179,7 @@ __all__ = [
     "from_neuronpedia",
     "from_patching_result",
     "cpr_cmd",
+    "doctor",
     "evaluate",
     "groups_from_text",
     "heads",

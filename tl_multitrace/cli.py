@@ -1,4 +1,4 @@
-"""The command line: ``tl-multitrace demo | run | trace | show | report | convert | tasks | reproduce``.
+"""The commands ``tl-multitrace demo | run | trace | show | report | convert | tasks | reproduce | doctor``.
 
 Results go to standard output, progress to standard error. Exit codes: 0 done, 1 an error, 2 wrong usage, 130 Ctrl-C.
 """
@@ -18,17 +18,20 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from tl_multitrace import cli_convert, cli_reproduce, cli_trace
+from tl_multitrace import cli_convert, cli_doctor, cli_reproduce, cli_trace
 from tl_multitrace._version import __version__
+from tl_multitrace.budget import bytes_from
+from tl_multitrace.distributed import leave, ranks_of, started_by_torchrun
 from tl_multitrace.interventions import intervention_by_name
 from tl_multitrace.job import Job, Log, run_job
 from tl_multitrace.job_bounds import bound_from_text
 from tl_multitrace.metrics import BY_NAME, metric_by_name
-from tl_multitrace.run_folder import rewrite_report, write_run, writing
+from tl_multitrace.run_folder import is_complete, rewrite_report, write_run, writing
 from tl_multitrace.solvers import SOLVERS, solver_by_name
 from tl_multitrace.spec import Spec, budgets_from_text
 from tl_multitrace.tasks import tasks as task_table
 from tl_multitrace.tasks.registry import info_of
+from tl_multitrace.untrusted import printable
 
 INTERRUPTED = 130
 
@@ -111,9 +114,17 @@ OVERWRITE_HELP = "Replace an earlier run in that folder."
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help=OVERWRITE_HELP)]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", help="Go on where an interrupted run of the same arguments stopped."),
+]
 Seed = Annotated[int, typer.Option(min=0, help="Of prompts, split, search and intervals.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write; it must not exist yet, or be empty.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; default: a GPU where there is one.")]
+MemoryLimit = Annotated[
+    str | None,
+    typer.Option(callback=_checked(bytes_from), help="Of activations, beside the weights: 6GiB. Default: measured."),
+]
 TaskName = Annotated[str | None, typer.Option("--task", callback=_checked(info_of), help="See `tl-multitrace tasks`.")]
 Prompts = Annotated[
     Path | None,
@@ -169,6 +180,10 @@ Keep = Annotated[
     ),
 ]
 Count = Annotated[int | None, typer.Option("--n", "-n", min=1, help="Prompts to use, at most.")]
+TrustCode = Annotated[
+    bool,
+    typer.Option("--trust-remote-code", help="Run Python code that comes with the model, if you trust its authors."),
+]
 Stability = Annotated[int, typer.Option(min=0, help="Repeat the search on so many resamples; 0 for none.")]
 HeldOut = Annotated[float, typer.Option(min=0.0, max=0.9, help="Share of prompts kept for scoring; 0 for none.")]
 
@@ -211,7 +226,10 @@ def run(
     seed: Seed = 0,
     device: Device = None,
     dtype: Annotated[Dtype, typer.Option(help="Of the weights.")] = Dtype.float32,
+    trust_remote_code: TrustCode = False,
+    memory_limit: MemoryLimit = None,
     overwrite: Overwrite = False,
+    resume: Resume = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -241,9 +259,11 @@ def run(
         seed=seed,
         device=device,
         dtype=dtype.value,
+        trust_remote_code=trust_remote_code,
+        memory_limit=memory_limit,
     )
     with _reported(debug, quiet):
-        _do(job, out, overwrite, quiet)
+        _do(job, out, overwrite, quiet, resume)
 
 
 @app.command()
@@ -301,17 +321,25 @@ def common(
 # ---------------------------------------------------------------------- doing it
 
 
-def _do(job: Job, out: Path, overwrite: bool, quiet: bool) -> None:
-    """Run a job into its folder and say what it found."""
+def _do(job: Job, out: Path, overwrite: bool, quiet: bool, resume: bool = False) -> None:
+    """Run a job into its folder, on every process that ``torchrun`` started, and say what it found."""
     from tl_multitrace.show import closing_lines
 
-    log = Log(_tell_nobody if quiet else _tell)
-    with writing(out, job, log, overwrite=overwrite) as place:
-        found = run_job(job, log, progress=not quiet)
-        with log.step("report", "Writing figures and report"):
-            found = write_run(found, place)
-    for line in closing_lines(found, log, out):
-        _say(line)
+    ranks = ranks_of(started_by_torchrun())
+    try:
+        if resume and is_complete(out, job):
+            _say(f"{out} holds this run already, complete.")
+            return
+        log = Log(_tell_nobody if quiet or not ranks.first else _tell)
+        with writing(out, job, log, overwrite=overwrite, resume=resume, ranks=ranks) as checkpoint:
+            found = run_job(job, log, progress=not quiet, ranks=ranks, checkpoint=checkpoint)
+            if ranks.first:
+                with log.step("report", "Writing figures and report"):
+                    found = write_run(found, checkpoint.result)
+        for line in closing_lines(found, log, out) if ranks.first else ():
+            _say(line)
+    finally:
+        leave()
 
 
 @contextmanager
@@ -342,11 +370,11 @@ def _one_line(error: Exception) -> str:
 
 
 def _say(line: str) -> None:
-    Console(soft_wrap=True, highlight=False).print(escape(line))
+    Console(soft_wrap=True, highlight=False).print(escape(printable(line)))
 
 
 def _tell(line: str) -> None:
-    Console(stderr=True, soft_wrap=True, highlight=False).print(escape(line))
+    Console(stderr=True, soft_wrap=True, highlight=False).print(escape(printable(line)))
 
 
 def _tell_nobody(line: str) -> None:
@@ -354,9 +382,10 @@ def _tell_nobody(line: str) -> None:
 
 
 def _complain(line: str) -> None:
-    Console(stderr=True, soft_wrap=True, highlight=False).print(escape(line), style="red")
+    Console(stderr=True, soft_wrap=True, highlight=False).print(escape(printable(line)), style="red")
 
 
 cli_trace.register(app, _reported, _say)
 cli_convert.register(app, _reported, _say)
 cli_reproduce.register(app, _reported, _say, _tell)
+cli_doctor.register(app, _reported)

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tl_multitrace.budget import bytes_from
 from tl_multitrace.causal_trace import TraceGrid, average_causal_trace, causal_trace, load_facts
 from tl_multitrace.causal_trace.cells import check_kinds
 from tl_multitrace.files import write_text
@@ -73,6 +74,8 @@ def register(app: typer.Typer, reported: Reported, say: Say) -> None:
         seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
         device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: a GPU where there is one.")] = None,
         dtype: Annotated[str, typer.Option(help="Of the weights.")] = "float32",
+        trust: Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")] = False,
+        memory_limit: Annotated[str | None, typer.Option(help="Of activations, beside the weights: 6GiB.")] = None,
         overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace earlier results of a prompt.")] = False,
         quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error.")] = False,
         debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
@@ -90,17 +93,26 @@ def register(app: typer.Typer, reported: Reported, say: Say) -> None:
             "corruption": corruption.value,
             "severed": SEVERED[severed.value],
             "seed": seed,
+            "memory_limit": _amount(memory_limit),
             "progress": not quiet,
         }
         with reported(debug, quiet):
             if facts is not None:
                 chosen = load_facts(facts)[:n]
-                loaded = load_model(model, device, dtype)
+                loaded = load_model(model, device, dtype, trust_remote_code=trust)
                 _trace_facts(loaded, chosen, kinds, out, say, known_only=not all_facts, **shared)
             else:
                 _free(out, kinds, overwrite)
-                loaded = load_model(model, device, dtype)
+                loaded = load_model(model, device, dtype, trust_remote_code=trust)
                 _trace_prompt(loaded, str(prompt), kinds, out, say, subject=str(subject), answer=answer, **shared)
+
+
+def _amount(text: str | None) -> int | None:
+    """Bytes of ``--memory-limit``; a usage error where it is no number of them."""
+    try:
+        return None if text is None else bytes_from(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def _asked(restore: str) -> list[str]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 
 
 class HookError(RuntimeError):
@@ -64,6 +67,57 @@ class Cost:
     def __sub__(self, other: Cost) -> Cost:
         return Cost(self.forwards - other.forwards, self.backwards - other.backwards, self.seconds - other.seconds)
 
+    @property
+    def numbers(self) -> tuple[float, float, float]:
+        """Forwards, backwards, seconds."""
+        return self.forwards, self.backwards, self.seconds
+
+    def become(self, other: Cost) -> None:
+        """Take over another's numbers."""
+        self.forwards, self.backwards, self.seconds = other.forwards, other.backwards, other.seconds
+
     def copy(self) -> Cost:
         """A snapshot."""
         return Cost(self.forwards, self.backwards, self.seconds)
+
+
+@dataclass
+class Ledger:
+    """What every tracer costs that was made while the ledger was open, by whoever, until now.
+
+    Tracers count forwards over their own prompts; here the unit is a run of one prompt pair, so that tracers on
+    different prompts add up.
+
+    Attributes:
+        entries: cost and prompt pairs of every tracer.
+    """
+
+    entries: list[tuple[Cost, int]] = field(default_factory=list)
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Enter every tracer that is made in the block; ledgers nest."""
+        token = _ledgers.set((*_ledgers.get(), self))
+        try:
+            yield
+        finally:
+            _ledgers.reset(token)
+
+    def total(self) -> Cost:
+        """Runs of single prompt pairs so far, and seconds."""
+        return Cost(
+            sum((cost.forwards * n for cost, n in self.entries), 0.0),
+            sum((cost.backwards * n for cost, n in self.entries), 0.0),
+            sum((cost.seconds for cost, _ in self.entries), 0.0),
+        )
+
+
+_ledgers: ContextVar[tuple[Ledger, ...]] = ContextVar("ledgers", default=())
+
+
+def new_cost(n: int) -> Cost:
+    """An empty cost of a tracer on ``n`` prompt pairs, entered into every open ledger."""
+    cost = Cost()
+    for ledger in _ledgers.get():
+        ledger.entries.append((cost, n))
+    return cost

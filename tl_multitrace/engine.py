@@ -11,38 +11,23 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_multitrace.answers import Answers
 from tl_multitrace.compat import BLOCK_INPUT, HookFn, ModelView, tracing
-from tl_multitrace.cost import Cost, HookError, NonFiniteError
+from tl_multitrace.cost import Cost, HookError
 from tl_multitrace.groups import HookGroups
 from tl_multitrace.held import Held
 from tl_multitrace.interventions import NOISE_HOOK, Intervention, Run
 from tl_multitrace.last_mlp import Reads
 from tl_multitrace.mixing import compile_plans, from_column, mix
+from tl_multitrace.prefix import Prefix as Prefix  # part of this module's names
 from tl_multitrace.rows import Attention, Batch, Rows
 from tl_multitrace.sources import Sources
-
-
-@dataclass
-class Prefix:
-    """Block inputs of a run under a reference mask, to restart from.
-
-    Attributes:
-        mask: the reference mask.
-        residuals: input of a block, per block number.
-        answers: of the run, per batch, where they were kept.
-    """
-
-    mask: Float[np.ndarray, " groups"]
-    residuals: dict[int, Float[Tensor, "rows pos d_model"]] = field(default_factory=dict)
-    answers: list[Answers] = field(default_factory=list)
 
 
 @dataclass(repr=False)  # TransformerLens names a hook by its repr: that of a bound method would print every tensor here
@@ -55,8 +40,10 @@ class Engine:
         groups: the mask's entries.
         intervention: base and source runs.
         sources: source activations.
-        held: sites that a mask may freeze at the base run's values.
         dtype: of masks, log probabilities and sums.
+        held: sites that a mask may freeze at the base run's values.
+        whole: all rows of the prompt set, where these are some of them.
+        inputs_on: where block inputs are kept; None: the model's device.
         cost: forwards and backwards so far.
     """
 
@@ -68,6 +55,8 @@ class Engine:
     dtype: torch.dtype
     needs_last: bool = False
     held: Held | None = None
+    whole: Rows | None = None
+    inputs_on: torch.device | None = None
     cost: Cost = field(default_factory=Cost)
 
     def __post_init__(self) -> None:
@@ -203,7 +192,7 @@ class Engine:
                 {"input:" + BLOCK_INPUT.format(layer=i) for i in self._restart_layers},
             )
         runs = () if prefix is None or not start else [prefix] * k if isinstance(prefix, Prefix) else prefix
-        inputs = [run.residuals[start][batch.rows, column : batch.tokens.shape[1]] for run in runs]
+        inputs = [run.input(start, batch, column) for run in runs]
         resid = torch.cat(inputs) if inputs else None
         tokens = batch.tokens[:, column:].repeat(k, 1)
         logits = self._forward(tokens, batch.attention.repeated(k), start, resid, self._reads, past)
@@ -213,10 +202,14 @@ class Engine:
         self.cost.forwards += k * self.fraction(batch, start, column)
         return self._score(batch, logits, k)
 
+    def share(self, n_rows: int) -> float:
+        """What part of the prompt set some rows are."""
+        return n_rows / len(self.whole or self.rows)
+
     def fraction(self, batch: Batch, start: int, column: int) -> float:
         """Share of a whole forward over the prompt set that a batch from a layer and a token on is."""
         of_tokens = 1 - column / batch.tokens.shape[1]
-        return batch.n_rows / len(self.rows) * (1 - start / self.view.n_layers) * of_tokens
+        return self.share(batch.n_rows) * (1 - start / self.view.n_layers) * of_tokens
 
     def _prepare(self, batch: Batch, mask: Tensor | None, k: int, start: int) -> None:
         self._shares, self._source = {}, {}
@@ -299,10 +292,19 @@ class Engine:
             if value is None:
                 continue
             for record, part in zip(records, value.unflatten(0, (len(records), -1)), strict=True):
-                if layer not in record.residuals:
-                    record.residuals[layer] = value.new_zeros(len(self.rows), self.rows.base.shape[1], value.shape[-1])
-                record.residuals[layer][batch.rows, column : column + value.shape[1]] = part
+                record.put(layer, part, batch, column, self.rows, self.inputs_on or value.device)
         self._capture = None
+
+    @property
+    def kept(self) -> list[Sources]:
+        """Source activations, and the base run's at held sites."""
+        return [self.sources, *([self.held.values] if self.held else [])]
+
+    def drop_captured(self) -> None:
+        """Forget what a forward that failed has left."""
+        self._capture = None
+        for sources in self.kept:
+            sources.drop_batch()
 
     def _score(self, batch: Batch, logits: Tensor, k: int) -> Answers:
         logp = logits[0].to(self.dtype).log_softmax(-1).unflatten(0, (k, -1))  # [k, q, vocab]
@@ -337,6 +339,15 @@ class Engine:
             self._capture, self._capture_names = outer
             self._shares, self._source, self._reads, self._embedding = kept
 
+    @contextmanager
+    def capturing(self, names: set[str]) -> Iterator[dict[str, Tensor]]:
+        """Activations at hook points of whatever runs in the block, before they are mixed, in the order they come."""
+        self._capture, self._capture_names = {}, names
+        try:
+            yield self._capture
+        finally:
+            self._capture = None
+
     # ------------------------------------------------------------------ checks
 
     def probe(self, batch: Batch) -> None:
@@ -365,27 +376,3 @@ class Engine:
                     "heads(site='z'), "
                     "or TransformerLens 4."
                 )
-
-    def fail(self, batch: Batch, mask: Tensor | None, what: str) -> NoReturn:
-        """Raise NonFiniteError with where a batch first stops being finite."""
-        raise NonFiniteError(
-            f"{what}: {self.diagnose(batch, mask)}. Check the weights and the prompts; a float16 model may overflow "
-            "(load it with dtype=torch.bfloat16 or float32)."
-        )
-
-    def diagnose(self, batch: Batch, mask: Tensor | None) -> str:
-        """The first hook point at which a batch stops being finite, as text."""
-        names = set(self.plans)
-        self._capture, self._capture_names = {}, names
-        try:
-            with torch.no_grad():
-                self.answers(batch, mask)
-            for name, value in self._capture.items():  # in the order in which the hooks fired
-                if not bool(value.isfinite().all()):
-                    row = int((~value.isfinite()).flatten(1).any(1).nonzero()[0])
-                    example = int(self.rows.order[batch.examples[batch.example[row % batch.n_rows]].cpu()])
-                    return f"first at {name}, example {example}"
-        finally:
-            self._capture = None
-        bad = [n for n, p in self.view.model.named_parameters() if not bool(p.isfinite().all())]
-        return f"first in the weights ({bad[0]})" if bad else "first at the logits"

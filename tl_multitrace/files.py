@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from tl_multitrace.groups import SITES, Component, HookGroups
 from tl_multitrace.scores import Score
+from tl_multitrace.untrusted import MAX_NUMBER, checked_path, parsed, short
 
-MAX_BYTES = 256 << 20
-MAX_DEPTH = 24
+MAX_AXIS, MAX_WIDTH, MAX_GROUPS = 1 << 14, 1 << 24, 1 << 26
+"""More layers or heads, neurons or words, and entries of a mask, than any search has."""
 
 
 class File(BaseModel):
@@ -34,6 +36,56 @@ class File(BaseModel):
 
 
 F = TypeVar("F", bound=File)
+
+
+def known_facts(facts: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Provenance whose well-known entries are what tables and figures take them for.
+
+    Raises:
+        ValueError: one of them is something else.
+    """
+    for name, fits in _FACTS.items():
+        if facts.get(name) is not None and not fits(facts[name]):
+            raise ValueError(f"provenance has no such {name}: {short(facts[name])}")
+    return facts
+
+
+def _numbers(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(v, int | float) for v in value.values())
+
+
+def _shape(value: Any) -> bool:
+    """A model's facts; its numbers are the sizes of figures."""
+    sizes = [value.get(f"n_{x}") for x in ("layers", "heads")] if isinstance(value, Mapping) else [""]
+    widths = [value.get(x) for x in ("d_model", "d_mlp", "d_vocab")] if isinstance(value, Mapping) else []
+    return all(_whole(n, MAX_AXIS) for n in sizes) and all(_whole(n, MAX_WIDTH) for n in widths)
+
+
+def _whole(value: Any, most: int) -> bool:
+    return value is None or (isinstance(value, int) and 0 <= value <= most)
+
+
+def _goals(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(_goal(v) for v in value)
+
+
+def _goal(value: Any) -> bool:
+    bounds = [value.get(k, 0.0) for k in ("at_most", "at_least")] if isinstance(value, Mapping) else [""]
+    return all(isinstance(b, int | float) for b in bounds) and isinstance(value.get("name"), str)
+
+
+_FACTS: dict[str, Callable[[Any], bool]] = {
+    "model": _shape,
+    "cost": _numbers,
+    "goals": _goals,
+    "constraints": _goals,
+    "solver": lambda value: isinstance(value, Mapping),
+    "prompts": lambda value: isinstance(value, Mapping),
+    "intervention": lambda value: isinstance(value, Mapping | str),
+    "seed": lambda value: _whole(value, MAX_NUMBER),
+}
+Provenance = Annotated[Mapping[str, Any], AfterValidator(known_facts)]
+"""Where a result comes from, as it stands in files."""
 
 
 class ComponentRecord(BaseModel):
@@ -116,7 +168,7 @@ class CircuitFile(File):
     format: Literal["tl_multitrace.circuit"]
     groups: GroupsRecord
     indices: list[int]
-    n_groups: int
+    n_groups: int = Field(ge=0, le=MAX_GROUPS)
     effect: float | None
     score: ScoreRecord | None = None
     held_out: ScoreRecord | None = None
@@ -124,7 +176,7 @@ class CircuitFile(File):
     full_effect: float | None = None
     marginals: list[float] = Field(default_factory=list)
     certificate: str = "not certified"
-    provenance: dict[str, Any] = Field(default_factory=dict)
+    provenance: Provenance = Field(default_factory=dict)
 
 
 def stored_score(record: ScoreRecord | None) -> Score | None:
@@ -193,20 +245,14 @@ def read_json(path: Path, kind: type[F]) -> F:
         FileNotFoundError: no such file.
         ValueError: too large, not JSON (cut off), another format, a newer version, or fields that do not validate.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {str(path)!r}.")
-    if path.stat().st_size > MAX_BYTES:
-        raise ValueError(f"{path} has {path.stat().st_size} bytes; at most {MAX_BYTES} are read.")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is not complete JSON ({error}): the file is cut off or of another kind.") from None
+    text, content = parsed(checked_path(path))
     check_header(path, content, kind)
     try:
-        return kind.model_validate(content)
+        # strict, as text: a list may be a tuple, but "nan" is no number and 1 is not true
+        return kind.model_validate_json(text, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
+        place = ".".join(map(str, first["loc"]))[:120]
         raise ValueError(f"{path}: {place}: {first['msg']} ({error.error_count()} problem(s)).") from None
 
 
@@ -214,20 +260,36 @@ def check_header(path: Path, content: Any, kind: type[File]) -> None:
     """Refuse a file of another format or a newer version."""
     if not isinstance(content, dict) or content.get("format") != kind.FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
-        raise ValueError(f"{path} is not a {kind.FORMAT} file (format: {found!r}).")
+        raise ValueError(f"{path} is not a {kind.FORMAT} file (format: {short(found)}).")
     version = content.get("version")
-    if not isinstance(version, int) or version > kind.VERSION:
+    if not isinstance(version, int) or isinstance(version, bool) or version > kind.VERSION:
         raise ValueError(
-            f"{path} has version {version!r} of {kind.FORMAT}; this tl_multitrace reads up to {kind.VERSION}. Upgrade: "
-            "pip install -U tl-multitrace."
+            f"{path} has version {short(version)} of {kind.FORMAT}; this tl_multitrace reads up to {kind.VERSION}. "
+            "Upgrade: pip install -U tl-multitrace."
         )
-    if _depth(content) > MAX_DEPTH:
-        raise ValueError(f"{path} is nested deeper than {MAX_DEPTH} levels.")
 
 
-def _depth(value: Any) -> int:
-    deepest, level = 0, [value]
-    while level and deepest <= MAX_DEPTH:
-        deepest += 1
-        level = [v for x in level for v in (x.values() if isinstance(x, dict) else x if isinstance(x, list) else ())]
-    return deepest
+@contextmanager
+def locked(folder: Path, name: str = "lock") -> Iterator[None]:
+    """Hold a folder, which is made where it is not there, for this process alone; a killed process holds nothing.
+
+    Raises:
+        FileExistsError: another process holds it.
+    """
+    from filelock import FileLock, Timeout
+
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / name)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise FileExistsError(
+            f"another process is working in {folder}. Wait for it, stop it, or choose another folder."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+        if made and folder.is_dir() and [p.name for p in folder.iterdir()] == [name]:  # nothing came of it
+            shutil.rmtree(folder, ignore_errors=True)

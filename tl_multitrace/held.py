@@ -69,4 +69,4 @@ class Held:
 def held_sites(groups: HookGroups, device: torch.device, sources: Sources) -> Held:
     """A :class:`Held` over hook groups, as careful with memory as ``sources``; :meth:`Held.prepare` fills it."""
     plans = {name: plan.to(device) for name, plan in compile_plans(groups).items()}
-    return Held(groups, Sources(limit=sources.limit, chunk=sources.chunk, plans=plans), plans)
+    return Held(groups, Sources(chunk=sources.chunk, ends=sources.ends, plans=plans), plans)

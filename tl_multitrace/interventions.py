@@ -48,6 +48,13 @@ class Run:
     noise: Float[Tensor, "rows pos d_model"] | None = None
     replaced: Bool[Tensor, "rows pos"] | None = None
 
+    def picked(self, rows: Int[Tensor, " b"] | None) -> Run:
+        """Some of the rows; all of them for None."""
+        if rows is None:
+            return self
+        parts = (None if part is None else part[rows] for part in (self.noise, self.replaced))
+        return Run(self.tokens[rows], self.lengths[rows], *parts)
+
 
 @dataclass(frozen=True)
 class Intervention:
@@ -292,6 +299,10 @@ class NoiseCorruption(Intervention):
             raise ValueError(f"noise must be a finite number from 0, got {self.noise!r}.")
         if self.kind not in ("gaussian", "uniform", "fixed"):
             raise ValueError(f"unknown kind of noise {self.kind!r}: use 'gaussian', 'uniform' or 'fixed'.")
+        for name in ("std", "value"):
+            given = getattr(self, name)
+            if isinstance(given, int | float) and not math.isfinite(given):
+                raise ValueError(f"{name} must be finite, got {given!r}.")
 
     def base_run(self, rows: Rows, view: ModelView) -> Run:
         """The clean prompts, or the noised ones under ``restore``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +13,10 @@ from typing import Any, Literal
 
 import torch
 
-from tl_multitrace.cost import HookError
+from tl_multitrace.checkpoint import Checkpoint
+from tl_multitrace.compat import ModelView
+from tl_multitrace.cost import HookError, Ledger
+from tl_multitrace.distributed import ALONE, Ranks
 from tl_multitrace.evaluation import evaluate, side_effects, stability
 from tl_multitrace.flow import expected_cost, information_flow
 from tl_multitrace.groups import HookGroups, mlps
@@ -29,6 +33,8 @@ from tl_multitrace.tasks import Task, task, task_from_file, tasks
 from tl_multitrace.tasks.registry import IN_PACKAGE, Direction
 from tl_multitrace.tasks.rows import Alignment
 from tl_multitrace.tracer import Tracer
+
+logger = logging.getLogger(__name__)
 
 Tell = Callable[[str], None]
 
@@ -56,6 +62,8 @@ class Job:
         seed: of prompts, split, search and intervals.
         device: default a GPU where there is one.
         dtype: of the weights.
+        trust_remote_code: run Python code that comes with the model.
+        memory_limit: of activations, as :class:`~tl_multitrace.Tracer` takes it.
     """
 
     model: str = "demo"
@@ -76,6 +84,8 @@ class Job:
     seed: int = 0
     device: str | None = None
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    trust_remote_code: bool = False
+    memory_limit: int | str | None = None
 
     def arguments(self) -> dict[str, Any]:
         """The job as a record for ``run.json``; of the data file its name, since its folder says nothing elsewhere."""
@@ -90,32 +100,47 @@ class Log:
         tell: called with a line for the user at each step.
         timings: seconds per step.
         cost: of the search, in forward equivalents.
+        steps: cost per step, everything that ran counted, in runs of single prompt pairs.
         facts: what a run's record says beside its arguments.
+        device: that the model is on.
     """
 
     tell: Tell = lambda line: None
     timings: dict[str, float] = field(default_factory=dict)
     cost: dict[str, float] = field(default_factory=dict)
+    steps: dict[str, dict[str, float]] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+    device: torch.device | None = None
+    _ledger: Ledger = field(default_factory=Ledger)
 
     @contextlib.contextmanager
     def step(self, name: str, line: str) -> Iterator[None]:
-        """Tell the user and take the time, also of a step that fails."""
+        """Tell the user, and take time and cost, also of a step that fails."""
         self.tell(line)
-        began = time.perf_counter()
+        logger.info("%s", line)
+        began, before = time.perf_counter(), self._ledger.total()
         try:
-            yield
+            with self._ledger.open():
+                yield
         finally:
             self.timings[name] = round(time.perf_counter() - began, 3)
+            cost = self._ledger.total() - before
+            if cost.equivalents:
+                self.steps[name] = {"forwards": round(cost.forwards, 3), "backwards": round(cost.backwards, 3)}
+            logger.info("%s: %.1f s, %.0f prompt runs", name, self.timings[name], cost.equivalents)
 
 
-def run_job(job: Job, log: Log, *, progress: bool = False) -> Run:
+def run_job(
+    job: Job, log: Log, *, progress: bool = False, ranks: Ranks = ALONE, checkpoint: Checkpoint | None = None
+) -> Run:
     """Load, trace, select and score.
 
     Args:
         job: what to do.
         log: told of each step.
         progress: show the search's progress bars.
+        ranks: processes that share the prompts.
+        checkpoint: where results are kept on the way, and taken from.
 
     Returns:
         The measured run: path, circuit for the largest budget, per-prompt effects and views.
@@ -124,12 +149,15 @@ def run_job(job: Job, log: Log, *, progress: bool = False) -> Run:
         ValueError: a name or number that the model or the prompts don't support; the message says what to type.
     """
     with _threads(1 if job.model == "demo" else None):
-        return _run_job(job, log, progress)
+        return _run_job(job, log, progress and ranks.first, ranks, checkpoint)
 
 
-def _run_job(job: Job, log: Log, progress: bool) -> Run:
+def _run_job(job: Job, log: Log, progress: bool, ranks: Ranks, checkpoint: Checkpoint | None) -> Run:
     with log.step("model", f"Loading {job.model}"), contextlib.redirect_stdout(sys.stderr):
-        model = load_model(job.model, job.device, job.dtype)
+        model = load_model(job.model, job.device, job.dtype, trust_remote_code=job.trust_remote_code)
+    log.device = ModelView(model).device
+    if checkpoint is not None:
+        ranks.after_first(lambda: checkpoint.claim(ModelView(model).describe()))
     with log.step("prompts", f"Making prompts: {job.task or job.prompts}"):
         made = make_task(job, model)
         search, held = split_pairs(made.pairs, job)
@@ -140,7 +168,9 @@ def _run_job(job: Job, log: Log, progress: bool) -> Run:
     log.facts |= _data_name(job)
     _tell_prompts(log, made, search, held)
     with log.step("search", f"Searching {describe_components(model, groups)}, budget {job.budget}"):
-        tracer = Tracer(model, search, groups, made.metric, made.intervention, progress=progress)
+        kept: dict[str, Any] = {"distributed": ranks, "cache_dir": None if checkpoint is None else checkpoint.found}
+        kept |= {"progress": progress, "memory_limit": job.memory_limit}
+        tracer = Tracer(model, search, groups, made.metric, made.intervention, **kept)
         solver = None if job.solver is None else solver_by_name(job.solver)
         path = _search(job, made, tracer, held, budgets, solver)
     with log.step("scores", "Scoring the circuit, prompt by prompt"):
@@ -157,9 +187,7 @@ def _search(
 ) -> SubsetPath:
     if not job.keep:
         return select(tracer, budgets, solver, direction=made.direction, seed=job.seed, held_out=held)
-    constraints, unseen = constraints_of(
-        job.keep, tracer.groups, tracer.pairs, tracer.model, seed=job.seed, held_out=held is not None
-    )
+    constraints, unseen = constraints_of(job.keep, tracer, seed=job.seed, held_out=held is not None)
     objective = Objective([Goal(made.name, tracer, direction=made.direction)], constraints)
     seen_later = None if held is None else {made.name: held, **unseen}
     return select(objective, budgets, solver, seed=job.seed, held_out=seen_later)

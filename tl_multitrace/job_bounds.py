@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from tl_multitrace.groups import HookGroups
 from tl_multitrace.interventions import MeanAblation
 from tl_multitrace.objective import Constraint
 from tl_multitrace.prompts import PromptPairs
@@ -38,7 +36,7 @@ def bound_from_text(text: str) -> tuple[str, float]:
 
 
 def constraints_of(
-    kept: Sequence[str], groups: HookGroups, reference: PromptPairs, model: Any, *, seed: int, held_out: bool
+    kept: Sequence[str], search: Tracer, *, seed: int, held_out: bool
 ) -> tuple[list[Constraint], Mapping[str, PromptPairs]]:
     """A constraint per task that a job keeps, and its held-out half.
 
@@ -48,20 +46,19 @@ def constraints_of(
 
     Args:
         kept: as :func:`bound_from_text` reads them.
-        groups: of the search; off at every token, answers included.
-        reference: prompts that means are taken over.
-        model: the model.
+        search: on its prompts means are taken; its components are off at every token, answers included.
         seed: of prompts and split.
         held_out: whether to keep half of each task's prompts for scoring.
     """
     constraints, unseen = [], {}
     for text in kept:
         name, bound = bound_from_text(text)
-        made = task(name, model, seed=seed)
+        made = task(name, search.model, seed=seed)
         pairs = made.pairs if _one_prompt(made) else made.pairs.swap()
         if held_out:
             pairs, unseen[name] = pairs.split(0.5, seed=seed)
-        tracer = Tracer(model, pairs, groups.at("everywhere"), made.metric, MeanAblation(reference=reference))
+        off, groups = MeanAblation(reference=search.pairs), search.groups.at("everywhere")
+        tracer = search.on(pairs, groups=groups, metric=made.metric, intervention=off)
         most, least = (bound, None) if bound > 0 else (None, bound)
         constraints.append(Constraint(name, tracer, at_most=most, at_least=least, confidence=CONFIDENCE))
     return constraints, unseen

@@ -42,6 +42,10 @@ class Packing:
         step = [[j for prefix in row for j in range(len(prefix))] for row in prefixes]
         return cls(pad_rows(segment, 0), pad_rows(step, 0))
 
+    def picked(self, rows: Int[Tensor, " b"]) -> Packing:
+        """Some of the rows."""
+        return Packing(self.segment[rows], self.step[rows])
+
     def attention(
         self, rows: slice | Int[Tensor, " b"], lengths: Int[Tensor, " b"], width: int
     ) -> tuple[Bool[Tensor, "b 1 pos pos"], Int[Tensor, "b pos"]]:

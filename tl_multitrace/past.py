@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_multitrace.compat import ModelView
+from tl_multitrace.stores import rows_on
 
 KeysValues = tuple[Float[Tensor, "rows ..."], Float[Tensor, "rows ..."]]
 
@@ -56,17 +57,33 @@ class Past:
         return _filled_bridge_cache(cut) if self.view.is_bridge else _filled_hooked_cache(self.view, cut)
 
     def _cut(self, value: Tensor, rows: slice | Int[Tensor, " b"], column: int, k: int) -> Tensor:
-        part = value[rows].narrow(self.axis, 0, column)
+        part = value[rows_on(value.device, rows)].narrow(self.axis, 0, column)
+        if part.device.type != self.view.device.type:  # kept in host memory
+            part = part.to(self.view.device, non_blocking=True)
         return part.repeat(k, *[1] * (part.ndim - 1))
 
-    @staticmethod
-    def joined(parts: list[Past]) -> Past:
-        """The rows of several runs of one width, one after the other."""
-        layers = [
-            (torch.cat([p.layers[i][0] for p in parts]), torch.cat([p.layers[i][1] for p in parts]))
-            for i in range(len(parts[0].layers))
-        ]
-        return Past(parts[0].view, tuple(layers), parts[0].axis)
+    def room_for(self, rows: int, width: int, device: torch.device | None) -> Past:
+        """Zeros for so many rows and positions, laid out like these, on a device or where these are."""
+        pinned = device is not None and device.type == "cpu" and self.view.device.type == "cuda"
+
+        def zeros(value: Tensor) -> Tensor:
+            shape = [rows, *value.shape[1:]]
+            shape[self.axis] = width
+            return torch.zeros(shape, dtype=value.dtype, device=device or value.device, pin_memory=pinned)
+
+        return Past(self.view, tuple((zeros(k), zeros(v)) for k, v in self.layers), self.axis)
+
+    def put(self, rows: slice | Int[Tensor, " b"], part: Past) -> None:
+        """Write a run's keys and values at some rows, from the first position on."""
+        for mine, theirs in zip(self.layers, part.layers, strict=True):
+            for place, value in zip(mine, theirs, strict=True):
+                room = place.narrow(self.axis, 0, value.shape[self.axis])
+                room[rows_on(place.device, rows)] = value.to(place.device)
+
+
+def keys_width(view: ModelView) -> int:
+    """Width of a layer's keys, of all heads together; under grouped queries they are fewer than the query heads."""
+    return int(getattr(view.model.cfg, "n_key_value_heads", None) or view.n_heads) * view.d_head
 
 
 def _recorder() -> tuple[Any, dict[int, KeysValues]]:

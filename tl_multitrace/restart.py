@@ -21,13 +21,37 @@ from torch import Tensor
 from tl_multitrace.budget import FORWARD_TOKENS, TILE_TOKENS
 from tl_multitrace.engine import Engine, Prefix
 from tl_multitrace.interventions import Run
-from tl_multitrace.past import Past
+from tl_multitrace.outofmemory import is_out_of_memory
+from tl_multitrace.past import Past, keys_width
 from tl_multitrace.rows import Batch
+from tl_multitrace.stores import rows_on
 
 logger = logging.getLogger(__name__)
 
 MIN_RUNS = 4
 """Runs for which storing keys and values (one forward) begins to pay."""
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What calls have left behind that later calls' cost and rounding depend on.
+
+    Attributes:
+        asked: runs asked for so far.
+        tried: whether keys and values were tried.
+        references: masks of the stored runs.
+        answered: whether those runs' answers are stored too, as they are where the runs were made for their own sake.
+    """
+
+    asked: int = 0
+    tried: bool = False
+    references: Float[np.ndarray, "r groups"] = field(default_factory=lambda: np.zeros((0, 0)))
+    answered: bool = True
+
+    def key(self) -> bytes:
+        """The same for states that the next call cannot tell apart."""
+        asked = -1 if self.tried else self.asked
+        return f"{asked} {self.answered} {self.references.shape} ".encode() + self.references.tobytes()
 
 
 @dataclass
@@ -40,6 +64,9 @@ class Restarts:
         origin: the base run.
         limit: bytes of keys and values that may be kept.
         references: runs under other masks.
+        eager: store keys and values as soon as there are runs enough, whatever their tokens would save.
+        several: whether block inputs of other runs than the base run may be kept.
+        device: where keys and values are kept; None: the model's.
     """
 
     engine: Engine
@@ -47,6 +74,9 @@ class Restarts:
     origin: Prefix
     limit: int
     references: list[Prefix] = field(default_factory=list)
+    eager: bool = False
+    several: bool = True
+    device: torch.device | None = None
     _past: Past | None = None
     _tried: bool = False
     _asked: int = 0
@@ -113,12 +143,13 @@ class Restarts:
     def complete(self, record: Prefix, batch: Batch, column: int) -> None:
         """Tokens before the first that was run are those of the base run."""
         for layer, inputs in record.residuals.items() if column else ():
-            inputs[batch.rows, :column] = self.origin.residuals[layer][batch.rows, :column]
+            rows = rows_on(inputs.device, batch.rows)
+            inputs[rows, :column] = self.origin.residuals[layer][rows, :column]
 
     def new_references(self, masks: Float[Tensor, "r groups"]) -> list[Prefix]:
         """Empty references for masks, in the memory of the last ones; none where block inputs are not kept."""
         values = masks.detach().cpu().double().numpy()
-        if not self.origin.residuals or not values.any():
+        if not (self.several and self.origin.residuals and values.any()):
             return []
         kept, self.references = self.references, []
         buffers = [r.residuals for r in kept[: len(values)]] + [{} for _ in values[len(kept) :]]
@@ -128,12 +159,34 @@ class Restarts:
         """Drop stored runs, keys and values, so that what follows depends on nothing evaluated before."""
         self.references, self._past, self._tried, self._asked = [], None, False, 0
 
+    # ------------------------------------------------------------------ what was stored
+
+    @property
+    def state(self) -> RunState:
+        """What is stored, by what it was stored for."""
+        masks = np.array([run.mask for run in self.references]).reshape(len(self.references), len(self.engine.groups))
+        answered = all(run.answers for run in self.references)
+        return RunState(self._asked, self._tried, masks, answered)
+
+    def repeat(self, state: RunState) -> None:
+        """Store what calls stored that led to a state; block inputs of runs without answers are not stored here."""
+        self.forget()
+        self._asked = state.asked
+        if state.tried:
+            _ = self.causal
+        if len(state.references) and state.answered:
+            with torch.no_grad():
+                self.set_references(torch.from_numpy(state.references).to(self.engine.dtype))
+
     # ------------------------------------------------------------------ from which token, and together
 
     def consider(self, n_runs: int) -> None:
         """Store keys and values where the runs that were asked for so far, and these, make it worth it."""
         self._asked += n_runs
         if self._tried or self._asked < MIN_RUNS:
+            return
+        if self.eager:
+            _ = self.causal
             return
         groups, width = self._group_columns(), self.engine.rows.base.shape[1]
         saved = np.mean([np.maximum(groups, self._common(batch)).mean() for batch in self.batches]) / width
@@ -212,16 +265,17 @@ class Restarts:
 
     def _possible(self) -> bool:
         engine = self.engine
-        view, rows = engine.view, engine.rows
-        size = 2 * rows.base.numel() * view.n_layers * view.d_model * torch.empty((), dtype=view.dtype).element_size()
         stored = engine.sources.keeps and (engine.held is None or engine.held.values.keeps)
-        plain = rows.packing is None and not any(p.pattern for p in engine.hooked.values())
-        precise = view.dtype in (torch.float32, torch.float64)
-        return stored and plain and precise and size <= self.limit and rows.base.shape[1] > 2
+        return stored and 0 < keys_values_bytes(engine) <= self.limit
 
     def _stored(self) -> Past:
-        width = self.engine.rows.base.shape[1]
-        return Past.joined([_widened(self._record(batch), width) for batch in self.batches])
+        rows, stored = self.engine.rows, None
+        for batch in self.batches:
+            part = self._record(batch)
+            stored = stored or part.room_for(len(rows), rows.base.shape[1], self.device)
+            stored.put(batch.rows, part)
+        assert stored is not None
+        return stored
 
     def _record(self, batch: Batch) -> Past:
         with torch.no_grad():
@@ -233,7 +287,7 @@ class Restarts:
         """Change the last tokens of one example, and see whether a restart there gives what the whole run gives."""
         engine = self.engine
         batch = engine.rows.batch(self.batches[0].examples[:1].cpu(), engine.view.device)
-        column, before = int(batch.read_position.min()), engine.base
+        column, before, spent = int(batch.read_position.min()), engine.base, engine.cost.copy()
         try:
             past = self._record(batch)
             with torch.no_grad():
@@ -242,24 +296,26 @@ class Restarts:
                 whole = engine.answers(batch).token_logp
                 part = engine.answers(batch, column=column, past=past.cache(slice(None), column, 1)).token_logp
         except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError, AssertionError) as error:
+            if is_out_of_memory(error):
+                raise
             logger.info("%s takes no stored keys and values (%s): every token runs.", engine.view.name, error)
             return False
         finally:
             if before is not None:
                 engine.set_base(before)
+            if self.eager:  # every process tries for itself: no part of the prompts' cost
+                engine.cost.become(spent)
         differs = bool((whole - base)[batch.present].abs().max() > 1e-6)
         return differs and torch.allclose(whole[batch.present], part[batch.present], atol=1e-4, rtol=1e-4)
 
 
-def _widened(past: Past, width: int) -> Past:
-    """Keys and values with room for ``width`` positions: batches are as wide as their longest row."""
-
-    def pad(value: Tensor) -> Tensor:
-        missing = width - value.shape[past.axis]
-        after = value.ndim - 1 - past.axis
-        return torch.nn.functional.pad(value, [0, 0] * after + [0, missing]) if missing else value
-
-    return replace(past, layers=tuple((pad(k), pad(v)) for k, v in past.layers))
+def keys_values_bytes(engine: Engine) -> int:
+    """Bytes of the base run's keys and values; 0 where runs cannot restart from them."""
+    view, rows = engine.view, engine.rows
+    plain = rows.packing is None and not any(p.pattern for p in engine.hooked.values())
+    if not plain or view.dtype not in (torch.float32, torch.float64) or rows.base.shape[1] <= 2:
+        return 0
+    return 2 * rows.base.numel() * view.n_layers * keys_width(view) * view.dtype.itemsize
 
 
 def _perturbed(engine: Engine, base: Run | None, column: int) -> Run:

@@ -10,7 +10,7 @@ Examples are kept in order of length, so that a batch is a contiguous slice with
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Int
@@ -40,6 +40,7 @@ class Rows:
         candidate_start: tokens between the prompt and the candidate's own in that row.
         present: which entries of ``pairs.candidates`` are tokens.
         packing: how answer prefixes share a row; None where each has its own.
+        number: which rows of the whole set these are; None where they are all.
     """
 
     pairs: PromptPairs
@@ -55,6 +56,7 @@ class Rows:
     candidate_start: Int[Tensor, "n k"]
     present: Bool[Tensor, "n k t"]
     packing: Packing | None = None
+    number: Int[Tensor, " rows"] | None = None
 
     @classmethod
     def of(cls, pairs: PromptPairs, packed: bool = False) -> Rows:
@@ -108,6 +110,28 @@ class Rows:
             candidate_start=candidate_start,
             present=pairs.candidates != NO_TOKEN,
             packing=Packing.of(packs) if packed else None,
+        )
+
+    def picked(self, examples: Int[Tensor, " e"]) -> Rows:
+        """The rows of some examples, as wide as these, in the given order."""
+        ranges = [torch.arange(int(self.starts[e]), int(self.starts[e + 1])) for e in examples]
+        rows, counts = torch.cat(ranges), torch.tensor([len(r) for r in ranges])
+        return replace(
+            self,
+            pairs=self.pairs[examples],
+            order=self.order[examples],
+            base=self.base[rows],
+            source=self.source[rows],
+            lengths=self.lengths[rows],
+            source_lengths=self.source_lengths[rows],
+            example=torch.repeat_interleave(torch.arange(len(examples)), counts),
+            starts=torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)]),
+            reads=self.reads[rows],
+            candidate_row=self.candidate_row[examples],
+            candidate_start=self.candidate_start[examples],
+            present=self.present[examples],
+            packing=None if self.packing is None else self.packing.picked(rows),
+            number=rows,
         )
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""The folder a run leaves: written beside its place, moved there when it is whole, read back by name.
+"""The folder a run leaves: what it finds is kept while it runs, moved to its place when it is whole, read back by name.
 
 ======================  ==============================================================
 ``circuit.json``        the chosen circuit with its scores
@@ -11,18 +11,16 @@
 ``evaluation.json``     the circuit on held-out prompts: faithfulness, random sets
 ``stability.json``      which components come back on resampled prompts
 ``side_effects.json``   other behaviours with the circuit switched off
-``run.json``            status, arguments, versions, seed, timings, cost
+``run.json``            status, arguments, versions, machine, seed, timings and cost of every step
 ======================  ==============================================================
 """
 
 from __future__ import annotations
 
 import os
-import platform
 import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -30,24 +28,42 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from tl_multitrace._version import __version__
-from tl_multitrace.compat import installed_version
-from tl_multitrace.files import File, read_json, write_json
+from tl_multitrace import machine
+from tl_multitrace.checkpoint import NAME, Checkpoint
+from tl_multitrace.distributed import ALONE, Ranks
+from tl_multitrace.files import File, locked, read_json, write_json
 from tl_multitrace.job import Job, Log
+from tl_multitrace.machine import versions
 from tl_multitrace.render import Run, write_report
+from tl_multitrace.untrusted import member
 
 JUDGED = ("evaluation.json", "stability.json", "side_effects.json")
 RECORD, REPORT, FIGURES = "run.json", "report.html", "figures"
 FLOW_FILES = ("flow.json", "flow.graphml", "flow.dot")
-OWN_FILES = (RECORD, REPORT, FIGURES, "circuit.json", "path.json", "effects.csv", "views.json", *FLOW_FILES, *JUDGED)
+OWN_FILES = (
+    RECORD,
+    REPORT,
+    FIGURES,
+    "circuit.json",
+    "path.json",
+    "effects.csv",
+    "views.json",
+    *FLOW_FILES,
+    *JUDGED,
+    NAME,
+)
 """What a run writes; a folder with anything else in it is never replaced."""
 
 PNG_DPI = 160
-Status = Literal["complete", "interrupted"]
+Status = Literal["running", "complete", "interrupted"]
 
 
 class RunFile(File):
-    """``run.json``: what was asked for, with what, how long it took, and how it ended."""
+    """``run.json``: what was asked for, with what, how long it took, and how it ended.
+
+    ``cost`` is the search's, in forwards over its prompts; ``steps`` counts everything that ran, step by step, in runs
+    of single prompt pairs; ``timings`` are seconds.
+    """
 
     FORMAT: ClassVar[str] = "tl_multitrace.run"
     format: Literal["tl_multitrace.run"] = "tl_multitrace.run"
@@ -58,12 +74,14 @@ class RunFile(File):
     seed: int
     arguments: dict[str, Any]
     versions: dict[str, str]
+    machine: dict[str, Any] = Field(default_factory=dict)
     timings: dict[str, float] = Field(default_factory=dict)
     cost: dict[str, float] = Field(default_factory=dict)
+    steps: dict[str, dict[str, float]] = Field(default_factory=dict)
     facts: dict[str, Any] = Field(default_factory=dict)
 
 
-def check_place(out: Path, *, overwrite: bool = False) -> None:
+def check_place(out: Path, *, overwrite: bool = False, resume: bool = False) -> None:
     """Refuse a folder that a run must not be written to.
 
     Raises:
@@ -73,54 +91,109 @@ def check_place(out: Path, *, overwrite: bool = False) -> None:
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f"{out} is a file. Give a folder for --out.")
     found = sorted(p.name for p in out.iterdir()) if out.is_dir() else []
-    if found and not overwrite:
+    unfinished = NAME in found
+    if unfinished and not (overwrite or resume):
+        raise FileExistsError(
+            f"{out} holds an unfinished run. Add --resume to go on where it stopped, or --overwrite to start anew."
+        )
+    if found and not (overwrite or (resume and unfinished)):
         raise FileExistsError(f"{out} exists and is not empty. Choose another --out, or add --overwrite to replace it.")
     foreign = [name for name in found if name not in OWN_FILES]
-    if foreign or (found and RECORD not in found):
+    if foreign or (found and RECORD not in found and not unfinished):
         what = f"holds {foreign[0]!r}, which no run writes" if foreign else f"has no {RECORD}, so it is no run folder"
         raise FileExistsError(f"{out} {what}: --overwrite would delete it. Choose another --out.")
 
 
-@contextmanager
-def writing(out: Path, job: Job, log: Log, *, overwrite: bool = False) -> Iterator[Path]:
-    """A folder to write a run into, which takes its place at ``out`` when the block ends.
-
-    After Ctrl-C the finished files stay, with status ``"interrupted"``, unless an earlier run is at ``out``: that one
-    is then left as it was. After an error nothing is left.
+def is_complete(out: Path, job: Job) -> bool:
+    """Whether the run of a job is there already.
 
     Raises:
-        FileExistsError: see :func:`check_place`.
+        FileExistsError: the run that is there was asked for something else.
     """
-    check_place(out, overwrite=overwrite)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    place = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    started = _now()
-    try:
-        yield place
-        _write_record(place, job, log, "complete", started)
-        _publish(place, out)
-    except KeyboardInterrupt:
-        if not out.is_dir() or not any(out.iterdir()):
-            _write_record(place, job, log, "interrupted", started)
-            _publish(place, out)
-        raise
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
+    if not (out / RECORD).is_file() or (out / NAME).is_dir():
+        return False
+    there = read_record(out)
+    asked = RunFile.model_validate(_record(job, Log(), "complete", "")).arguments
+    differing = [name for name, value in asked.items() if there.arguments.get(name) != value]
+    if there.status == "complete" and differing:
+        raise FileExistsError(
+            f"{out} holds the finished run of another {differing[0]} ({there.arguments.get(differing[0])!r}, not "
+            f"{asked[differing[0]]!r}). Choose another --out, or add --overwrite to replace it."
+        )
+    return there.status == "complete"
 
 
-def _publish(place: Path, out: Path) -> None:
-    """Move a finished folder to its name; what was there before goes only once the new one stands."""
-    place.chmod(0o755)
-    if not out.exists():
-        os.replace(place, out)
+@contextmanager
+def writing(
+    out: Path, job: Job, log: Log, *, overwrite: bool = False, resume: bool = False, ranks: Ranks = ALONE
+) -> Iterator[Checkpoint]:
+    """The unfinished run of a folder, whose ``result`` takes its place there when the block ends.
+
+    While it runs, the folder holds ``checkpoint/`` and a ``run.json`` that says so (an earlier run's files stay until
+    they are replaced). After Ctrl-C, an error or a kill, what was found stays for ``resume``; where nothing was found,
+    nothing is left.
+
+    Raises:
+        FileExistsError: see :func:`check_place`; or another process works there.
+        ValueError: the unfinished run is not this job's.
+    """
+    checkpoint = Checkpoint(out, _record(job, log, "running", "")["arguments"], ranks)
+    if not ranks.first:
+        ranks.after_first(lambda: None)
+        yield checkpoint
+        ranks.after_first(lambda: None)
         return
-    old = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.old."))
-    os.replace(out, old)
-    os.replace(place, out)
-    shutil.rmtree(old)
+    started = _now()
+    with ExitStack() as stack:
+        ranks.after_first(lambda: _enter(stack, checkpoint, overwrite=overwrite, resume=resume))
+        fresh = not (out / RECORD).is_file() or read_record(out).status != "complete"
+        if fresh:
+            _write_record(out, job, log, "running", started)
+        try:
+            yield checkpoint
+            _write_record(checkpoint.result, job, log, "complete", started)
+            ranks.after_first(lambda: _publish(checkpoint))
+        except BaseException:
+            _stop(checkpoint, fresh)
+            if fresh and out.is_dir():
+                _write_record(out, job, log, "interrupted", started)
+            raise
+
+
+def _enter(stack: ExitStack, checkpoint: Checkpoint, *, overwrite: bool, resume: bool) -> None:
+    check_place(checkpoint.folder, overwrite=overwrite, resume=resume)
+    stack.enter_context(locked(checkpoint.place))
+    if overwrite and not resume:
+        for old in (checkpoint.found, checkpoint.place / RECORD):
+            shutil.rmtree(old, ignore_errors=True) if old.is_dir() else old.unlink(missing_ok=True)
+    checkpoint.start()
+
+
+def _stop(checkpoint: Checkpoint, fresh: bool) -> None:
+    """Keep what was found; without that, leave the folder as it was."""
+    if checkpoint.has_found:
+        shutil.rmtree(checkpoint.result, ignore_errors=True)
+        return
+    checkpoint.drop()
+    if fresh:
+        shutil.rmtree(checkpoint.folder, ignore_errors=True)
+
+
+def _publish(checkpoint: Checkpoint) -> None:
+    """Move finished files to their place, the record last, so that a kill on the way leaves a run to go on with."""
+    out, names = checkpoint.folder, {p.name for p in checkpoint.result.iterdir()}
+    for old in (p for p in out.iterdir() if p.name in OWN_FILES and p.name not in (NAME, RECORD)):
+        shutil.rmtree(old) if old.is_dir() else old.unlink()
+    for name in sorted(names, key=lambda name: name == RECORD):
+        os.replace(checkpoint.result / name, out / name)
+    checkpoint.drop()
 
 
 def _write_record(place: Path, job: Job, log: Log, status: Status, started: str) -> None:
+    write_json(place / RECORD, _record(job, log, status, started), overwrite=True)
+
+
+def _record(job: Job, log: Log, status: Status, started: str) -> dict[str, Any]:
     record = RunFile(
         status=status,
         started=started,
@@ -128,21 +201,13 @@ def _write_record(place: Path, job: Job, log: Log, status: Status, started: str)
         seed=job.seed,
         arguments=job.arguments(),
         versions=versions(),
+        machine=machine.record(log.device),
         timings=log.timings,
         cost=log.cost,
+        steps=log.steps,
         facts=log.facts,
     )
-    write_json(place / RECORD, record.model_dump(mode="json"), overwrite=True)
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
-    packages = ("transformer_lens", "torch", "transformers", "numpy")
-    return {
-        "tl_multitrace": __version__,
-        **{p: installed_version(p) for p in packages},
-        "python": platform.python_version(),
-    }
+    return record.model_dump(mode="json")
 
 
 def _now() -> str:
@@ -181,7 +246,7 @@ def read_record(folder: Path) -> RunFile:
     """
     if not (folder / RECORD).is_file():
         raise FileNotFoundError(f"{folder} has no {RECORD}, so it is not a run folder.")
-    return read_json(folder / RECORD, RunFile)
+    return read_json(member(folder, RECORD), RunFile)
 
 
 def read_run(folder: Path) -> Run:
@@ -193,7 +258,7 @@ def read_run(folder: Path) -> Run:
     """
     record = read_record(folder)
     if not (folder / "circuit.json").is_file() or not (folder / "path.json").is_file():
-        raise ValueError(f"the run in {folder} was {record.status} before it had a result. Run it again.")
+        raise ValueError(f"the run in {folder} was {record.status} before it had a result. Run it again with --resume.")
     return replace(Run.from_folder(folder, title=str(record.facts.get("title", ""))), facts=record.facts)
 
 

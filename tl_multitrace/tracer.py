@@ -3,44 +3,37 @@
     act <- (1 - m) * act_running + m * act_source        one mask entry m per hook group
     effect(m) = metric(m) - metric(0)
 
-Base and source activations are kept between calls, evaluations restart from the first block that the mask changes,
-masks are batched when prompts are few, and logits are computed only where answers are read. Everything is counted in
-``tracer.cost``.
+An :class:`~tl_multitrace.evaluator.Evaluator` computes them for the prompts of this process, in an order of its own.
+Here they come together: in the caller's order, over all ranks of ``torch.distributed``, and from the disk where an
+earlier run has computed them. Everything is counted in ``tracer.cost``.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from tl_multitrace.answers import Answers
-from tl_multitrace.budget import DEFAULT_LIMIT, block_input_bytes, default_batch_size
-from tl_multitrace.compat import ModelView
+from tl_multitrace.cache import Cache, bytes_of
+from tl_multitrace.calls import Calls, folder_of
 from tl_multitrace.cost import Cost
-from tl_multitrace.engine import Engine, Prefix
-from tl_multitrace.gradients import Gradients
+from tl_multitrace.distributed import Found, Ranks, ranks_of
+from tl_multitrace.evaluator import Evaluator
 from tl_multitrace.groups import HookGroups
-from tl_multitrace.held import held_sites
-from tl_multitrace.interventions import Interchange, Intervention
-from tl_multitrace.metrics import LogitDiff, Metric, as_metric
-from tl_multitrace.packing import can_pack
+from tl_multitrace.interventions import Intervention
+from tl_multitrace.metrics import Metric
 from tl_multitrace.prompts import PromptPairs
-from tl_multitrace.restart import Restarts
-from tl_multitrace.rows import Batch, Rows
-from tl_multitrace.sources import Sources
-from tl_multitrace.validate import check_inputs
+from tl_multitrace.setup import Setup
 
 logger = logging.getLogger(__name__)
 
 
-class Tracer:
+class Tracer(Evaluator):
     """Evaluates masks over hook groups on a prompt set.
 
     Args:
@@ -49,16 +42,26 @@ class Tracer:
         groups: the mask's entries.
         metric: a :class:`~tl_multitrace.metrics.Metric` or a callable ``(out, base) -> [n]``.
         intervention: where base and source activations come from.
-        batch_size: prompt pairs per forward; default: from the byte budget.
+        batch_size: prompt pairs per forward; default: what fits, by a count of what one pair takes.
         dtype: of masks, log probabilities and sums; default float32, or float64 for a float64 model.
-        memory_limit: bytes of stored source activations and block inputs; default 2 GiB on CPU, 8 GiB on a GPU. What
-            does not fit is recomputed per batch, which ``cost`` counts.
+        memory_limit: bytes of stored activations and one batch together, such as ``6_000_000_000`` or ``"6GiB"``; the
+            weights are not counted. On a GPU it holds for its memory and for host memory, each alone. Default: three
+            fifths of what is free in either, rounded down to a power of two; no more is taken than the trace needs.
+            What does not fit on the GPU goes to host memory, source activations that fit nowhere to a file in
+            ``cache_dir`` where reading is cheaper than a forward, else they are recomputed per batch, which ``cost``
+            counts. See :meth:`memory_estimate`.
         held: sites that :meth:`effects` may freeze at the base run's values (severed paths).
         progress: show progress bars in loops over this tracer.
+        distributed: share the prompts with the other processes that ``torchrun`` started; every process runs the same
+            script and gets the same results.
+        cache_dir: a folder to keep results in. The same calls on the same model, prompts and groups take them from
+            there, in this process or another: a script that was interrupted goes on where it stopped.
 
     Raises:
-        TypeError: not a TransformerLens model, or a metric that is not callable.
-        ValueError: prompts that do not fit the model or the metric, padding without lengths, an unknown span.
+        TypeError: not a TransformerLens model, a metric that is not callable, or, with ``cache_dir``, one that another
+            run cannot recognise.
+        ValueError: prompts that do not fit the model or the metric, padding without lengths, an unknown span, or
+            ``distributed`` without other processes.
         HookError: a hook point that does not fire or ignores edits.
         NonFiniteError: the base run is not finite.
 
@@ -81,70 +84,49 @@ class Tracer:
         *,
         batch_size: int | None = None,
         dtype: torch.dtype | None = None,
-        memory_limit: int | None = None,
+        memory_limit: int | str | None = None,
         held: HookGroups | None = None,
         progress: bool | None = None,
+        distributed: bool | Ranks = False,
+        cache_dir: str | Path | None = None,
     ) -> None:
-        self.view = ModelView(model)
-        self.model, self.pairs, self.groups = model, pairs, groups
-        self.metric = as_metric(LogitDiff() if metric is None else metric)
-        self.intervention = Interchange() if intervention is None else intervention
-        self.progress = bool(progress)
-        self.dtype = dtype or (torch.float64 if self.view.dtype == torch.float64 else torch.float32)
-        check_inputs(self.view, pairs, groups, self.metric)
-        kind = self.view.device.type
-        self.memory_limit = memory_limit if memory_limit is not None else DEFAULT_LIMIT.get(kind, 2 << 30)
-        by_row = self.intervention.averages in (None, "zero")  # means are taken over prompts that are not ours to pack
-        self.rows = Rows.of(pairs, packed=by_row and can_pack(self.view, pairs))
-        self.batch_size = batch_size or default_batch_size(self.view, self.rows, self.memory_limit)
-        self._batches: list[Batch] = self._make_batches()
-        sources = Sources(limit=self.memory_limit, chunk=self.batch_size * 2)
-        self._engine = Engine(
-            view=self.view,
-            rows=self.rows,
-            groups=groups,
-            intervention=self.intervention,
-            sources=sources,
-            dtype=self.dtype,
-            held=held_sites(held, self.view.device, sources) if held is not None else None,
-            needs_last=bool(self.metric.needs_last or self.metric.surrogate.needs_last),
+        self.model, self.pairs = model, pairs
+        self.cache_dir = None if cache_dir is None else Path(cache_dir)
+        self.given_limit, self.ranks = memory_limit, ranks_of(distributed).for_examples(len(pairs))
+        made = Setup.of(
+            model,
+            pairs,
+            groups,
+            metric,
+            intervention,
+            batch_size=batch_size,
+            dtype=dtype,
+            memory_limit=memory_limit,
+            cache_dir=self.cache_dir,
+            ranks=self.ranks,
         )
-        self._base: list[Answers] = []
-        self._origin = Prefix(np.zeros(len(groups)))
-        self._restarts = Restarts(self._engine, self._batches, self._origin, self.memory_limit)
-        self._prefix_bytes = block_input_bytes(self.view, self.rows, groups)
-        self._start()
-
-    # ------------------------------------------------------------------ set-up
-
-    def _make_batches(self) -> list[Batch]:
-        everyone = torch.arange(self.rows.n_examples)
-        parts = everyone.chunk(-(-len(everyone) // self.batch_size))  # of equal size, rather than a small last one
-        return [self.rows.batch(part, self.view.device) for part in parts]
-
-    def _start(self) -> None:
-        """Base run, source runs, and the check that hooks work."""
-        with self.session(), torch.no_grad():
-            self._engine.probe(self.rows.batch(torch.tensor([0]), self.view.device))
-            self._engine.cost = Cost()
-            base_run = self.intervention.base_run(self.rows, self.view)
-            self._engine.set_base(base_run)
-            record = [self._origin] if 0 < 2 * self._prefix_bytes <= self.memory_limit else []
-            for batch in self._batches:
-                answers = self._engine.answers(batch, record=record)
-                self._check(answers.token_logp[answers.present], batch, None, "the base run")
-                self._base.append(answers)
-            self._engine.sources.prepare(self._engine)
-            if self._engine.held is not None:
-                self._engine.held.prepare(self._engine, base_run)
-        values = [self.metric(a, a) for a in self._base]
-        self._base_values = torch.cat(values)
-
-    @contextmanager
-    def session(self) -> Iterator[Tracer]:
-        """Keep hooks attached and weights frozen over several calls; solvers do this for you."""
-        with self._engine.session():
-            yield self
+        self.progress = bool(progress) and self.ranks.first
+        super().__init__(
+            made.view,
+            made.whole,
+            made.dealt[self.ranks.rank],
+            groups,
+            made.metric,
+            made.intervention,
+            dtype=made.dtype,
+            limits=made.limits,
+            step=made.step,
+            held=held,
+            eager=self.ranks.shared,
+        )
+        dealt, whole = made.dealt, made.whole
+        counts = [sum(map(len, parts)) for parts in dealt]
+        order = torch.argsort(whole.order[torch.cat([torch.cat(parts) for parts in dealt])])
+        self.calls = Calls(self, self.ranks, counts, order)
+        if self.cache_dir is not None:
+            folder = folder_of(self.cache_dir, self, pairs, sum(map(len, dealt)))
+            self.calls.cache = Cache(folder, self.ranks)
+        self._base_metric = self.calls.begin()
 
     # ------------------------------------------------------------------ facts
 
@@ -164,25 +146,37 @@ class Tracer:
     @property
     def base_metric(self) -> Float[Tensor, " n"]:
         """The metric of the unpatched base run, per example, in its unit."""
-        return self._unsorted(self._base_values[None])[0]
+        return self._base_metric
 
     @property
     def memory(self) -> dict[str, Any]:
-        """Bytes of stored activations and the limit they were held against."""
+        """Where stored activations are, their bytes, the limit they are held against, and batches halved so far."""
+        places = self._plan.places
         return {
             "limit": self.memory_limit,
+            "left": self._plan.left,
             "source_bytes": self._engine.sources.needed,
             "source_kept": self._engine.sources.keeps,
-            "block_input_bytes": self._prefix_bytes if self._origin.residuals else 0,
+            "source_place": self._engine.sources.place,
+            "block_input_bytes": self._plan.bytes_per_run if self._origin.residuals else 0,
+            "block_input_place": places["block_inputs"],
             "keys_values_bytes": self._restarts.stored_bytes,
+            "keys_values_place": places["keys_values"],
             "batch_size": self.batch_size,
+            "halved": self.halved,
         }
 
     def on(self, pairs: PromptPairs | None = None, **changes: Any) -> Tracer:
         """A tracer on other ``pairs``, such as held-out ones, or other arguments (``changes``); None: this one's."""
-        own = {name: getattr(self, name) for name in ("groups", "metric", "intervention", "dtype", "memory_limit")}
+        own = {name: getattr(self, name) for name in ("groups", "metric", "intervention")} | self.options
         given = {name: value for name, value in changes.items() if value is not None}
         return Tracer(self.model, self.pairs if pairs is None else pairs, **own | given)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """How it runs, whatever the prompts, components and metric: dtype, memory limit, ranks, cache."""
+        own = {"dtype": self.dtype, "memory_limit": self.given_limit, "cache_dir": self.cache_dir}
+        return own | {"distributed": self.ranks}
 
     def __repr__(self) -> str:
         return (
@@ -190,15 +184,29 @@ class Tracer:
             f"intervention={self.intervention.name})"
         )
 
+    def flush(self) -> None:
+        """Write everything found so far to ``cache_dir``.
+
+        Raises:
+            OSError: the folder cannot be written; results in memory are not touched.
+        """
+        if self.calls.cache is not None:
+            self.calls.cache.flush()
+
     def forget(self) -> None:
         """Drop block inputs stored by earlier calls: the next call costs, and rounds, as it would on a fresh tracer."""
-        self._restarts.forget()
+        self.calls.forget()
 
     @property
     def causal(self) -> bool:
         """Whether it was found that tokens do not act on earlier ones, so that runs restart at later tokens."""
-        with self.session():
-            return self._restarts.causal
+
+        def run() -> Found:
+            with self.session():
+                found = float(self._restarts.causal)
+            return Found(torch.zeros(0, self.rows.n_examples), torch.tensor([found]))
+
+        return bool(self.calls.make("causal", [], 0, 1, run, keep=False).sums[0] == self.ranks.size)
 
     # ------------------------------------------------------------------ effects
 
@@ -237,63 +245,25 @@ class Tracer:
             One row per mask, pairs in the caller's order.
         """
         stacked = self.groups.as_masks(masks).to(self.dtype).cpu()
-        values = self._metric_values(stacked, reference, held, tick or (lambda _: None))
-        return self._unsorted(values - self._base_values)
+        stored = None if reference is None else self._references(reference)
+        counted = _Ticks(tick, len(stacked) * self.n)
+
+        def run() -> Found:
+            values = self._metric_values(stacked, stored, held, counted)
+            return Found(values - self._base_values, torch.zeros(0))
+
+        found = self.calls.make("effects", [bytes_of(stacked), bytes_of(stored), bytes_of(held)], len(stacked), 0, run)
+        counted.finish()
+        return found.each
 
     def log_effect(self, mask: Any) -> Float[Tensor, " n"]:
         """Change of the metric's inner quantity under a ``mask``, per example: for ``OddsRatio`` log-odds, in nats."""
-        values = self.groups.as_mask(mask).to(self.view.device, self.dtype)[None, None]
-        out = self._base_values.new_empty(self.rows.n_examples)
-        with self.session(), torch.no_grad():
-            for batch, base in zip(self._batches, self._base, strict=True):
-                changed = self.metric.inner(self._engine.answers(batch, values), base)
-                out[batch.examples] = changed - self.metric.inner(base, base)
-        return self._unsorted(out[None])[0]
+        values = self.groups.as_mask(mask).cpu()
 
-    def _metric_values(
-        self, masks: Tensor, reference: Any, held: Tensor | None, tick: Callable[[int], object]
-    ) -> Float[Tensor, "k n"]:
-        """The metric itself under each mask; examples in internal order."""
-        values, end, plan = masks.cpu().numpy(), self.view.n_layers, self._restarts
-        out = self._base_values.new_empty(len(masks), self.rows.n_examples)
-        with self.session(), torch.no_grad():
-            plan.consider(len(values))
-            if reference is not None:
-                several = isinstance(reference, Tensor) and reference.ndim == 2
-                plan.set_references(self.groups.as_masks(reference if several else [reference]).to(self.dtype))
-            for start, jobs, runs in plan.by_first_block(values, with_references=held is None):
-                for i, (batch, base) in enumerate(zip(self._batches, self._base, strict=True)):
-                    if start >= end:  # nothing differs from stored runs
-                        for job, run in zip(jobs.tolist(), runs, strict=True):
-                            out[job, batch.examples] = self.metric(run.answers[i] if run.answers else base, base)
-                        tick(len(jobs) * len(batch.examples))
-                        continue
-                    for part, column in plan.tiles(values[jobs.numpy()], batch):
-                        tile, prefixes = jobs[part], [runs[p] for p in part]
-                        frozen = None if held is None else held[tile]
-                        out[tile.to(out.device)[:, None], batch.examples] = self._evaluate(
-                            masks[tile], batch, base, start, prefixes, frozen, column
-                        )
-                        tick(len(tile) * len(batch.examples))
-        return out
+        def run() -> Found:
+            return Found(self._inner_changes(values)[None], torch.zeros(0))
 
-    def _evaluate(
-        self,
-        masks: Tensor,
-        batch: Batch,
-        base: Answers,
-        start: int,
-        prefix: Sequence[Prefix],
-        held: Tensor | None,
-        column: int,
-    ) -> Tensor:
-        mask = masks[:, None].to(self.view.device, self.dtype)
-        frozen = None if held is None else held[:, None].to(mask)
-        past = self._restarts.cache(batch, column, len(masks)) if column else None
-        answers = self._engine.answers(batch, mask, start=start, prefix=prefix, held=frozen, column=column, past=past)
-        values = self.metric(answers, base.repeated(len(masks)))
-        self._check(values, batch, mask, "the metric")
-        return values.reshape(len(masks), -1)
+        return self.calls.make("log_effect", [bytes_of(values)], 1, 0, run).each[0]
 
     # ------------------------------------------------------------------ gradients
 
@@ -321,80 +291,93 @@ class Tracer:
             dtype: lower precision to run the model in (autocast), such as ``torch.bfloat16``: for ranking, not for
                 results. Nothing is stored as reference then.
         """
-        values = self.groups.as_mask(mask).to(self.view.device, self.dtype)
-        metric = self.metric.surrogate
-        measure = metric.inner if inner else metric
-        effects = self._base_values.new_empty(self.rows.n_examples)
-        gradient = self._base_values.new_zeros(self.rows.n_examples, len(self.groups))
-        plan = self._restarts
-        record = plan.new_references(values[None]) if as_reference and dtype is None else []
-        with self.session(), self._gradients(dtype) as soft:
-            for batch, base in zip(self._batches, self._base, strict=True):
-                leaf = values.expand(1, batch.n_rows, -1).clone().requires_grad_()
-                answers, share = soft.answers(batch, leaf, record)
-                out = measure(answers, base)
-                by_row = soft.backward(out.sum(), leaf, share)[0]
-                gradient.index_add_(0, batch.examples[batch.example], by_row)
-                effects[batch.examples] = out.detach() - (0.0 if inner else measure(base, base))
-                self._check(gradient[batch.examples], batch, leaf.detach(), "the gradient")
-        plan.references = record or plan.references
-        return self._unsorted(effects[None])[0], gradient[self._inverse()]
+        values = self.groups.as_mask(mask).cpu()
+
+        def run() -> Found:
+            effects, gradient = self._slopes(values, inner, as_reference, dtype)
+            return Found(torch.cat([effects[None], gradient.T]), torch.zeros(0))
+
+        given = [bytes_of(values), f"{inner} {as_reference} {dtype}".encode()]
+        found = self.calls.make("effect_and_gradient", given, 1 + len(self.groups), 0, run)
+        return found.each[0], found.each[1:].T
+
+    def mean_gradient(self, mask: Any, *, dtype: torch.dtype | None = None) -> Float[Tensor, " groups"]:
+        """Mean over the examples of :meth:`gradient`, in float64; ``dtype`` as for :meth:`effect_and_gradient`."""
+        values = self.groups.as_mask(mask).cpu()
+
+        def run() -> Found:
+            gradient = self._slopes(values, False, False, dtype)[1]
+            return Found(gradient.new_zeros(0, len(gradient)), gradient.double().sum(0))
+
+        given = [bytes_of(values), str(dtype).encode()]
+        return self.calls.make("mean_gradient", given, 0, len(self.groups), run).sums / self.n
+
+    def predicted_changes(self, mask: Any, *, dtype: torch.dtype | None = None) -> Float[Tensor, " groups"]:
+        """Predicted change of the mean metric from switching each entry of a binary mask, from one derivative.
+
+        Every example is followed through the metric's own non-linearity: :math:`outer(inner + slope) - outer(inner)`,
+        with steps of at most 6 nats. Block inputs are stored, so that evaluations near the mask restart from them.
+
+        Args:
+            mask: 0 or 1 per group.
+            dtype: as for :meth:`effect_and_gradient`.
+        """
+        values = self.groups.as_mask(mask).cpu()
+
+        def run() -> Found:
+            changes = self._predictions(values, dtype)
+            return Found(changes.new_zeros(0, self.rows.n_examples), changes)
+
+        given = [bytes_of(values), str(dtype).encode()]
+        return self.calls.make("predicted_changes", given, 0, len(self.groups), run).sums / self.n
 
     def loss_gradient(
         self, mask: Any, loss: Callable[[Float[Tensor, " e"]], Tensor], examples: Sequence[int] | Tensor | None = None
     ) -> tuple[Float[Tensor, " e"], Float[Tensor, " groups"]]:
         """Effects of some pairs under a soft mask, and the gradient of ``loss(effects)`` with respect to the mask.
 
+        Never kept on disk: what a loss is, cannot be told. Solvers keep the state of their loop instead.
+
         Args:
             mask: as :meth:`effect` takes it.
             loss: differentiable mean over the effects; pairs that run in several parts are combined as a weighted mean.
             examples: pair numbers, all by default; one forward and one backward over just these.
         """
-        leaf = self.groups.as_mask(mask).to(self.view.device, self.dtype).clone().requires_grad_()
-        chosen = self._inverse()[torch.as_tensor(examples).long()] if examples is not None else None
-        metric = self.metric.surrogate
-        parts = self._minibatches(chosen)
-        with self.session(), self._gradients() as soft:
-            effects = []
-            total = torch.zeros_like(leaf)
-            for batch, base in parts:
-                answers, share = soft.answers(batch, leaf[None, None])
-                out = metric(answers, base) - metric(base, base)
-                weight = len(out) / sum(len(b.examples) for b, _ in parts)
-                total = total + soft.backward(loss(out) * weight, leaf, share)
-                self._check(total, batch, leaf.detach()[None, None], "the gradient")
-                effects.append(out.detach())
-        together = torch.cat(effects)
-        if chosen is None:
-            return together[self._inverse()], total
-        back = torch.argsort(torch.cat([b.examples.cpu() for b, _ in parts]))
-        return together[back[torch.argsort(torch.argsort(chosen))]], total
+        values = self.groups.as_mask(mask)
+        wanted = torch.arange(self.n) if examples is None else torch.as_tensor(examples).long().cpu()
+        own = None if examples is None else self._own(wanted)
 
-    @contextmanager
-    def _gradients(self, dtype: torch.dtype | None = None) -> Iterator[Gradients]:
-        name = getattr(self.metric, "label", self.metric.name)
-        soft = Gradients(self._engine, self._restarts, self._origin, name)
-        soft.prepare()
-        with self._engine.reduced(dtype), torch.enable_grad():  # notebooks often switch gradients off for good
-            yield soft
+        def run() -> Found:
+            effects, total = self._loss_slope(values, loss, own, len(wanted))
+            return Found(effects[None], total)
 
-    def _minibatches(self, chosen: Tensor | None) -> list[tuple[Batch, Answers]]:
-        if chosen is None:
-            return list(zip(self._batches, self._base, strict=True))
-        whole = Answers.joined(self._base)
-        parts = chosen.sort().values.chunk(-(-len(chosen) // self.batch_size))
-        return [(self.rows.batch(part, self.view.device), whole.picked(part.to(self.view.device))) for part in parts]
+        given = [bytes_of(values.cpu()), bytes_of(wanted)]
+        found = self.calls.make("loss_gradient", given, 1, len(self.groups), run, keep=False)
+        return found.each[0, wanted.to(found.each.device)], found.sums
 
     # ------------------------------------------------------------------ small things
 
-    def _inverse(self) -> Int[Tensor, " n"]:
-        return torch.argsort(self.rows.order)
+    def _own(self, wanted: Tensor) -> Tensor:
+        """Of the pairs that are wanted, those of this process, by their place in its order."""
+        place = torch.full((self.n,), -1, dtype=torch.long)
+        place[self.rows.order] = torch.arange(self.rows.n_examples)
+        return place[wanted][place[wanted] >= 0]
 
     def _unsorted(self, values: Float[Tensor, "k n"]) -> Float[Tensor, "k n"]:
-        return values[:, self._inverse().to(values.device)]
+        """Values of this process's examples in the caller's order, where they are all."""
+        return values[:, torch.argsort(self.rows.order).to(values.device)]
 
-    def _check(self, values: Tensor, batch: Batch, mask: Tensor | None, what: str) -> None:
-        if bool(values.isfinite().all()):
-            return
-        number = next((i for i, b in enumerate(self._batches) if b is batch), 0)
-        self._engine.fail(batch, mask, f"{what} is not finite in batch {number}")
+
+class _Ticks:
+    """A progress bar's update: this rank's values as they come, the others' at the end."""
+
+    def __init__(self, tick: Callable[[int], object] | None, total: int) -> None:
+        self._tick, self._left = tick or (lambda _: None), total
+
+    def __call__(self, count: int) -> None:
+        self._tick(min(count, self._left))
+        self._left -= min(count, self._left)
+
+    def finish(self) -> None:
+        if self._left:
+            self(self._left)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from tl_multitrace.causal_trace.grid import TraceGrid
 from tl_multitrace.causal_trace.question import Question
 from tl_multitrace.causal_trace.sweep import UNCHANGED, check_samples, trace_question, window_doubt
 from tl_multitrace.compat import ModelView
-from tl_multitrace.files import File, GroupsRecord, read_json, write_json
+from tl_multitrace.distributed import ALONE, Ranks, ranks_of
+from tl_multitrace.files import File, GroupsRecord, locked, read_json, write_json
 from tl_multitrace.groups import HookGroups
 from tl_multitrace.interventions import NoiseCorruption
 
@@ -43,7 +45,8 @@ def average_causal_trace(
     units: Sequence[int] | None = None,
     known_only: bool = True,
     folder: str | Path | None = None,
-    memory_limit: int | None = None,
+    memory_limit: int | str | None = None,
+    distributed: bool | Ranks = False,
     progress: bool | None = None,
 ) -> TraceGrid:
     """Average causal trace over facts, by class of token.
@@ -63,8 +66,9 @@ def average_causal_trace(
         units: heads or neurons; default all.
         known_only: leave out facts whose answer's first token is not the model's top prediction (and count them).
         folder: keep every fact's trace here, and reuse those that are there already; an interrupted run loses the fact
-            in hand at most.
+            in hand at most. All ranks must see it.
         memory_limit: bytes of stored activations per fact.
+        distributed: share every fact's samples with the other processes that ``torchrun`` started.
         progress: show a progress bar over facts.
 
     Returns:
@@ -90,9 +94,10 @@ def average_causal_trace(
     options = TraceOptions(
         restore, window, check_samples(samples), noise, seed, corruption, check_severed(severed), _fixed(layers),
         _fixed(units), known_only, _fixed(subjects), memory_limit,
+        ranks_of(distributed),
     )  # fmt: skip
     runs = FactRuns(model, as_facts(facts), options, None if folder is None else Path(folder))
-    with tqdm(total=len(runs.facts), desc="facts", disable=not progress) as bar:
+    with tqdm(total=len(runs.facts), desc="facts", disable=not (progress and runs.options.ranks.first)) as bar:
         grids = [by_class(grid) for grid in runs.grids(bar.update)]
     if not grids:
         raise ValueError(
@@ -121,12 +126,15 @@ class TraceOptions:
     units: Sequence[int] | None
     known_only: bool
     subjects: tuple[str, ...] | None
-    memory_limit: int | None
+    memory_limit: int | str | None
+    ranks: Ranks = ALONE
 
     def record(self) -> dict[str, Any]:
         """What must be equal for two runs to be one."""
         subjects = None if self.subjects is None else f"{len(self.subjects)} texts {_digest(self.subjects)}"
-        return {k: _recorded(v) for k, v in vars(self).items() if k != "memory_limit"} | {"subjects": subjects}
+        return {k: _recorded(v) for k, v in vars(self).items() if k not in ("memory_limit", "ranks")} | {
+            "subjects": subjects
+        }
 
 
 def _digest(value: Any) -> str:
@@ -214,11 +222,21 @@ class FactRuns:
 
     def grids(self, tick: Callable[[int], object] = lambda _: None) -> Iterator[TraceGrid]:
         """The traces of the facts that are not left out; ``tick(1)`` is called after each fact."""
-        for number, fact in enumerate(self.facts):
-            grid = self._finished(fact) or self._trace(number, fact)
-            tick(1)
-            if grid is not None:
-                yield replace(grid, tracer=None)  # a tracer keeps its activations
+        with self._held():
+            for number, fact in enumerate(self.facts):
+                grid = self._finished(fact) or self._trace(number, fact)
+                tick(1)
+                if grid is not None:
+                    yield replace(grid, tracer=None)  # a tracer keeps its activations
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """The folder for this run alone, on all ranks or none."""
+        with ExitStack() as stack:
+            if self.folder is not None:
+                folder = self.folder
+                self.options.ranks.after_first(lambda: stack.enter_context(locked(folder, ".lock")))
+            yield
 
     def _path(self, fact: Fact) -> Path | None:
         if self.folder is None:
@@ -229,8 +247,10 @@ class FactRuns:
         return self.folder / "facts" / f"{plain}.json"
 
     def _finished(self, fact: Fact) -> TraceGrid | None:
-        path = self._path(fact)
-        return TraceGrid.load(path) if path is not None and path.exists() else None
+        path, ranks = self._path(fact), self.options.ranks
+        if path is None or not ranks.share_bytes(b"there" if path.exists() else b""):
+            return None
+        return TraceGrid.load(path)
 
     def _trace(self, number: int, fact: Fact) -> TraceGrid | None:
         try:
@@ -246,7 +266,7 @@ class FactRuns:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # said once, of the average
             grid = self._grid(number, question)
-        self._keep(grid, self._path(fact))
+        self.options.ranks.after_first(lambda: self._keep(grid, self._path(fact)))
         return grid
 
     def _keep(self, grid: TraceGrid, path: Path | None) -> None:
@@ -272,7 +292,7 @@ class FactRuns:
             o.samples,
             subjects=self.subjects if isinstance(self.corruption, TokenReplacement) else None,
             severed=o.severed,
-            memory_limit=o.memory_limit,
+            options={"memory_limit": o.memory_limit, "distributed": o.ranks},
             model_record=self.record,
             unit_of=self.unit_of,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tl_multitrace.files import naming
+from tl_multitrace.untrusted import checked_path, plain_json, short
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,9 @@ class Fact:
 
     def __post_init__(self) -> None:
         if not self.prompt or not self.subject:
-            raise ValueError(f"a fact needs a prompt and a subject, got {self.prompt!r} and {self.subject!r}.")
+            raise ValueError(
+                f"a fact needs a prompt and a subject, got {short(self.prompt)} and {short(self.subject)}."
+            )
 
 
 def as_facts(facts: Sequence[Any] | str | Path) -> list[Fact]:
@@ -52,7 +54,7 @@ def as_facts(facts: Sequence[Any] | str | Path) -> list[Fact]:
         raise ValueError("there are no facts.")
     twice = next((i for i, count in Counter(f.id for f in made).items() if count > 1), None)
     if twice is not None:
-        raise ValueError(f"two facts have the id {twice!r}, so one would overwrite the other's result.")
+        raise ValueError(f"two facts have the id {short(twice)}, so one would overwrite the other's result.")
     return made
 
 
@@ -77,14 +79,12 @@ def load_facts(path: str | Path) -> list[Fact]:
         >>> [fact.answer for fact in load_facts("facts.jsonl")]
         [' Rome']
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {str(path)!r}.")
+    path = checked_path(path)
     try:
         text = path.read_text(encoding="utf-8")
-        lines = (x for x in text.splitlines() if x.strip())
-        records = json.loads(text) if text.lstrip().startswith("[") else [json.loads(x) for x in lines]
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        lines = (x for x in text.split("\n") if x.strip())  # a text may hold the exotic ends of splitlines
+        records = plain_json(text) if text.lstrip().startswith("[") else [plain_json(x) for x in lines]
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is neither a JSON list nor JSON lines ({error}).") from None
     with naming(path):
         return as_facts(records)
@@ -100,7 +100,7 @@ def fact_of(record: Any, i: int) -> Fact:
         answer = record[2] if len(record) == 3 else None
         if answer is None or isinstance(answer, str):
             return Fact(record[0], record[1], answer, str(i))
-    raise ValueError(f"fact {i} is {record!r}: give mappings or (prompt, subject, answer) tuples.")
+    raise ValueError(f"fact {i} is {short(record)}: give mappings or (prompt, subject, answer) tuples.")
 
 
 def _from_mapping(record: Mapping[str, Any], i: int) -> Fact:
@@ -111,8 +111,8 @@ def _from_mapping(record: Mapping[str, Any], i: int) -> Fact:
     text, part = record.get("base_prompt", record.get("prompt")), record.get("subject")
     if not isinstance(text, str) or not isinstance(part, str):
         raise ValueError(
-            f"fact {i} has the keys {sorted(record)}: it needs prompt and subject, or the layout of known_1000 or "
-            "CounterFact."
+            f"fact {i} has the keys {short(sorted(map(str, record)), 300)}: it needs prompt and subject, or the layout "
+            "of known_1000 or CounterFact."
         )
     answer = record.get("answer", record.get("attribute", record.get("target_true")))
     return Fact(text, part, None if answer is None else _answer(str(answer), text), name)
@@ -123,7 +123,9 @@ def _from_rewrite(rewrite: Mapping[str, Any], name: str, i: int) -> Fact:
     target = rewrite.get("target_true")
     parts = (rewrite.get("prompt"), rewrite.get("subject"), target.get("str") if isinstance(target, Mapping) else None)
     if not all(isinstance(part, str) for part in parts):
-        raise ValueError(f"fact {i}: requested_rewrite needs prompt, subject and target_true.str, got {dict(rewrite)}.")
+        raise ValueError(
+            f"fact {i}: requested_rewrite needs prompt, subject and target_true.str, got {short(dict(rewrite), 300)}."
+        )
     template, subject, answer = map(str, parts)
     prompt = template.replace("{}", subject)
     return Fact(prompt, subject, _answer(answer, prompt), name)

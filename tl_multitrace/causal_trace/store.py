@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import BaseModel, Field
 from torch import Tensor
 
 from tl_multitrace.causal_trace.cells import SITE, Cells
-from tl_multitrace.files import File, GroupsRecord, naming, read_json, write_bytes, write_json
+from tl_multitrace.files import File, GroupsRecord, Provenance, naming, read_json, write_bytes, write_json
+from tl_multitrace.untrusted import checked_path, member, short
 
 if TYPE_CHECKING:
     from tl_multitrace.causal_trace.grid import TraceGrid
@@ -56,7 +57,7 @@ class CellsRecord(BaseModel):
         """
         unknown = [k for k in self.kinds if k not in SITE]
         if unknown or not (self.kinds or self.own):
-            raise ValueError(f"cells of unknown kind {unknown or self.kinds}.")
+            raise ValueError(f"cells of unknown kind {short(unknown or self.kinds)}.")
         if any(not 0 <= layer < self.n_layers for layer in self.layers):
             raise ValueError(f"layers {self.layers[:4]} lie outside a model of {self.n_layers}.")
         if any(not 0 <= unit < self.size for unit in self.units):
@@ -88,7 +89,7 @@ class TraceFile(File):
     answer: str
     severed: list[str] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
-    provenance: dict[str, Any] = Field(default_factory=dict)
+    provenance: Provenance = Field(default_factory=dict)
 
 
 def save_grid(grid: TraceGrid, path: Path, *, overwrite: bool = False) -> Path:
@@ -171,18 +172,17 @@ def _arrays(path: Path, file: TraceFile) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    if Path(file.arrays).name != file.arrays:
-        raise ValueError(f"{path} names its arrays {file.arrays!r}, which is not a plain file name.")
-    beside = path.parent / file.arrays
+    with naming(f"{path} names its arrays"):
+        beside = member(path.parent, file.arrays)
     if not beside.is_file():
         raise FileNotFoundError(f"the arrays of {path} are missing: no file {str(beside)!r}.")
-    content = beside.read_bytes()
+    content = checked_path(beside).read_bytes()
     if hashlib.sha256(content).hexdigest() != file.sha256:
         raise ValueError(f"{beside} is not the array file that {path} describes (cut off, or of another trace).")
     try:
         found = load(content)
     except SafetensorError as error:
-        raise ValueError(f"{beside} is not a safetensors file ({error}).") from None
+        raise ValueError(f"{beside} is not a safetensors file ({str(error)[:160]}).") from None
     if set(found) != set(ARRAYS):
-        raise ValueError(f"{beside} holds {sorted(found)} instead of {sorted(ARRAYS)}.")
+        raise ValueError(f"{beside} holds {short(sorted(found))} instead of {sorted(ARRAYS)}.")
     return found

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from tl_multitrace.causal_trace.grid import TraceGrid
 from tl_multitrace.causal_trace.question import Question
 from tl_multitrace.causal_trace.reading import Answer, Prompt, Subject
 from tl_multitrace.compat import ModelView
+from tl_multitrace.distributed import Ranks
 from tl_multitrace.groups import HookGroups, Position
 from tl_multitrace.metrics import AnswerProb
 from tl_multitrace.scores import Score
@@ -39,6 +41,9 @@ from tl_multitrace.tracer import Tracer
 
 MASK_ENTRIES = 1 << 22
 """Numbers in the one-hot masks made at a time: neurons are so many that all of them would not fit."""
+
+CACHED_CELLS, CACHED_PARTS = 64, 32
+"""With a cache, fewest cells that are kept at a time, and parts that a sweep is kept in at most."""
 
 UNCHANGED = 1e-6
 """A total effect up to this may be rounding."""
@@ -63,7 +68,9 @@ def causal_trace(
     units: Iterable[int] | None = None,
     answer_position: int | None = None,
     prepend_bos: bool | None = None,
-    memory_limit: int | None = None,
+    memory_limit: int | str | None = None,
+    distributed: bool | Ranks = False,
+    cache_dir: str | Path | None = None,
     progress: bool | None = None,
 ) -> TraceGrid:
     """Where does the model recover the answer when one activation of a corrupted run is restored?
@@ -93,6 +100,8 @@ def causal_trace(
         answer_position: for masked language models; default: the mask.
         prepend_bos: for text; default: what TransformerLens does for this model.
         memory_limit: bytes of stored activations; see :class:`~tl_multitrace.tracer.Tracer`.
+        distributed: share the samples with the other processes that ``torchrun`` started.
+        cache_dir: a folder to keep what was found in; an interrupted trace goes on from there.
         progress: show a progress bar.
 
     Returns:
@@ -128,7 +137,7 @@ def causal_trace(
         samples,
         subjects=subjects,
         severed=check_severed(severed),
-        memory_limit=memory_limit,
+        options={"memory_limit": memory_limit, "distributed": distributed, "cache_dir": cache_dir},
         progress=progress,
     )
 
@@ -142,7 +151,7 @@ def trace_question(
     *,
     subjects: Sequence[str] | None = None,
     severed: tuple[str, ...] = (),
-    memory_limit: int | None = None,
+    options: Mapping[str, Any] | None = None,
     progress: bool | None = None,
     model_record: dict[str, Any] | None = None,
     unit_of: str | None = None,
@@ -150,7 +159,7 @@ def trace_question(
     """Trace one question over given cells; :func:`causal_trace` without its conveniences.
 
     ``model_record`` is ``ModelView.describe()`` where the caller has it: it reads all weights. ``unit_of`` says what
-    the standard deviation that the corruption brings along was taken over.
+    the standard deviation that the corruption brings along was taken over, ``options`` are the tracer's.
     """
     samples, view = check_samples(samples), ModelView(model)
     notes = [question.warn_unpredicted(), _warn_window(cells)]
@@ -164,8 +173,8 @@ def trace_question(
         groups,
         AnswerProb(reduce="sum"),
         corrupted.intervention,
-        memory_limit=memory_limit,
         held=frozen,
+        **dict(options or {}),
     )
     effects = Sweep(tracer, table, held, cells.chains(), corrupted.first).effects(progress)
     base = tracer.base_metric.cpu()
@@ -217,10 +226,13 @@ class Sweep:
         with self.tracer.session():
             parts = self._parts()
             total = sum(len(cells) for cells, _ in parts) * self.tracer.n
-            with tqdm(total=total, desc="cells x samples", disable=not progress, leave=False) as bar:
+            with tqdm(
+                total=total, desc="cells x samples", disable=not (progress and self.tracer.ranks.first), leave=False
+            ) as bar:
                 for cells, references in parts:
                     held, tick = None if self.held is None else self.held[cells], bar.update
                     out[:, cells] = self.tracer.effects(self._masks(cells), references, held=held, tick=tick).T.cpu()
+        self.tracer.flush()
         return out
 
     def _count(self) -> int:
@@ -233,13 +245,19 @@ class Sweep:
         # a run to restart from is one without frozen sites
         chains = [chain for chain in self.chains if self.held is None and sum(bool(live[i]) for i in chain) > 2]
         if chains and len(cells) * len(self.tracer.groups) <= MASK_ENTRIES and self._fit(len(chains)):
-            return [(cells, self._masks(torch.tensor([chain[-1] for chain in chains])))]
-        return [(part, None) for part in cells.split(max(1, min(len(cells), MASK_ENTRIES // len(self.tracer.groups))))]
+            shared = self._masks(torch.tensor([chain[-1] for chain in chains]))
+            return [(part, shared) for part in cells.split(self._at_a_time(len(cells)))]
+        at_a_time = min(self._at_a_time(len(cells)), MASK_ENTRIES // len(self.tracer.groups))
+        return [(part, None) for part in cells.split(max(1, at_a_time))]
+
+    def _at_a_time(self, cells: int) -> int:
+        """Cells of a call: all of them, unless an interruption is to cost but a few."""
+        return max(1, cells if self.tracer.cache_dir is None else max(CACHED_CELLS, cells // CACHED_PARTS))
 
     def _fit(self, runs: int) -> bool:
         """Whether so many runs can be kept beside the base run."""
         memory = self.tracer.memory
-        return bool((runs + 2) * memory["block_input_bytes"] <= memory["limit"])
+        return bool((runs - 1) * memory["block_input_bytes"] <= memory["left"])  # there is room for one already
 
     def _masks(self, cells: Int[Tensor, " part"]) -> Float[Tensor, "part groups"]:
         if self.table is not None:
@@ -308,5 +326,5 @@ def _provenance(tracer: Tracer, question: Question, corruption: dict[str, Any]) 
         "intervention": corruption,
         "corruption_text": describe_corruption(corruption),
         "cost": {"forwards": cost.forwards, "equivalents": cost.equivalents, "seconds": cost.seconds},
-        "memory": tracer.memory,
+        "memory": {k: v for k, v in tracer.memory.items() if k not in ("limit", "left")},  # which are the machine's
     }

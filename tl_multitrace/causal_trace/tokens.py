@@ -17,7 +17,7 @@ from tl_multitrace.causal_trace.question import Question
 from tl_multitrace.causal_trace.reading import Answer, Prompt, Subject
 from tl_multitrace.causal_trace.sweep import Sweep, check_samples, warn_unchanged
 from tl_multitrace.compat import ModelView
-from tl_multitrace.files import File, naming, read_json, write_json
+from tl_multitrace.files import File, Provenance, naming, read_json, write_json
 from tl_multitrace.groups import residual
 from tl_multitrace.metrics import AnswerProb
 from tl_multitrace.scores import Score
@@ -40,7 +40,7 @@ class TokensFile(File):
     corrupt: list[list[float]]
     restore: list[list[float]]
     answer: str
-    provenance: dict[str, Any]
+    provenance: Provenance
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no single truth to compare by
@@ -164,6 +164,8 @@ class CausalTokens:
         file = read_json(Path(path), TokensFile)
         if any(not 0 <= p < len(file.tokens) for p in file.positions):
             raise ValueError(f"{path}: positions {file.positions[:4]} lie outside {len(file.tokens)} tokens.")
+        if not 0 < len(file.corrupted) == len(file.corrupt) == len(file.restore):
+            raise ValueError(f"{path}: effects of {len(file.corrupt)} and {len(file.restore)} samples, which differ.")
         with naming(path):
             arrays = {n: torch.tensor(getattr(file, n)) for n in ("corrupted", "corrupt", "restore")}
             return cls(

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 
 from tl_multitrace.circuit import Circuit
 from tl_multitrace.evaluation.result import Result, ResultFile
+from tl_multitrace.files import Provenance
 from tl_multitrace.objective import Objective
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.scores import Score
@@ -108,7 +109,7 @@ class Front(Result):
     budget: int
     evaluated: int
     notes: tuple[str, ...] = ()
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=dict)
 
     FILE: ClassVar[type[ResultFile]]
 

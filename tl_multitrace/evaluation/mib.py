@@ -27,6 +27,7 @@ from tl_multitrace.evaluation.estimate import Estimate, Statistic, estimates
 from tl_multitrace.evaluation.measure import rounded
 from tl_multitrace.evaluation.result import Result, ResultFile, intervention_name
 from tl_multitrace.evaluation.subject import Interventions, subject_of
+from tl_multitrace.files import Provenance
 from tl_multitrace.groups import HookGroups
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.solvers import SubsetPath
@@ -115,7 +116,7 @@ class MibScores(Result):
     metric: str
     intervention: Mapping[str, Any]
     notes: tuple[str, ...] = ()
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=dict)
 
     FILE: ClassVar[type[ResultFile]]
 

@@ -26,6 +26,7 @@ from tl_multitrace.evaluation.evaluator import seen_before
 from tl_multitrace.evaluation.measure import log_effects, mean_effects, rounded
 from tl_multitrace.evaluation.result import Result, ResultFile, intervention_name
 from tl_multitrace.evaluation.subject import Judged, Subject, subject_of
+from tl_multitrace.files import Provenance
 from tl_multitrace.groups import Component, HookGroups
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.tracer import Tracer
@@ -96,7 +97,7 @@ class Significance(Result):
     direction: str
     intervention: Mapping[str, Any]
     notes: tuple[str, ...] = ()
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=dict)
 
     FILE: ClassVar[type[ResultFile]]
 

@@ -9,7 +9,6 @@ then what larger budgets bring in, one after the other.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from tl_multitrace.circuit import Circuit
 from tl_multitrace.evaluation.result import Result, ResultFile
 from tl_multitrace.groups import Component, HookGroups
 from tl_multitrace.solvers import SubsetPath
+from tl_multitrace.untrusted import load_json, short
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -225,13 +225,13 @@ def _component(name: Any) -> Component:
     if isinstance(name, Sequence) and len(name) == 2 and all(x is None or isinstance(x, int) for x in name):
         layer, head = name
         return Component("mlp", layer) if head is None else Component("head", layer, head)
-    raise ValueError(f"{name!r} names no component: use a Component, 'L9H6', or (layer, head).")
+    raise ValueError(f"{short(name)} names no component: use a Component, 'L9H6', or (layer, head).")
 
 
 def _from_label(label: str) -> Component:
     found = re.fullmatch(r"L(\d+)(?:([HND])(\d+)|(MLP|ATTN|RESID))", label)
     if found is None:
-        raise ValueError(f"{label!r} is no label: use one such as 'L9H6', 'L3N120', 'L2D7', 'L5MLP' or 'L5ATTN'.")
+        raise ValueError(f"{short(label)} is no label: use one such as 'L9H6', 'L3N120', 'L2D7', 'L5MLP' or 'L5ATTN'.")
     kind = {"H": "head", "N": "neuron", "D": "mlp_dim", "MLP": "mlp", "ATTN": "attn", "RESID": "resid"}
     return Component(kind[found[2] or found[4]], int(found[1]), int(found[3]) if found[3] else None)
 
@@ -259,22 +259,25 @@ def read_truth(path: str | Path, name: str) -> dict[str, list[tuple[int, int | N
         >>> read_truth("truth.json", "ioi")
         {'name movers': [(9, 6), (9, 9)], 'MLPs': [(0, None)]}
     """
-    place = Path(path)
-    if not place.is_file():
-        raise FileNotFoundError(f"no file {str(place)!r}.")
+    content = load_json(path)
     try:
-        content = json.loads(place.read_text(encoding="utf-8"))
         if name not in content:
-            raise ValueError(f"no circuit {name!r}: the file has {', '.join(content)}.")
-        lists = {str(k): [(int(layer), _head(head)) for layer, head in v] for k, v in content[name].items()}
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{place}: {error}") from None
-    components_of(lists)
+            raise ValueError(f"no circuit {name!r}: the file has {short(list(content), 300)}.")
+        lists = {k: [(_number(layer), _head(head)) for layer, head in v] for k, v in content[name].items()}
+        components_of(lists)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: {error}") from None
     return lists
 
 
 def _head(head: Any) -> int | None:
-    return None if head is None else int(head)
+    return None if head is None else _number(head)
+
+
+def _number(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"expected [layer, head] in whole numbers, got {short(value)}.")
+    return value
 
 
 # ---------------------------------------------------------------------- what was found

@@ -12,6 +12,7 @@ import numpy as np
 from tl_multitrace.evaluation.estimate import Estimate
 from tl_multitrace.evaluation.measure import AblationScores
 from tl_multitrace.evaluation.result import Result, ResultFile
+from tl_multitrace.files import Provenance
 from tl_multitrace.groups import Component
 from tl_multitrace.scores import Score
 
@@ -63,7 +64,7 @@ class CircuitReport(Result):
     labels: tuple[str, ...]
     ablations: tuple[AblationScores, ...]
     notes: tuple[str, ...] = ()
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=dict)
 
     FILE: ClassVar[type[ResultFile]]
 

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from tl_multitrace.circuit import Circuit
 from tl_multitrace.evaluation.estimate import Estimate, frequency
 from tl_multitrace.evaluation.result import Result, ResultFile, intervention_name
+from tl_multitrace.files import Provenance
 from tl_multitrace.groups import Component
 from tl_multitrace.interventions import ResampleAblation
 from tl_multitrace.objective import Objective, aim_of
@@ -77,7 +78,7 @@ class Stability(Result):
     direction: str
     intervention: Mapping[str, Any]
     notes: tuple[str, ...] = ()
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=dict)
 
     FILE: ClassVar[type[ResultFile]]
 

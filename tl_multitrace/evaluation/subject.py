@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ class Subject:
         direction: which way the effect is meant to go.
         provenance: of the circuit or path.
         search: prompts that the set was chosen on, where they are known.
-        dtype: of masks and sums, where the search named one.
+        options: of its tracers, as the search had them: dtype, ranks, where results are kept.
     """
 
     model: Any
@@ -48,7 +48,7 @@ class Subject:
     direction: Direction
     provenance: Mapping[str, Any]
     search: PromptPairs | None = None
-    dtype: torch.dtype | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def sign(self) -> int:
@@ -70,7 +70,7 @@ class Subject:
     def tracer(self, pairs: PromptPairs, intervention: Intervention | None = None) -> Tracer:
         """The same trace on other prompts."""
         replaced = self.interventions[0] if intervention is None else intervention
-        return Tracer(self.model, pairs, self.groups, self.metric, replaced, dtype=self.dtype)
+        return Tracer(self.model, pairs, self.groups, self.metric, replaced, **self.options)
 
 
 def subject_of(
@@ -115,7 +115,7 @@ def subject_of(
         direction=_direction(direction, facts),
         provenance=facts | ({"budget": _choice(judged, budget).size} if isinstance(judged, SubsetPath) else {}),
         search=judged.tracer.pairs if judged.tracer is not None else None,
-        dtype=known.dtype if known is not None else None,
+        options={} if known is None else known.options,
     )
 
 

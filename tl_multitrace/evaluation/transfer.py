@@ -14,6 +14,7 @@ from tl_multitrace.circuit import Circuit
 from tl_multitrace.evaluation.estimate import Estimate, estimates
 from tl_multitrace.evaluation.result import Result, ResultFile, intervention_name
 from tl_multitrace.evaluation.subject import places_of
+from tl_multitrace.files import Provenance
 from tl_multitrace.groups import Component, HookGroups
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.scores import Score
@@ -85,7 +86,7 @@ class CircuitComparison(Result):
     overlap_p: float | None
     transfers: tuple[Transfer, ...]
     notes: tuple[str, ...] = ()
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=dict)
 
     FILE: ClassVar[type[ResultFile]]
 

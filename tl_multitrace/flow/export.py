@@ -110,15 +110,18 @@ def load_graph(path: str | Path) -> nx.Graph:
     import networkx as nx
 
     file = read_json(Path(path), GraphFile)
-    graph = nx.MultiDiGraph(**file.attributes) if file.directed else nx.Graph(**file.attributes)
+    graph = nx.MultiDiGraph() if file.directed else nx.Graph()
+    graph.graph.update(file.attributes)
     for node in file.nodes:
-        graph.add_node(node.id, **node.attributes)
+        graph.add_node(node.id)
+        graph.nodes[node.id].update(node.attributes)  # not as keywords: a file may name one of networkx' own
     for edge in file.edges:
         absent = [n for n in (edge.source, edge.target) if n not in graph]
         if absent:
             raise ValueError(f"{path}: an edge names {absent[0]!r}, which is not among the nodes.")
-        key = {"key": edge.key} if file.directed else {}
-        graph.add_edge(edge.source, edge.target, **key, **edge.attributes)
+        ends = (edge.source, edge.target, edge.key) if file.directed else (edge.source, edge.target)
+        graph.add_edge(*ends)
+        graph.edges[ends].update(edge.attributes)
     return graph
 
 

@@ -88,7 +88,7 @@ class PathPatching(Tracer):
             tracer.intervention,
             batch_size=tracer.batch_size,
             dtype=tracer.dtype,
-            memory_limit=tracer.memory_limit,
+            memory_limit=tracer.given_limit,
         )
         self.nodes, self.taps = nodes, Taps()
         self.background = torch.zeros(len(nodes.groups), device=self.view.device, dtype=self.dtype)
@@ -115,6 +115,11 @@ class PathPatching(Tracer):
             HookError: the model ignores edits at queries, keys, values or layer outputs, or does not compute them.
             NonFiniteError: the metric became NaN or infinite.
         """
+        found = self._surviving(lambda: self._all_edges(progress))
+        return {edge: self._unsorted(values[None])[0].cpu() for edge, values in found.items()}
+
+    def _all_edges(self, progress: bool | None) -> dict[Edge, Float[Tensor, " n"]]:
+        """The same with prompts in internal order."""
         found: dict[Edge, Tensor] = {}
         with self._tapped(), torch.no_grad():
             self._probe(self.rows.batch(torch.tensor([0]), self.view.device))
@@ -126,7 +131,7 @@ class PathPatching(Tracer):
                 for edge, values in self._from(sender, reference):
                     zeros = torch.zeros(self.rows.n_examples, dtype=self.dtype, device=self.view.device)
                     found.setdefault(edge, zeros)[reference.batch.examples] = values
-        return {edge: self._unsorted(values[None])[0].cpu() for edge, values in found.items()}
+        return found
 
     @contextmanager
     def _tapped(self) -> Iterator[None]:
@@ -152,12 +157,14 @@ class PathPatching(Tracer):
         return self._engine.answers(batch, masks[:, None], start=start, prefix=self._reference_inputs)
 
     def _reference(self, batch: Batch, base: Answers) -> Reference:
-        keeps = 0 < 2 * self._prefix_bytes <= self.memory_limit
+        keeps = self._plan.stored_runs > 1
         with self.taps.doing(record=self._points()) as seen:
             record = [self._reference_inputs] if keeps else []
             answers = self._engine.answers(batch, self.background[None, None], record=record)
         quiet = {name: seen[name] for name in (*self._attention_out, *self._mlp_out)}
-        return Reference(batch, base, seen, self.metric(answers, base), quiet)
+        values = self.metric(answers, base)
+        self._check(values, batch, self.background[None, None], "the metric", answers.token_logp)
+        return Reference(batch, base, seen, values, quiet)
 
     # ------------------------------------------------------------------ one sender
 
@@ -248,7 +255,7 @@ class PathPatching(Tracer):
     def _effect(self, answers: Answers, at: Reference) -> Float[Tensor, "k e"]:
         k = len(answers.right) // len(at.metric)
         values = self.metric(answers, at.base.repeated(k))
-        self._check(values, at.batch, None, "the metric")
+        self._check(values, at.batch, None, "the metric", answers.token_logp)
         return values.reshape(k, -1) - at.metric
 
     def _share(self, hook: str, nodes: Sequence[int], batch: Batch) -> Float[Tensor, "k ..."]:

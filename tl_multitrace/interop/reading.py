@@ -19,24 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tl_multitrace.files import MAX_BYTES, MAX_DEPTH, write_bytes, write_text
+from tl_multitrace import untrusted
+from tl_multitrace.files import write_bytes, write_text
+from tl_multitrace.untrusted import MAX_BYTES, MAX_DEPTH, checked_path
 
 SHOWN = 60
-
-
-def checked_path(path: str | Path) -> Path:
-    """The path of a file that may be read.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: it is too large.
-    """
-    place = Path(path)
-    if not place.is_file():
-        raise FileNotFoundError(f"no file {str(place)!r}.")
-    if place.stat().st_size > MAX_BYTES:
-        raise ValueError(f"{place} has {place.stat().st_size} bytes; at most {MAX_BYTES} are read.")
-    return place
 
 
 def load_json(path: str | Path) -> Any:
@@ -44,23 +31,9 @@ def load_json(path: str | Path) -> Any:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: too large, too deeply nested, not UTF-8 or not JSON.
+        ValueError: too large, too deeply nested, not UTF-8, not JSON, or with an infinite number.
     """
-    place = checked_path(path)
-    try:
-        content = json.loads(place.read_text(encoding="utf-8"), parse_constant=_constant)
-    except RecursionError:
-        raise ValueError(f"{place} is nested deeper than {MAX_DEPTH} levels.") from None
-    except ValueError as error:  # also what is not UTF-8, and numbers of thousands of digits
-        raise ValueError(f"{place} is not complete JSON ({error}): the file is cut off or of another kind.") from None
-    if too_deep(content):
-        raise ValueError(f"{place} is nested deeper than {MAX_DEPTH} levels.")
-    return content
-
-
-def _constant(name: str) -> None:
-    if name != "NaN":
-        raise ValueError(f"{name} is no number")
+    return untrusted.load_json(path, nan=True)
 
 
 def too_deep(value: Any) -> bool:

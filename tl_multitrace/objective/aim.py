@@ -16,14 +16,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_multitrace._version import __version__
+from tl_multitrace.calls import Loop
 from tl_multitrace.cost import Cost
 from tl_multitrace.groups import HookGroups
 from tl_multitrace.metrics import Metric
 from tl_multitrace.scores import Score
 from tl_multitrace.tracer import Tracer
-
-CLAMP = 6.0
-"""Largest step in the inner quantity (nats) that is believed: beyond it the linear picture means nothing."""
 
 
 @runtime_checkable
@@ -76,6 +74,14 @@ class Aim(Protocol):
 
     def forget(self) -> None:
         """Drop what earlier calls stored."""
+        ...
+
+    def loop(self, *what: Any) -> Loop:
+        """Where a solver keeps the state of a loop that depends on ``what``."""
+        ...
+
+    def flush(self) -> None:
+        """Write what was found so far to the disk, where it is kept."""
         ...
 
     def means(
@@ -283,6 +289,14 @@ class TracerAim:
         self._latest.forget()
         self.tracer.forget()
 
+    def loop(self, *what: Any) -> Loop:
+        """Beside the tracer's results."""
+        return Loop([self.tracer.calls], *what)
+
+    def flush(self) -> None:
+        """The tracer's."""
+        self.tracer.flush()
+
     def means(
         self,
         masks: Float[Tensor, "k groups"],
@@ -304,21 +318,13 @@ class TracerAim:
 
     def slope(self, mask: Float[Tensor, " groups"], dtype: torch.dtype | None = None) -> Float[np.ndarray, " groups"]:
         """Mean derivative of the effect."""
-        gradient = self.tracer.effect_and_gradient(mask, **_lower(dtype))[1]
-        return np.asarray(gradient.double().mean(0).cpu().numpy())
+        return np.asarray(self.tracer.mean_gradient(mask, dtype=dtype).cpu().numpy())
 
     def gains(
         self, mask: Float[Tensor, " groups"], sign: int, dtype: torch.dtype | None = None, pressure: float = 1.0
     ) -> Float[np.ndarray, " groups"]:
         """Through the metric's own non-linearity, example by example; see ``solvers/screen.py``."""
-        inner, slope = self.tracer.effect_and_gradient(mask, inner=True, as_reference=True, **_lower(dtype))
-        signs = (1 - 2 * mask).to(slope)
-        now = self.metric.outer(inner)
-        total = torch.zeros_like(slope[0])
-        for rows in torch.arange(len(inner)).split(max(1, (1 << 22) // max(1, slope.shape[1]))):
-            step = (slope[rows] * signs).clamp(-CLAMP, CLAMP)
-            total += (self.metric.outer(inner[rows, None] + step) - now[rows, None]).sum(0)
-        return np.asarray(sign * (total / len(inner)).double().cpu().numpy())
+        return np.asarray(sign * self.tracer.predicted_changes(mask, dtype=dtype).cpu().numpy())
 
     def loss(self, mask: Any, sign: int) -> float:
         """Mean bounded loss of the effects."""
@@ -353,8 +359,5 @@ class TracerAim:
             "metric": tracer.metric.name or "custom",
             "metric_unit": tracer.metric.unit,
             "intervention": tracer.intervention.describe(),
+            **({"out_of_memory": {"halved": tracer.halved, "batch_size": tracer.batch_size}} if tracer.halved else {}),
         }
-
-
-def _lower(dtype: torch.dtype | None) -> dict[str, Any]:
-    return {} if dtype is None else {"dtype": dtype}

@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_multitrace.calls import Loop
 from tl_multitrace.cost import Cost
 from tl_multitrace.groups import HookGroups
 from tl_multitrace.objective.aim import Latest, TracerAim
@@ -143,6 +144,15 @@ class Objective:
         self._latest.forget()
         for tracer in self.tracers:
             tracer.forget()
+
+    def loop(self, *what: Any) -> Loop:
+        """Beside the results of the first goal's tracer, known by all goals and constraints."""
+        return Loop([t.calls for t in self.tracers], [r.describe() for r in self.readings], *what)
+
+    def flush(self) -> None:
+        """Those of all tracers."""
+        for tracer in self.tracers:
+            tracer.flush()
 
     def on(self, held_out: Mapping[str, PromptPairs]) -> Objective:
         """The same goals and constraints on other prompts (``held_out``, by name); others keep their own.

@@ -47,6 +47,7 @@ def make_views(
             "pass the tracer it was found with."
         )
     effects = tracer.effect(circuit.mask).double().cpu().numpy()
+    tracer = tracer.on(distributed=False) if tracer.ranks.size > 1 else tracer  # any prompt may be shown
     pairs = choose_examples(effects, examples)
     shown = _Shown.of(circuit, tracer, heads, neurons)
     views = Views(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tl_multitrace.circuit import Circuit
 from tl_multitrace.evaluation import CircuitReport, SideEffects, Stability
@@ -23,12 +23,14 @@ from tl_multitrace.render.views import Views, load_views, save_views
 from tl_multitrace.scores import Score
 from tl_multitrace.solvers import SubsetPath
 from tl_multitrace.tracer import Tracer
+from tl_multitrace.untrusted import checked_path, member
 
 if TYPE_CHECKING:
     import networkx as nx
     import pandas as pd
     from matplotlib.figure import Figure
 
+T = TypeVar("T")
 EFFECT_COLUMNS = ("split", "pair", "label", "base", "source", "answers", "wrong_answers", "metric", "effect")
 CIRCUIT, PATH, EFFECTS, VIEWS, OTHERS = "circuit.json", "path.json", "effects.csv", "views.json", "path-*.json"
 FLOW, FLOW_EXPORTS = "flow.json", ("flow.graphml", "flow.dot")
@@ -98,8 +100,9 @@ class Run:
         """
         if self.tracer is None:
             return self if self.chance is not None else replace(self, chance=chance_by_size(self.path))
-        held = self._held_tracer()
         circuit = self.circuit
+        known = self.effects is not None and (self.held_out is None or circuit.held_out is not None)
+        held = None if known else self._held_tracer()
         if held is not None and circuit.held_out is None:
             circuit = circuit.with_scores(held_out=_score(held, circuit))
         effects, views = self.effects, self.views
@@ -195,20 +198,25 @@ class Run:
 
         Raises:
             FileNotFoundError: the folder has no ``circuit.json`` or ``path.json``.
-            ValueError: a file is cut off, foreign, or of a newer version; ``effects.csv`` lacks a column.
+            ValueError: a file is cut off, foreign, of a newer version, or a link out of the folder; ``effects.csv``
+                lacks a column.
         """
         place = Path(folder)
+
+        def there(name: str, read: Callable[[Path], T]) -> T | None:
+            return read(member(place, name)) if (place / name).is_file() else None
+
         return cls(
-            path=SubsetPath.load(place / PATH),
-            circuit=Circuit.load(place / CIRCUIT),
+            path=SubsetPath.load(member(place, PATH)),
+            circuit=Circuit.load(member(place, CIRCUIT)),
             title=title,
-            others=tuple(SubsetPath.load(p) for p in sorted(place.glob(OTHERS))),
-            effects=read_effects(place / EFFECTS) if (place / EFFECTS).is_file() else None,
-            views=load_views(place / VIEWS) if (place / VIEWS).is_file() else None,
-            flow=load_flow(place / FLOW) if (place / FLOW).is_file() else None,
-            evaluation=CircuitReport.load(place / EVALUATION) if (place / EVALUATION).is_file() else None,
-            stability=Stability.load(place / STABILITY) if (place / STABILITY).is_file() else None,
-            side_effects=SideEffects.load(place / SIDE_EFFECTS) if (place / SIDE_EFFECTS).is_file() else None,
+            others=tuple(SubsetPath.load(member(place, p.name)) for p in sorted(place.glob(OTHERS))),
+            effects=there(EFFECTS, read_effects),
+            views=there(VIEWS, load_views),
+            flow=there(FLOW, load_flow),
+            evaluation=there(EVALUATION, CircuitReport.load),
+            stability=there(STABILITY, Stability.load),
+            side_effects=there(SIDE_EFFECTS, SideEffects.load),
         )
 
 
@@ -272,7 +280,8 @@ def read_effects(path: Path) -> pd.DataFrame:
     import pandas as pd
 
     try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False)  # text first: numbers then come back bit by bit
+        # text first: numbers then come back bit by bit
+        frame = pd.read_csv(checked_path(path), dtype=str, keep_default_na=False)
         numbers = frame[["pair", "metric", "effect"]].astype(float)
     except (ValueError, KeyError) as error:
         raise ValueError(f"{path} is not a table of effects ({error}).") from None

@@ -9,7 +9,6 @@ The published per-head effects come with their prompts and continuations, so bot
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from tl_multitrace.reproduce.result import Curve, Published, Reproduction, Row
 from tl_multitrace.scores import Score
 from tl_multitrace.tasks import task
 from tl_multitrace.tracer import Tracer
+from tl_multitrace.untrusted import load_json
 
 SOURCE = "Vig et al., NeurIPS 2020, arXiv:2004.12265"
 WHERE = "attention_intervention_<model>_filtered_dev.json, from github.com/sebastianGehrmann/CausalMediationAnalysis"
@@ -48,7 +48,7 @@ class Effects:
     """
 
     model: str
-    prompts: list[tuple[str, str, str, str]]
+    prompts: list[tuple[str, ...]]
     total: Float[np.ndarray, " n"]
     whole: Float[np.ndarray, " n"]
     heads: Float[np.ndarray, "n layer head"]
@@ -61,25 +61,30 @@ def read_effects(path: str | Path) -> Effects:
         FileNotFoundError: no such file.
         ValueError: not such a file; the message says what is missing.
     """
-    place = Path(path)
     try:
-        content = json.loads(place.read_text(encoding="utf-8"))
-        records = content["results"]
-        missing = [name for name in FIELDS if any(name not in record for record in records)]
-        if missing or not records:
-            raise ValueError(f"no {missing[0]!r}" if missing else "no results")
-        per_head = np.array([r["indirect_effect_head"] for r in records], dtype=float)
-        if per_head.ndim != 3:
-            raise ValueError(f"indirect_effect_head of shape {per_head.shape[1:]} instead of layers by heads")
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+        return _effects(load_json(path, nan=True))
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{path} is not a file of published effects ({error}): expected {WHERE}.") from None
-    return Effects(
-        model=str(content.get("model_version", "unknown")),
-        prompts=[(r["base_string1"], r["base_string2"], r["candidate1"], r["candidate2"]) for r in records],
-        total=np.array([r["total_effect"] for r in records], dtype=float),
-        whole=np.array([r.get("indirect_effect_model", math.nan) for r in records], dtype=float),
-        heads=per_head,
+
+
+def _effects(content: Any) -> Effects:
+    records = content["results"]
+    missing = [name for name in FIELDS if any(name not in record for record in records)]
+    if missing or not records:
+        raise ValueError(f"no {missing[0]!r}" if missing else "no results")
+    texts = [tuple(record[name] for name in FIELDS[:4]) for record in records]
+    if not all(isinstance(text, str) for row in texts for text in row):
+        raise ValueError("a prompt or continuation that is no text")
+    per_head = np.array([r["indirect_effect_head"] for r in records], dtype=float)
+    if per_head.ndim != 3:
+        raise ValueError(f"indirect_effect_head of shape {per_head.shape[1:]} instead of layers by heads")
+    total, whole = (
+        np.array([r.get(name, math.nan) for r in records], dtype=float)
+        for name in ("total_effect", "indirect_effect_model")
     )
+    if total.ndim != 1 or whole.ndim != 1:
+        raise ValueError("a total effect that is no number")
+    return Effects(str(content.get("model_version", "unknown")), texts, total, whole, per_head)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from tl_multitrace.evaluation.result import Result, ResultFile
-from tl_multitrace.files import write_text
+from tl_multitrace.files import Provenance, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -129,7 +129,7 @@ class Reproduction(Result):
     settings: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     cost: Mapping[str, float] = field(default_factory=dict)
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=dict)
 
     FILE: ClassVar[type[ResultFile]]
 

@@ -18,7 +18,7 @@ import torch
 from pydantic import BaseModel, Field
 from scipy.integrate import trapezoid
 
-from tl_multitrace.files import File, GroupsRecord, read_json, write_json
+from tl_multitrace.files import File, GroupsRecord, Provenance, read_json, write_json
 from tl_multitrace.groups import Component
 from tl_multitrace.objective import Objective, aim_of
 from tl_multitrace.prompts import PromptPairs
@@ -41,7 +41,7 @@ class RunRecord(BaseModel):
     choices: list[ChoiceRecord]
     full_effect: float
     notes: list[str] = Field(default_factory=list)
-    provenance: dict[str, Any] = Field(default_factory=dict)
+    provenance: Provenance = Field(default_factory=dict)
 
     @classmethod
     def of(cls, path: SubsetPath) -> RunRecord:

@@ -18,11 +18,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_multitrace.calls import Loop
 from tl_multitrace.solvers.search import Search, subset
 from tl_multitrace.solvers.soft import Run, bracket, fill, minibatches, pinned, sweep, tell
 
@@ -96,12 +98,27 @@ class HardConcrete:
         location = torch.full((search.n,), math.log(self.start / (1 - self.start)), dtype=torch.float64)
         location = (location if earlier is None else earlier.end.clone()).requires_grad_()
         optimiser = torch.optim.Adam([location], lr=self.lr)
-        batches: list[Tensor] = []
-        for _ in range(self.steps):
+        loop = search.loop(self, weight, location.detach().clone(), generator.get_state())
+        batches, done = self._resume(loop, location, optimiser, generator)
+        for step in range(done, self.steps):
             batches = batches or minibatches(search.aim.n, self.batch_size, generator)
             location.grad = self._gradient(search, location, batches.pop(), weight, generator)
             optimiser.step()
+            loop.write(partial(_state, location, optimiser, generator, batches, step + 1), now=step + 1 == self.steps)
         return _result(search, weight, location.detach())
+
+    @staticmethod
+    def _resume(
+        loop: Loop, location: Tensor, optimiser: torch.optim.Adam, generator: torch.Generator
+    ) -> tuple[list[Tensor], int]:
+        """Put an earlier run's latest state in place; the minibatches it had left, and the steps it had made."""
+        state = loop.read()
+        if state is None:
+            return [], 0
+        location.data.copy_(state["location"])
+        optimiser.state[location] = {name: state[name] for name in MOMENTS}
+        generator.set_state(state["generator"])
+        return list(state["left"].split(state["sizes"].tolist())), int(state["steps"])
 
     def _gradient(
         self,
@@ -117,6 +134,24 @@ class HardConcrete:
         total = (slope.to(gates) * gates).sum() + weight * open_probability(location).sum()
         (gradient,) = torch.autograd.grad(total, location)
         return gradient
+
+
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+"""What Adam keeps of a parameter."""
+
+
+def _state(
+    location: Tensor, optimiser: torch.optim.Adam, generator: torch.Generator, batches: list[Tensor], steps: int
+) -> dict[str, Tensor]:
+    """Everything that the next step depends on."""
+    return {
+        "location": location.detach().clone(),
+        **{name: optimiser.state[location][name] for name in MOMENTS},
+        "generator": generator.get_state(),
+        "left": torch.cat(batches) if batches else torch.zeros(0, dtype=torch.long),
+        "sizes": torch.tensor([len(b) for b in batches], dtype=torch.long),
+        "steps": torch.tensor(steps),
+    }
 
 
 def draw(location: Float[Tensor, " groups"], generator: torch.Generator) -> Float[Tensor, " groups"]:

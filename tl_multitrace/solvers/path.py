@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 
 from tl_multitrace.circuit import Circuit
-from tl_multitrace.files import File, GroupsRecord, ScoreRecord, read_json, stored_score, write_json
+from tl_multitrace.files import File, GroupsRecord, Provenance, ScoreRecord, read_json, stored_score, write_json
 from tl_multitrace.groups import HookGroups
 from tl_multitrace.objective import Objective, aim_of
 from tl_multitrace.scores import Score
@@ -83,7 +83,7 @@ class PathFile(File):
     choices: list[ChoiceRecord]
     full_effect: float
     notes: list[str] = Field(default_factory=list)
-    provenance: dict[str, Any] = Field(default_factory=dict)
+    provenance: Provenance = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -100,26 +100,32 @@ class PGBCT:
     def _run(self, search: Search, factor: float, earlier: Run | None, epochs: int, bar: Any) -> Run:
         # float64: the first step at rate 0.5 lands within 1e-7 of a corner, and the size penalty asks on which side
         z = torch.full((search.n,), self.start, dtype=torch.float64) if earlier is None else earlier.end
-        masks: list[Tensor] = []
-        z = self._optimise(search, z, factor, epochs, bar, masks)
+        z, average = self._optimise(search, z, factor, epochs, bar)
         members = subset(i for i in (z >= 0.5).nonzero().flatten().tolist() if search.allowed[i])
-        return Run(factor, z, torch.stack(masks).mean(0).numpy(), members)
+        return Run(factor, z, average.numpy(), members)
 
     def _optimise(
-        self, search: Search, z: Tensor, factor: float, epochs: int, bar: Any, masks: list[Tensor] | None = None
-    ) -> Tensor:
-        rates = self._rates(search)
-        optimiser = _Adam(len(z))
+        self, search: Search, z: Tensor, factor: float, epochs: int, bar: Any
+    ) -> tuple[Float[Tensor, " groups"], Float[Tensor, " groups"]]:
+        """The mask at the end, and its average over the steps."""
+        rates, optimiser, total = self._rates(search), _Adam(len(z)), torch.zeros_like(z)
         generator = torch.Generator().manual_seed(search.seed) if self.shuffle else None
-        z = pinned(search, z)
+        z, done = pinned(search, z), 0
+        loop = search.loop(self, factor, epochs, z)
+        if (state := loop.read()) is not None:
+            z, total, done = state["z"], state["total"], int(state["epochs"])
+            optimiser = _Adam(len(z), state["first"], state["second"], int(state["steps"]))
         for epoch in range(epochs):
-            for examples in minibatches(search.aim.n, self.batch_size, generator):
+            batches = minibatches(search.aim.n, self.batch_size, generator)
+            for examples in batches if epoch >= done else ():
                 gradient = self.step_gradient(search, z, examples, epoch, factor)
                 z = pinned(search, (z - rates * optimiser.direction(gradient)).clamp(0.0, 1.0))
-                if masks is not None:
-                    masks.append(z.detach())
-                bar.update()
-        return z
+                total = total + z
+            bar.update(len(batches))
+            if epoch >= done:
+                found = {"z": z, "total": total, "epochs": torch.tensor(epoch + 1), **optimiser.state}
+                loop.write(found.copy, now=epoch + 1 == epochs)
+        return z, total / optimiser.steps
 
     def _rates(self, search: Search) -> Float[Tensor, " groups"]:
         kinds = search.aim.groups.kinds
@@ -150,15 +156,22 @@ class _Adam:
     ``torch.optim.Adam`` would do, but needs a learning rate per tensor, not per entry.
     """
 
-    def __init__(self, size: int, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> None:
-        self.first: Tensor = torch.zeros(size, dtype=torch.float64)
-        self.second: Tensor = torch.zeros(size, dtype=torch.float64)
-        self.betas, self.eps, self.t = betas, eps, 0
+    BETAS, EPS = (0.9, 0.999), 1e-8
+
+    def __init__(self, size: int, first: Tensor | None = None, second: Tensor | None = None, steps: int = 0) -> None:
+        self.first: Tensor = torch.zeros(size, dtype=torch.float64) if first is None else first
+        self.second: Tensor = torch.zeros(size, dtype=torch.float64) if second is None else second
+        self.steps = steps
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """What the next step depends on."""
+        return {"first": self.first, "second": self.second, "steps": torch.tensor(self.steps)}
 
     def direction(self, gradient: Float[Tensor, " groups"]) -> Float[Tensor, " groups"]:
-        self.t += 1
-        b1, b2 = self.betas
+        self.steps += 1
+        b1, b2 = self.BETAS
         self.first = b1 * self.first + (1 - b1) * gradient
         self.second = b2 * self.second + (1 - b2) * gradient**2
-        step: Tensor = (self.first / (1 - b1**self.t)) / ((self.second / (1 - b2**self.t)).sqrt() + self.eps)
+        step: Tensor = (self.first / (1 - b1**self.steps)) / ((self.second / (1 - b2**self.steps)).sqrt() + self.EPS)
         return step

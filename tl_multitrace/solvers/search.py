@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from tl_multitrace.calls import Loop
 from tl_multitrace.objective import Aim, Objective, aim_of
 from tl_multitrace.tracer import Tracer
 
@@ -268,6 +269,13 @@ class Search:
             members: mask indices.
         """
         return self.aim.gains(self.mask(members), self.sign, self.screen_dtype, self.pressure)
+
+    # ------------------------------------------------------------------ interruptions
+
+    def loop(self, solver: Any, *what: Any) -> Loop:
+        """Where a solver keeps the state of a loop of its own, known by the solver, this search and ``what``."""
+        own = (self.sign, self.seed, self.allowed, self.forced, sorted(self.limits.items()))
+        return self.aim.loop(solver, own, *what)
 
     # ------------------------------------------------------------------ bests
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -94,11 +95,11 @@ def select(
     """
     solver = default_solver() if solver is None else solver
     aim = aim_of(tracer)
-    show = aim.tracer.progress if progress is None else progress
+    show = aim.tracer.progress if progress is None else progress and aim.tracer.ranks.first
     aim.forget()
     search = make_search(tracer, budgets, direction, seed, forced=forced, forbidden=forbidden, progress=show)
     before, began = aim.cost.copy(), time.perf_counter()
-    with aim.session(), torch.enable_grad():  # whatever the caller's notebook has switched off
+    with aim.session(), torch.enable_grad(), _flushed(aim):  # whatever the caller's notebook has switched off
         search.score(())
         solver.search(search)
         cost, seconds = aim.cost - before, time.perf_counter() - began
@@ -108,6 +109,15 @@ def select(
     notes = [*search.notes, *overfit_notes(choices, search.sign)]
     facts = {"direction": direction, "seed": seed, "solver": _describe(solver), "cost": _record(cost, seconds)}
     return SubsetPath(aim.groups, choices, full, tuple(notes), aim.provenance() | facts, aim.tracer, _objective(tracer))
+
+
+@contextmanager
+def _flushed(aim: Aim) -> Iterator[None]:
+    """What was found reaches the disk whatever happens."""
+    try:
+        yield
+    finally:
+        aim.flush()
 
 
 def make_search(

@@ -30,11 +30,11 @@ def and_hard(bp: Blueprint, members: int) -> Plan:
 
 
 def and2_soft(bp: Blueprint) -> Plan:
-    """A product of two heads' messages from the even part of GELU: ``E(a + b) - E(a - b)`` with
-    ``E(x) = gelu(x) + gelu(-x)``.
+    """A product of two heads' messages from the even part of GELU.
 
-    Restoring: the product is zero while either is zero, so only the pair works; the gradient at the empty set is
-    zero, half-way it is not. Noising: taking either message away leaves zero, so each head alone is minimal.
+    It is ``E(a + b) - E(a - b)`` with ``E(x) = gelu(x) + gelu(-x)``. Restoring: the product is zero while either is
+    zero, so only the pair works; the gradient at the empty set is zero, half-way it is not. Noising: taking either
+    message away leaves zero, so each head alone is minimal.
     """
     prompts = signal_prompts(bp)
     a, b = messenger(bp, 0, "a", site=0), messenger(bp, 1, "b", site=1)

@@ -32,8 +32,10 @@ def _to_logits(prefix: str, units: float) -> dict[str, dict[str, float]]:
 
 
 def induction(bp: Blueprint) -> Plan:
-    """``START A B filler END A -> B``: a previous-token head tells B's position that A came before; the induction head
-    at the second A looks for that and copies B. The corrupted prompt has a neutral token for the first A.
+    """``START A B filler END A -> B``, by a previous-token head and an induction head.
+
+    The first tells B's position that A came before; the second, at the second A, looks for that and copies B. The
+    corrupted prompt has a neutral token for the first A.
 
     The two are in series: patching the second replaces all that the first could change, and patching the first moves
     the second to or from the match (B stands in both prompts). So each alone is minimal, in both directions.
@@ -74,8 +76,9 @@ def backup(bp: Blueprint) -> Plan:
 
 
 def mini_ioi(bp: Blueprint) -> Plan:
-    """Two name movers (1 and 0.8 units), a negative head (-0.6), and two backups (0.7 and 0.5) that look at the name
-    only while both movers are silent. The full effect is 1.2 units; the best set has 1.8.
+    """Two name movers (1 and 0.8 units), a negative head (-0.6), and two backups (0.7 and 0.5).
+
+    The backups look at the name only while both movers are silent. The full effect is 1.2 units; the best set has 1.8.
 
     Restoring: the movers write, the backups' clean output is zero, the negative head harms: ``{mover1, mover2}``.
     Noising: one mover alone is just lost (-1), but losing both wakes the backups (-1.8 + 1.2), which is *worse* than
@@ -97,9 +100,10 @@ def mini_ioi(bp: Blueprint) -> Plan:
 
 
 def key_query_and(bp: Blueprint) -> Plan:
-    """Two heads whose flags have to meet in another head's score, ``-60 * query flag * key flag``; candidates are
-    attention patterns. No head's *output* differs between the runs in anything that matters, so ``hook_z`` masks are
-    blind to it.
+    """Two heads whose flags have to meet in another head's score, ``-60 * query flag * key flag``.
+
+    Candidates are attention patterns. No head's *output* differs between the runs in anything that matters, so
+    ``hook_z`` masks are blind to it.
 
     Prompts are ``START T F - name END`` (clean) and ``START F T name - END`` (corrupted). The flag heads look for T and
     would write what they find at F, which is nothing in either run; the readers look at the blank ``-``, so they write
@@ -162,9 +166,10 @@ def majority(bp: Blueprint, voters: int) -> Plan:
 
 
 def two_site(bp: Blueprint) -> Plan:
-    """A fact in two places: an early MLP looks up the subject's attribute at the subject, a head brings the relation to
-    the end, and two extractors at the end read the attribute once the relation is there. Candidates are heads and
-    whole MLPs.
+    """A fact in two places, and two heads that read it where the two meet.
+
+    An early MLP looks up the subject's attribute at the subject, a head brings the relation to the end, and two
+    extractors at the end read the attribute once the relation is there. Candidates are heads and whole MLPs.
 
     Restoring: the attribute without the relation is not read, the relation without the attribute has nothing to read,
     so ``{MLP, relation}`` is needed as a pair (one unit); each extractor alone brings half, so ``{extractor,

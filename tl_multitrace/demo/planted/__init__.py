@@ -1,10 +1,17 @@
 """Small transformers with hand-set weights whose causally relevant components are known by construction.
 
-``cases()`` gives ids to parametrise with, ``build(id)`` the circuit:
+What a search should find in a trained model, nobody knows. Here it is known, so a solver can be held against it; each
+circuit is one way in which ranking components by their single effects goes wrong.
 
-    @pytest.mark.parametrize("name", cases(rotated=True))
-    def test_solver(name):
-        circuit = build(name)
+    >>> import tl_multitrace as mt
+    >>> from tl_multitrace.demo import planted
+    >>> circuit = planted.build("and2_hard-small")
+    >>> path = mt.select(circuit.tracer("restoring"), [1, 2])
+    >>> sorted(path[2].labels) == circuit.labels(circuit.optimal["restoring"][2])
+    True
+
+``cases()`` gives the ids, also to parametrise the test of a solver with. Circuits of one's own are drawn up with a
+``Blueprint`` and made into a model by ``boot``.
 """
 
 from __future__ import annotations
@@ -18,12 +25,27 @@ from typing import Literal
 import torch
 
 from . import gates, routing
-from .blueprint import Blueprint, Shape
+from .blueprint import Blueprint, Shape, Weights, at_position
 from .boot import Backend, boot, default_backend
 from .case import DIRECTIONS, REACH, UNIT, Component, Direction, PlantedCircuit, Subset, with_leaks
 from .plan import CLASSES, Plan
 
-__all__ = ["DIRECTIONS", "REACH", "UNIT", "Component", "Direction", "PlantedCircuit", "Subset", "build", "cases"]
+__all__ = [
+    "DIRECTIONS",
+    "REACH",
+    "UNIT",
+    "Blueprint",
+    "Component",
+    "Direction",
+    "PlantedCircuit",
+    "Shape",
+    "Subset",
+    "Weights",
+    "at_position",
+    "boot",
+    "build",
+    "cases",
+]
 
 Size = Literal["small", "large"]
 HEADS_SMALL, HEADS_LARGE = Shape(3, 3, 16), Shape(6, 16, 32)  # 9 and 96 heads
@@ -79,6 +101,10 @@ def cases(size: Size = "small", rotated: bool = False, leaks: bool = False) -> l
 
     Returns:
         Ids for ``build``, such as ``"and2_hard-small-rotated-leaks"``.
+
+    Example:
+        >>> cases("large")[:3]
+        ['induction-large', 'and2_hard-large', 'and3_hard-large']
     """
     options = [size, *["rotated"] * rotated, *["leaks"] * leaks]
     return ["-".join([name, *options]) for name in _RECIPES]
@@ -94,6 +120,11 @@ def build(case: str, backend: Backend | None = None, dtype: torch.dtype = torch.
 
     Raises:
         ValueError: the id is none of those that ``cases`` gives.
+
+    Example:
+        >>> circuit = build("backup-large")
+        >>> len(circuit.components), circuit.best["noising"][2], circuit.labels(circuit.optimal["noising"][2])
+        (96, -2.0, ['L0H11', 'L5H2'])
     """
     name, size, options = _parse(case)
     recipe, small = _RECIPES[name], size == "small"

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from jaxtyping import Int
 from torch import Tensor
+
+from tl_multitrace.groups import Component as GroupComponent
+from tl_multitrace.groups import HookGroups
+from tl_multitrace.prompts import PromptPairs
+from tl_multitrace.tracer import Tracer
 
 Component = tuple[str, int, int | None]
 """``(kind, layer, index)`` with kind ``head``, ``pattern``, ``neuron`` or ``mlp`` (index None)."""
@@ -91,6 +97,35 @@ class PlantedCircuit:
         """
         clean_first = direction == "noising"
         return (self.base_tokens, self.source_tokens) if clean_first else (self.source_tokens, self.base_tokens)
+
+    def tracer(self, direction: Direction, **options: Any) -> Tracer:
+        """The candidates on the prompts, ready for ``select``.
+
+        Search it with ``direction="minimize"`` when noising (the behaviour breaks), with ``"maximize"`` when restoring.
+
+        Args:
+            direction: as in ``tokens``.
+            options: of :class:`Tracer`, such as ``intervention`` or ``batch_size``.
+        """
+        pairs = PromptPairs.from_tokens(*self.tokens(direction), self.answers, self.wrong_answers)
+        groups = HookGroups.of(self.model, [_group(component) for component in self.components])
+        return Tracer(self.model, pairs, groups, **options)
+
+    def labels(self, members: Iterable[Component]) -> list[str]:
+        """Components by the labels that circuits print, in the order of ``components``.
+
+        Args:
+            members: some of ``components``.
+        """
+        chosen = set(members)
+        return [_group(component).label for component in self.components if component in chosen]
+
+
+def _group(component: Component) -> GroupComponent:
+    kind, layer, index = component
+    if kind == "pattern":
+        return GroupComponent("head", layer, index, site="pattern")
+    return GroupComponent(kind, layer, index)
 
 
 def with_leaks(truth: Truth, leaks: dict[Component, float], extra: int = 2) -> list[tuple[float, Subset]]:

@@ -1,0 +1,176 @@
+"""One call of a tracer: taken from the disk where an earlier run has computed it, else computed by all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from tl_multitrace._version import __version__
+from tl_multitrace.cache import Cache, StateFile, Values, key_of
+from tl_multitrace.cost import Cost
+from tl_multitrace.distributed import Found, Ranks
+from tl_multitrace.evaluator import Evaluator
+from tl_multitrace.identity import digest_of
+from tl_multitrace.prompts import PromptPairs
+from tl_multitrace.restart import RunState
+
+
+@dataclass
+class Calls:
+    """Where the calls of one tracer go.
+
+    Attributes:
+        own: computes the examples of this process.
+        ranks: the processes that share the prompts.
+        counts: examples per rank.
+        order: puts the examples of rank after rank into the caller's order.
+        cache: results of earlier runs.
+    """
+
+    own: Evaluator
+    ranks: Ranks
+    counts: Sequence[int]
+    order: Int[Tensor, " n"]
+    cache: Cache | None = None
+    _resumed: RunState | None = None
+
+    @property
+    def cost(self) -> Cost:
+        """What was spent so far."""
+        return self.own._engine.cost
+
+    @property
+    def state(self) -> RunState:
+        """What later calls' cost and rounding depend on."""
+        return self.own.state if self._resumed is None else self._resumed
+
+    def begin(self) -> Tensor:
+        """The base run, on all ranks; its metric in the caller's order."""
+
+        def start() -> Found:
+            self.own._surviving(self.own._start)
+            return Found(self.own._base_values[None], torch.zeros(0))
+
+        return self._sorted(self.ranks.gathered("the base run", self.counts, 1, 0, self.cost, start)).each[0]
+
+    def make(
+        self, what: str, given: Sequence[bytes], rows: int, totals: int, run: Callable[[], Found], *, keep: bool = True
+    ) -> Found:
+        """What a call finds, examples in the caller's order.
+
+        Args:
+            what: name of the call.
+            given: everything that it depends on beside the tracer and its state.
+            rows: rows of numbers per example.
+            totals: sums over examples.
+            run: computes this rank's part.
+            keep: whether to look in the cache, and to keep what was found there.
+        """
+        cache = self.cache if keep else None
+        key = key_of(what, *given, self.state.key(), len(self.own._batches))
+        known = None if cache is None else cache.get(key)
+        if known is not None:
+            return self._recalled(known)
+        before = self.cost.copy()
+
+        def live() -> Found:
+            if self._resumed is not None:
+                self.own._surviving(self._go_on)
+            return self.own._surviving(run)
+
+        found = self._sorted(self.ranks.gathered(f"{what} {key}", self.counts, rows, totals, self.cost, live))
+        if cache is not None:
+            cache.put(key, {"each": found.each, "sums": found.sums, **_record(self.cost - before, self.state)})
+        return found
+
+    def _go_on(self) -> None:
+        if self._resumed is not None:
+            self.own._go_on_from(self._resumed)
+            self._resumed = None
+
+    def resume(self, record: Values) -> None:
+        """Go on after calls that are not made: charge them; what they stored is stored when something is computed."""
+        flags = record["flags"].tolist()
+        spent = zip(self.cost.numbers, record["cost"].tolist(), strict=True)
+        self.cost.become(Cost(*(a + b for a, b in spent)))
+        self._resumed = RunState(flags[0], bool(flags[1]), record["references"].numpy(), bool(flags[2]))
+
+    def _recalled(self, known: Values) -> Found:
+        self.resume(known)
+        device = self.own.view.device
+        return Found(known["each"].to(device), known["sums"].to(device))
+
+    def _sorted(self, found: Found) -> Found:
+        return Found(found.each[:, self.order.to(found.each.device)], found.sums)
+
+    def forget(self) -> None:
+        """Start from nothing stored."""
+        self._resumed = None
+        self.own._restarts.forget()
+
+
+class Loop:
+    """A solver's own loop over calls that are not kept one by one: its latest state, so that it goes on from there.
+
+    Args:
+        calls: of the tracers that it works on.
+        what: everything that its course depends on.
+    """
+
+    def __init__(self, calls: Sequence[Calls], *what: Any) -> None:
+        caches = [c.cache for c in calls if c.cache is not None]
+        self._calls, self._file = calls, None
+        if len(caches) == len(calls):
+            cache, name = caches[0], digest_of([c.folder.name for c in caches], what)
+            self._file = StateFile(cache.folder / f"{name}.state", cache.ranks, cache.every)
+        self._began = [c.cost.copy() for c in calls]
+
+    def read(self) -> Values | None:
+        """The latest state, with what it has cost charged; None to begin at the beginning."""
+        state = None if self._file is None else self._file.read()
+        if state is None:
+            return None
+        for i, calls in enumerate(self._calls):
+            calls.resume({name: state.pop(f"{i}.{name}") for name in RECORD})
+        return state
+
+    def write(self, state: Callable[[], Values], *, now: bool = False) -> None:
+        """Keep the state, if the last one is some seconds old, or ``now``."""
+        if self._file is not None:
+            self._file.write(lambda: state() | self._records(), now=now)
+
+    def _records(self) -> Values:
+        return {
+            f"{i}.{name}": value
+            for i, (calls, began) in enumerate(zip(self._calls, self._began, strict=True))
+            for name, value in _record(calls.cost - began, calls.state).items()
+        }
+
+
+def folder_of(cache_dir: Path, own: Evaluator, pairs: PromptPairs, parts: int) -> Path:
+    """The folder of a tracer's results: another one wherever they may differ.
+
+    Raises:
+        TypeError: a metric or an intervention that another run cannot recognise.
+    """
+    model = {k: v for k, v in own.view.describe().items() if k != "name"}
+    held, device = own._engine.held, own.view.device.type
+    what = (pairs, own.groups, own.metric, own.intervention, own.dtype, device, parts, held and held.groups)
+    return cache_dir / digest_of(__version__, model, *what)
+
+
+RECORD = ("cost", "flags", "references")
+
+
+def _record(cost: Cost, state: RunState) -> Values:
+    return {
+        "cost": torch.tensor(cost.numbers, dtype=torch.float64),
+        "flags": torch.tensor([state.asked, state.tried, state.answered], dtype=torch.long),
+        "references": torch.from_numpy(state.references),
+    }
