@@ -73,7 +73,7 @@ class Cost:
         return self.forwards, self.backwards, self.seconds
 
     def become(self, other: Cost) -> None:
-        """Take over another's numbers."""
+        """Take over the numbers of ``other``."""
         self.forwards, self.backwards, self.seconds = other.forwards, other.backwards, other.seconds
 
     def copy(self) -> Cost:

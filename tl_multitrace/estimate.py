@@ -109,7 +109,7 @@ class MemoryEstimate:
         return self._at("disk")
 
     def follow(self, engine: Engine, restarts: Restarts) -> None:
-        """Tell the parts of an evaluator where to keep what they keep."""
+        """Tell the parts of an evaluator, ``engine`` and ``restarts``, where to keep what they keep."""
         host = torch.device("cpu")
         for sources in engine.kept:
             sources.place, sources.folder = self.places["source_activations"], self.limits.folder

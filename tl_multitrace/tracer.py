@@ -304,7 +304,7 @@ class Tracer(Evaluator):
         return found.each[0], found.each[1:].T
 
     def mean_gradient(self, mask: Any, *, dtype: torch.dtype | None = None) -> Float[Tensor, " groups"]:
-        """Mean over the examples of :meth:`gradient`, in float64; ``dtype`` as for :meth:`effect_and_gradient`."""
+        """Mean of :meth:`gradient` at ``mask``, in float64; ``dtype`` as for :meth:`effect_and_gradient`."""
         values = self.groups.as_mask(mask).cpu()
 
         def run() -> Found:

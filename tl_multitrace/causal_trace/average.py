@@ -86,13 +86,13 @@ def average_causal_trace(
         >>> import tl_multitrace as mt
         >>> model = mt.load_model("demo")
         >>> prompt = "The {} is in the city of"
-        >>> towers = {"Falcon Tower": " Rome", "Maple Tower": " Vienna", "Raven Tower": " Tokyo"}
+        >>> towers = {"Falcon Tower": " Rome", "Maple Tower": " Vienna"}
         >>> facts = [(prompt.format(name), name, city) for name, city in towers.items()]
-        >>> grid = mt.average_causal_trace(model, facts, samples=4)
+        >>> grid = mt.average_causal_trace(model, facts, samples=2, layers=[0, 3])
         >>> print(grid.best(2)[["token", "layer", "effect"]].round(1).to_string(index=False))
-             token  layer  effect
-        last token      3     0.9
-        last token      2     0.8
+                     token  layer  effect
+                last token      3     0.7
+        last subject token      0     0.4
     """
     options = TraceOptions(
         restore, window, check_samples(samples), noise, seed, corruption, check_severed(severed), _fixed(layers),

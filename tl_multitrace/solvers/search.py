@@ -276,7 +276,7 @@ class Search:
     # ------------------------------------------------------------------ interruptions
 
     def loop(self, solver: Any, *what: Any) -> Loop:
-        """Where a solver keeps the state of a loop of its own, known by the solver, this search and ``what``."""
+        """Where a ``solver`` keeps the state of a loop of its own, known by it, this search and ``what``."""
         own = (self.sign, self.seed, self.allowed, self.forced, sorted(self.limits.items()))
         return self.aim.loop(solver, own, *what)
 
