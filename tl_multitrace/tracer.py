@@ -176,7 +176,7 @@ class Tracer(Evaluator):
 
     @property
     def options(self) -> dict[str, Any]:
-        """How it runs, whatever the prompts, components and metric: dtype, memory limit, progress bars, ranks, cache."""
+        """How it runs, whatever the prompts, components and metric: dtype, memory limit, progress, ranks, cache."""
         own = {"dtype": self.dtype, "memory_limit": self.given_limit, "progress": self.progress}
         return own | {"distributed": self.given_ranks, "cache_dir": self.cache_dir}
 
