@@ -69,7 +69,7 @@ def test_the_measured_limit_is_a_power_of_two_that_many_free_amounts_share(monke
     assert with_free(13) == 4 * GIB
     assert with_free(20, processes="4") == 2 * GIB  # 12 GiB for four processes
     assert with_free(0) == 0
-    assert [power_of_two(x) for x in (0, 0.5, 1, 1023, 1024)] == [0, 0, 1, 512, 1024]
+    assert [power_of_two(x) for x in (0.0, 0.5, 1.0, 1023.0, 1024.0)] == [0, 0, 1, 512, 1024]
 
 
 def test_places_are_given_out_fastest_first() -> None:
@@ -219,6 +219,16 @@ def test_a_disk_that_fills_up_is_done_without(
     assert full.memory["source_place"] == "recomputed" and "recomputed per batch" in caplog.text
     monkeypatch.setattr(stores.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 5})())
     agree(numbers(traced(memory_limit=0, cache_dir=tmp_path / "b")), wanted)  # while writing
+
+
+def test_half_precision_is_stored_as_it_is_and_summed_in_float32() -> None:
+    model = model_of(MODEL_NAMES[0], torch.bfloat16)
+    tracer = mt.Tracer(model, pairs_of(EXAMPLES), groups_of(model))
+    assert {t.dtype for found in stored(tracer).values() for t in found} == {torch.bfloat16}
+    effects, gradient = tracer.effect_and_gradient(soft_mask(len(tracer.groups)).float())
+    assert effects.dtype == gradient.dtype == tracer.base_metric.dtype == torch.float32
+    assert tracer._base[0].token_logp.dtype == torch.float32
+    assert tracer.mean_gradient(soft_mask(len(tracer.groups)).float()).dtype == torch.float64
 
 
 # ---------------------------------------------------------------------------------------------------- estimates

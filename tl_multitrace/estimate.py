@@ -51,7 +51,7 @@ class MemoryEstimate:
         keys_values: of the base run; stored when enough runs are asked for that share tokens with it.
         forward: the largest forward without gradients: one batch, several masks over a few prompts, or the source run.
         backward: one batch's forward and backward to the mask.
-        masks: derivatives of every prompt to every mask entry, twice, as ``gradient`` puts them into order;
+        masks: derivatives of every prompt to every mask entry, twice, as ``gradient`` puts them into their order;
             searches need those of one batch at a time, which ``backward`` counts.
         places: where source activations, block inputs, and keys and values are kept.
         stored_runs: runs whose block inputs are kept, the base run counted.
@@ -109,7 +109,7 @@ class MemoryEstimate:
         return self._at("disk")
 
     def follow(self, engine: Engine, restarts: Restarts) -> None:
-        """Tell the parts of an evaluator, ``engine`` and ``restarts``, where to keep what they keep."""
+        """Tell the parts of an evaluator where to keep what they keep."""
         host = torch.device("cpu")
         for sources in engine.kept:
             sources.place, sources.folder = self.places["source_activations"], self.limits.folder
