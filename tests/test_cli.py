@@ -9,15 +9,18 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import tl_multitrace as mt
 from tl_multitrace import cli
+from tl_multitrace.cache import Cache
 from tl_multitrace.job import Job, Log, run_job
 from tl_multitrace.run_folder import OWN_FILES, read_run, writing
 from tl_multitrace.spec import budgets_from_text, groups_from_text
@@ -281,15 +284,26 @@ def test_overwrite_never_deletes_what_is_not_a_runs(names: list[str], tmp_path: 
 
 
 # ------------------------------------------------------------------------------------------------------- interrupted
-def test_an_interrupted_run_leaves_a_record_and_what_was_finished(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), writing(tmp_path / "run", Job(task="ioi"), Log()) as place:
-        (place / "circuit.json").write_text("{}")
+def test_an_interrupted_run_keeps_what_it_found(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), writing(tmp_path / "run", Job(task="ioi"), Log()) as checkpoint:
+        assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "running"
+        (cache := Cache(checkpoint.found / "of a tracer")).put("key", {"value": torch.ones(1)})
+        cache.flush()
+        (checkpoint.result / "circuit.json").write_text("{}")
         raise KeyboardInterrupt
-    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["circuit.json", "run.json"]
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["checkpoint", "run.json"]
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "interrupted"
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
     shown = call("show", tmp_path / "run")
     assert shown.exit_code == 1 and "was interrupted before it had a result" in shown.stderr
+    again = call(*QUICK, "--out", tmp_path / "run")
+    assert again.exit_code == 1 and "Add --resume to go on where it stopped" in again.stderr
+
+
+def test_an_interrupted_run_that_found_nothing_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), writing(tmp_path / "run", Job(task="ioi"), Log()):
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_interruption_keeps_the_earlier_run(finished: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,6 +344,9 @@ def test_ctrl_c(tmp_path: Path) -> None:
     ) as process:
         assert process.stderr is not None
         assert any("Searching" in line for line in process.stderr)
+        waited = time.monotonic()
+        while not list(tmp_path.glob("run/checkpoint/found/*/*.safetensors")) and time.monotonic() < waited + 120:
+            time.sleep(0.2)
         process.send_signal(signal.SIGINT)
         try:
             rest = process.communicate(timeout=120)[1]

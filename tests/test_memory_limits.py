@@ -235,9 +235,7 @@ def test_the_estimate_is_what_is_stored() -> None:
     assert before.block_inputs == 2 * sizes["inputs"] and before.keys_values == tracer.memory["keys_values_bytes"]
     assert before.weights == sum(t.numel() * 8 for t in {p.data_ptr(): p for p in parameters(model)}.values())
     assert before.masks == 2 * 6 * len(groups) * 8
-    assert before.peak == before.needed - before.backward + before.weights + before.masks + max(
-        before.forward, before.backward
-    )
+    assert before.peak == before.needed - before.backward + before.weights + max(before.forward, before.backward)
 
 
 def stored(tracer: mt.Tracer) -> dict[str, list[torch.Tensor]]:
@@ -355,5 +353,5 @@ def test_a_limit_is_kept(limit: str) -> None:
     assert found["places"]["source_activations"] == ("device" if limit == "400MiB" else "recomputed")
     assert found["held"] <= found["limit"]
     assert found["rise"] <= found["limit"] + found["masks"] + slack
-    assert found["rise"] <= 1.25 * found["estimate"] + slack
+    assert found["rise"] <= 1.25 * (found["estimate"] + found["masks"]) + slack
     assert found["estimate"] <= 1.5 * found["rise"] + slack

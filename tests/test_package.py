@@ -21,6 +21,7 @@ PACKAGE = ROOT / "tl_multitrace"
 ROOMS = [
     "_version",
     "deprecation",
+    "progress",
     "memory",
     "last_mlp",
     "weights_digest",
@@ -84,6 +85,7 @@ ROOMS = [
     "run_folder",
     "reproduce",
     "show",
+    "cli_logging",
     "cli_trace",
     "cli_convert",
     "cli_doctor",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import socket
 import subprocess
@@ -120,12 +121,13 @@ def test_hostile_prompts_do_nothing(tmp_path: Path) -> None:
 
 
 NASTY = (
-    f"</script><!--<script>\u2028\u2029]]>'\"`</style></title></textarea><img src=//{CANARY}/a.png onerror=pwned()>"
-    f"<link rel=stylesheet href=http://{CANARY}/b.css><style>@import '//{CANARY}/c.css'</style>"
-    f"<iframe src=http://{CANARY}/d></iframe><svg onload=pwned()><script>document.title='pwned'</script>"
-    f"<meta http-equiv=refresh content='0;url=http://{CANARY}/e'><base href=//{CANARY}/>"
-    "${pwned()}$_{{pwned()}}\\u003c"
+    f"</script>\u2028\u2029]]>'\"`</style></title></textarea><img/src=//{CANARY}/a.png/onerror=pwned()>"
+    f"<link/rel=stylesheet/href=http://{CANARY}/b.css><style>@import'//{CANARY}/c.css'</style>&lt;img&gt;"
+    f"<iframe/src=http://{CANARY}/d></iframe><svg/onload=pwned()><script>document.title='pwned'</script>"
+    f"<meta/http-equiv='refresh'/content='0;url=http://{CANARY}/e'><base/href='//{CANARY}/'><a/href='//{CANARY}'>"
+    "${pwned()}$_{{pwned()}}\\u003c<!--<script>"
 )
+"""A token without spaces: circuitsvis writes tokens as markup, and white space within them as something else."""
 
 
 def nasty_pages(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
@@ -172,6 +174,7 @@ def test_no_page_lets_a_text_out_or_run(tmp_path: Path, monkeypatch: pytest.Monk
             parsed = Page(seen)
             assert not any(key.startswith("on") for _, attributes in parsed.elements for key in attributes), name
             assert not [tag for tag in ("img", "link", "base", "object", "embed") if parsed.all(tag)], name
+            assert len(parsed.all("meta")) <= 4 and not [a for a in parsed.all("a") if CANARY in str(a)], name
             assert "<title>pwned" not in seen and (name == "frame" or CANARY in parsed.text), name
     assert [r for r in asked if not own_traffic(r)] == []
 
@@ -191,6 +194,13 @@ def test_the_notebook_frame_draws_its_views(tmp_path: Path) -> None:
     options = [f"--screenshot={picture}", "--window-size=1000,1200", framed.as_uri()]
     subprocess.run([*command, *options], capture_output=True, timeout=120, check=True)
     assert _blue_pixels(picture) > 500, "attention weights of 1 are drawn in blue"
+
+
+def test_tokens_that_look_like_markup_are_seen(tmp_path: Path) -> None:
+    page = made(words=("<s>", "<b>bold", "&lt;", " d")).show().save(tmp_path / "trace.html")
+    seen = Page(re.sub(r"<script.*?</script>", "", browse(page), flags=re.DOTALL))
+    assert not seen.all("s") and not seen.all("b")
+    assert all(token in seen.text.replace("\u2060", "") for token in ("<s>", "<b>bold*", "&lt;*"))
 
 
 def _blue_pixels(picture: Path) -> int:

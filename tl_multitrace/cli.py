@@ -5,9 +5,7 @@ Results go to standard output, progress to standard error. Exit codes: 0 done, 1
 
 from __future__ import annotations
 
-import logging
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -21,6 +19,7 @@ from rich.markup import escape
 from tl_multitrace import cli_convert, cli_doctor, cli_reproduce, cli_trace
 from tl_multitrace._version import __version__
 from tl_multitrace.budget import bytes_from
+from tl_multitrace.cli_logging import Level, LogFile, LogLevel, logged
 from tl_multitrace.distributed import leave, ranks_of, started_by_torchrun
 from tl_multitrace.interventions import intervention_by_name
 from tl_multitrace.job import Job, Log, run_job
@@ -231,6 +230,8 @@ def run(
     overwrite: Overwrite = False,
     resume: Resume = False,
     quiet: Quiet = False,
+    log_level: LogLevel = None,
+    log_file: LogFile = None,
     debug: Debug = False,
 ) -> None:
     """Search any model on a task or your own prompts, and write a run folder."""
@@ -262,7 +263,7 @@ def run(
         trust_remote_code=trust_remote_code,
         memory_limit=memory_limit,
     )
-    with _reported(debug, quiet):
+    with _reported(debug, quiet, log_level, log_file):
         _do(job, out, overwrite, quiet, resume)
 
 
@@ -343,11 +344,11 @@ def _do(job: Job, out: Path, overwrite: bool, quiet: bool, resume: bool = False)
 
 
 @contextmanager
-def _reported(debug: bool, quiet: bool = False) -> Iterator[None]:
-    """Errors as one line and an exit code, instead of a traceback."""
-    logging.basicConfig(level=logging.ERROR if quiet else logging.WARNING, format="%(message)s", stream=sys.stderr)
+def _reported(debug: bool, quiet: bool = False, level: Level | None = None, path: Path | None = None) -> Iterator[None]:
+    """Errors as one line and an exit code, instead of a traceback; reports as ``--log-level``, ``--log-file`` say."""
     try:
-        yield
+        with logged(quiet, level, path):
+            yield
     except (typer.Exit, typer.Abort):
         raise
     except KeyboardInterrupt:

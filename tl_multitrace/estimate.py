@@ -51,7 +51,8 @@ class MemoryEstimate:
         keys_values: of the base run; stored when enough runs are asked for that share tokens with it.
         forward: the largest forward without gradients: one batch, several masks over a few prompts, or the source run.
         backward: one batch's forward and backward to the mask.
-        masks: derivatives of every prompt to every mask entry, and the copy that is handed out.
+        masks: derivatives of every prompt to every mask entry, twice, as ``gradient`` puts them into order;
+            searches need those of one batch at a time, which ``backward`` counts.
         places: where source activations, block inputs, and keys and values are kept.
         stored_runs: runs whose block inputs are kept, the base run counted.
         left: bytes of the limit that nothing has been given, where block inputs are kept.
@@ -89,8 +90,8 @@ class MemoryEstimate:
 
     @property
     def peak(self) -> int:
-        """Most bytes at once on the model's device: weights, what is kept there, masks, and the larger step."""
-        return self.weights + self._at("device") + self.masks + max(self.forward, self.backward)
+        """Most bytes at once on the model's device: weights, what is kept there, and the larger step."""
+        return self.weights + self._at("device") + max(self.forward, self.backward)
 
     @property
     def bytes_per_run(self) -> int:
@@ -125,7 +126,8 @@ class MemoryEstimate:
         lines = [self._line(name) for name in _ITEMS]
         limit = f"limit {_text(self.limits.device)}, {_text(self.needed)} to keep everything there"
         title = f"MemoryEstimate({self.device}, {self.batch_size} pairs per batch, {limit})"
-        peak = f"  {'peak':<20}{_text(self.peak):>11}  weights, what is kept, masks, and the larger of the two steps"
+        said = "weights, what is kept, and the larger of the two steps; masks only where they are asked for"
+        peak = f"  {'peak':<20}{_text(self.peak):>11}  {said}"
         return "\n".join([title, *lines, peak])
 
     def _line(self, item: str) -> str:
@@ -175,7 +177,7 @@ def plan_memory(engine: Engine, batch_size: int, step: StepBytes, limits: Limits
         forward = max(forward, 2 * (step.forward * batch_size + one_batch))  # the source run takes two batches at once
     per_run = block_input_bytes(engine)
     runs = next((runs for runs in (2, 1) if runs * per_run <= max(room.device, room.host)), 2)
-    at_inputs = room.take(runs * per_run)
+    at_inputs = room.take(runs * per_run) if per_run else "none"
     keys_values = keys_values_bytes(engine) if where != "recomputed" else 0
     return MemoryEstimate(
         device=str(view.device),
@@ -184,7 +186,7 @@ def plan_memory(engine: Engine, batch_size: int, step: StepBytes, limits: Limits
         weights=weight_bytes(view),
         source_activations=sources,
         block_inputs=runs * per_run,
-        stored_runs=runs if per_run and at_inputs != "none" else 0,
+        stored_runs=runs if at_inputs != "none" else 0,
         keys_values=keys_values,
         forward=forward,
         backward=backward,
@@ -192,7 +194,7 @@ def plan_memory(engine: Engine, batch_size: int, step: StepBytes, limits: Limits
         places={
             "source_activations": where,
             "block_inputs": at_inputs,
-            "keys_values": room.take(keys_values),
+            "keys_values": room.take(keys_values) if keys_values else "none",
         },
         left=room.host if at_inputs == "host" else room.device,
         tile_tokens=tile,

@@ -229,11 +229,19 @@ class Evaluator(Halving):
         self, mask: Float[Tensor, " groups"], inner: bool, as_reference: bool, dtype: torch.dtype | None
     ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n groups"]]:
         """Effect (or inner quantity) and its derivative; see ``Tracer.effect_and_gradient``."""
+        effects = self._base_values.new_empty(self.rows.n_examples)
+        gradient = self._base_values.new_empty(self.rows.n_examples, len(self.groups))
+        for examples, effect, slope in self._slopes_by_batch(mask, inner, as_reference, dtype):
+            effects[examples], gradient[examples] = effect, slope
+        return effects, gradient
+
+    def _slopes_by_batch(
+        self, mask: Float[Tensor, " groups"], inner: bool, as_reference: bool, dtype: torch.dtype | None
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """The same, batch by batch: examples, effects and derivatives. All of them at once may be large."""
         values = mask.to(self.view.device, self.dtype)
         metric = self.metric.surrogate
         measure = metric.inner if inner else metric
-        effects = self._base_values.new_empty(self.rows.n_examples)
-        gradient = self._base_values.new_zeros(self.rows.n_examples, len(self.groups))
         plan = self._restarts
         record = plan.new_references(values[None]) if as_reference and dtype is None else []
         with self.session(), self._gradients(dtype) as soft:
@@ -242,22 +250,32 @@ class Evaluator(Halving):
                 answers, share = soft.answers(batch, leaf, record)
                 out = measure(answers, base)
                 by_row = soft.backward(out.sum(), leaf, share)[0]
-                gradient.index_add_(0, batch.examples[batch.example], by_row)
-                effects[batch.examples] = out.detach() - (0.0 if inner else measure(base, base))
-                self._check(effects[batch.examples], batch, leaf.detach(), "the metric", answers.token_logp.detach())
-                self._check(gradient[batch.examples], batch, leaf.detach(), "the gradient")
+                gradient = self._base_values.new_zeros(len(batch.examples), len(self.groups))
+                gradient.index_add_(0, batch.example, by_row)
+                effect = out.detach() - (0.0 if inner else measure(base, base))
+                self._check(effect, batch, leaf.detach(), "the metric", answers.token_logp.detach())
+                self._check(gradient, batch, leaf.detach(), "the gradient")
+                yield batch.examples, effect, gradient
         plan.references = record or plan.references
-        return effects, gradient
+
+    def _slope_sum(self, mask: Float[Tensor, " groups"], dtype: torch.dtype | None) -> Float[Tensor, " groups"]:
+        """Sum over examples of the effect's derivative."""
+        total = torch.zeros(len(self.groups), dtype=torch.float64, device=self._base_values.device)
+        for _, _, slope in self._slopes_by_batch(mask, False, False, dtype):
+            total += slope.sum(0, dtype=torch.float64)
+        return total
 
     def _predictions(self, mask: Float[Tensor, " groups"], dtype: torch.dtype | None) -> Float[Tensor, " groups"]:
         """Sum over examples of the predicted change of the metric from switching each entry of a binary mask."""
-        inner, slope = self._slopes(mask, inner=True, as_reference=True, dtype=dtype)
-        metric, signs = self.metric.surrogate, (1 - 2 * mask).to(slope)
-        now = metric.outer(inner)
-        total = torch.zeros_like(slope[0], dtype=torch.float64)
-        for rows in torch.arange(len(inner)).split(max(1, PREDICTIONS // max(1, slope.shape[1]))):
-            step = (slope[rows] * signs).clamp(-CLAMP, CLAMP)
-            total += (metric.outer(inner[rows, None] + step) - now[rows, None]).double().sum(0)
+        metric = self.metric.surrogate
+        signs = (1 - 2 * mask).to(self._base_values)
+        total = torch.zeros_like(signs, dtype=torch.float64)
+        for _, inner, slope in self._slopes_by_batch(mask, True, True, dtype):
+            now = metric.outer(inner)
+            for rows in torch.arange(len(inner)).split(max(1, PREDICTIONS // max(1, slope.shape[1]))):
+                step = (slope[rows] * signs).clamp(-CLAMP, CLAMP)
+                change = metric.outer(inner[rows, None] + step) - now[rows, None]
+                total += change.sum(0, dtype=torch.float64)
         return total
 
     def _loss_slope(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +13,8 @@ from typing import Any
 import torch
 
 from tl_multitrace.distributed import local_device
+
+logger = logging.getLogger(__name__)
 
 
 def load_model(
@@ -45,6 +49,13 @@ def load_model(
     """
     device = str(device or local_device())
     dtype = parse_dtype(dtype)
+    began = time.perf_counter()
+    model = _load(name_or_path, device, dtype, trust_remote_code)
+    logger.info("%s loaded on %s as %s in %.1f s", name_or_path, device, dtype, time.perf_counter() - began)
+    return model
+
+
+def _load(name_or_path: str, device: str, dtype: torch.dtype, trust_remote_code: bool) -> Any:
     if name_or_path == "demo":
         from tl_multitrace.demo import load_demo_model
 

@@ -92,7 +92,8 @@ class Tracer(Evaluator):
     ) -> None:
         self.model, self.pairs = model, pairs
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
-        self.given_limit, self.ranks = memory_limit, ranks_of(distributed).for_examples(len(pairs))
+        self.given_limit, self.given_ranks = memory_limit, ranks_of(distributed)
+        self.ranks = self.given_ranks.for_examples(len(pairs))
         made = Setup.of(
             model,
             pairs,
@@ -127,6 +128,7 @@ class Tracer(Evaluator):
             folder = folder_of(self.cache_dir, self, pairs, sum(map(len, dealt)))
             self.calls.cache = Cache(folder, self.ranks)
         self._base_metric = self.calls.begin()
+        logger.info("base run of %d pairs on %s: %s", self.n, self.view.device, self.memory)
 
     # ------------------------------------------------------------------ facts
 
@@ -174,9 +176,9 @@ class Tracer(Evaluator):
 
     @property
     def options(self) -> dict[str, Any]:
-        """How it runs, whatever the prompts, components and metric: dtype, memory limit, ranks, cache."""
-        own = {"dtype": self.dtype, "memory_limit": self.given_limit, "cache_dir": self.cache_dir}
-        return own | {"distributed": self.ranks}
+        """How it runs, whatever the prompts, components and metric: dtype, memory limit, progress, ranks, cache."""
+        own = {"dtype": self.dtype, "memory_limit": self.given_limit, "progress": self.progress}
+        return own | {"distributed": self.given_ranks, "cache_dir": self.cache_dir}
 
     def __repr__(self) -> str:
         return (
@@ -306,8 +308,8 @@ class Tracer(Evaluator):
         values = self.groups.as_mask(mask).cpu()
 
         def run() -> Found:
-            gradient = self._slopes(values, False, False, dtype)[1]
-            return Found(gradient.new_zeros(0, len(gradient)), gradient.double().sum(0))
+            total = self._slope_sum(values, dtype)
+            return Found(total.new_zeros(0, self.rows.n_examples), total)
 
         given = [bytes_of(values), str(dtype).encode()]
         return self.calls.make("mean_gradient", given, 0, len(self.groups), run).sums / self.n

@@ -24,16 +24,15 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from tl_multitrace.answers import Answers
-from tl_multitrace.budget import TILE_TOKENS
 from tl_multitrace.cost import HookError
 from tl_multitrace.engine import Prefix
 from tl_multitrace.flow.nodes import Edge, Nodes
 from tl_multitrace.flow.taps import Taps
 from tl_multitrace.groups import ATTENTION_INPUTS, SITES
 from tl_multitrace.mixing import Plan, mix
+from tl_multitrace.progress import track
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.rows import Batch
 from tl_multitrace.tracer import Tracer
@@ -94,7 +93,6 @@ class PathPatching(Tracer):
         self.background = torch.zeros(len(nodes.groups), device=self.view.device, dtype=self.dtype)
         self.background[list(patched)] = 1.0
         self._reference_inputs = Prefix(self.background.cpu().numpy())
-        self._tile_tokens = TILE_TOKENS.get(self.view.device.type, 512)
         eps = torch.finfo(self.view.dtype).eps
         self._rounding = 16 * eps if eps < 1e-4 else 0.0  # half precision: runs that agree agree exactly
         layers = range(self.view.n_layers)
@@ -125,13 +123,19 @@ class PathPatching(Tracer):
             self._probe(self.rows.batch(torch.tensor([0]), self.view.device))
             work = [(i, s) for i in range(len(self._batches)) for s in range(len(self.groups))]
             reference: Reference | None = None
-            for i, sender in tqdm(work, desc="senders", disable=not progress, leave=False):
+            means: list[float] = []
+            for i, sender in track(work, "senders", progress, lambda: self._so_far(means)):
                 if reference is None or reference.batch is not self._batches[i]:
                     reference = self._reference(self._batches[i], self._base[i])
                 for edge, values in self._from(sender, reference):
                     zeros = torch.zeros(self.rows.n_examples, dtype=self.dtype, device=self.view.device)
                     found.setdefault(edge, zeros)[reference.batch.examples] = values
+                    means.append(float(values.mean()))
         return found
+
+    def _so_far(self, means: Sequence[float]) -> dict[str, float | None]:
+        """The strongest edge in any batch, and the cost, for a progress bar."""
+        return {"effect": max(means, key=abs, default=None), "cost": self.cost.equivalents}
 
     @contextmanager
     def _tapped(self) -> Iterator[None]:
@@ -238,7 +242,7 @@ class PathPatching(Tracer):
 
     def _measure(self, jobs: Sequence[Job], at: Reference) -> Iterator[tuple[Job, Float[Tensor, " e"]]]:
         """Effects of receivers' outputs, several in one forward where they are of one layer."""
-        size = max(1, self._tile_tokens // at.batch.tokens.numel())
+        size = max(1, self._restarts.tile // at.batch.tokens.numel())
         for hook in dict.fromkeys(job.hook for job in jobs):
             here = [job for job in jobs if job.hook == hook]
             for first in range(0, len(here), size):
