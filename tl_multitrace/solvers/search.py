@@ -311,7 +311,7 @@ class Search:
         return self.sign * max(found) if found else None
 
     def log_stage(self, stage: str, began: float) -> None:
-        """Log what a stage of a solver has brought and cost; ``began``: the cost before it."""
+        """Log what a ``stage`` of a solver has brought and cost; ``began``: the cost before it."""
         best = self.best_effect
         found = "nothing yet" if best is None else f"best effect {best:.4g}"
         spent = self.aim.cost.equivalents - began
