@@ -79,7 +79,7 @@ def loud(found: mt.SubsetPath) -> mt.SubsetPath:
     return found
 
 
-@pytest.mark.filterwarnings("ignore:window", "ignore:the corruption", "ignore:the model does not predict")
+@pytest.mark.filterwarnings("ignore:window", "ignore:the corruption", "ignore:the model", "ignore:the total effect")
 @pytest.mark.parametrize("name", LOOPS)
 def test_a_bar_shows_effect_cost_and_time_left(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     work, shown = LOOPS[name]
