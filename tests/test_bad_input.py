@@ -179,7 +179,7 @@ def test_no_groups_and_groups_of_another_model() -> None:
     [
         (torch.ones(11), r"the mask has shape \(11,\), but there are 12 hook groups"),
         (torch.ones(1, 12), r"the mask has shape \(1, 12\)"),
-        ([], r"the mask has shape \(0,\)"),
+        (torch.zeros(0), r"the mask has shape \(0,\)"),
         (torch.full((12,), 1.2), r"mask values must lie in \[0, 1\], got 1.2 to 1.2"),
         (-torch.eye(12)[0], r"mask values must lie in \[0, 1\], got -1 to"),
         (torch.full((12,), torch.nan), r"mask values must lie in \[0, 1\], got nan"),
