@@ -152,6 +152,10 @@ def written_record(folder: Path) -> None:
     (folder / "run.json").write_text(record().model_dump_json())
 
 
+RUN_FILES = ("circuit.json", "path.json", "path-1.json", "effects.csv", "views.json", "flow.json", "evaluation.json")
+RUN_FILES += ("stability.json", "side_effects.json", "run.json")
+
+
 def run_folder(folder: Path) -> None:
     """What a run leaves, with few and small files."""
     full = measured()

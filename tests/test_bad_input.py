@@ -179,7 +179,7 @@ def test_no_groups_and_groups_of_another_model() -> None:
     [
         (torch.ones(11), r"the mask has shape \(11,\), but there are 12 hook groups"),
         (torch.ones(1, 12), r"the mask has shape \(1, 12\)"),
-        ([], r"the mask has shape \(0,\)"),
+        (torch.zeros(0), r"the mask has shape \(0,\)"),
         (torch.full((12,), 1.2), r"mask values must lie in \[0, 1\], got 1.2 to 1.2"),
         (-torch.eye(12)[0], r"mask values must lie in \[0, 1\], got -1 to"),
         (torch.full((12,), torch.nan), r"mask values must lie in \[0, 1\], got nan"),
@@ -288,7 +288,8 @@ def test_nan_in_a_source_prompt_alone() -> None:
         assert torch.equal(tracer.effect(torch.zeros(12)), torch.zeros(4))
         for use in (tracer.effect, tracer.gradient, lambda m: tracer.loss_gradient(m, torch.mean)):  # noqa: B023
             batch = 0 if size is None else 1
-            with pytest.raises(mt.NonFiniteError, match=rf"batch {batch}: first at blocks\.1\.attn\.hook_z, example 1"):
+            where = rf"batch {batch}: first in the source run at blocks\.0\.attn\.hook_z, example 1"
+            with pytest.raises(mt.NonFiniteError, match=where):
                 use(torch.full((12,), 0.5))
     assert hooks_left(model) == 0
 
@@ -308,5 +309,7 @@ def test_a_metric_that_becomes_infinite() -> None:
         return torch.where(same, 0.0, torch.inf)
 
     tracer = trace(metric=broken)
-    with pytest.raises(mt.NonFiniteError, match=r"the metric is not finite in batch 0: first at the logits"):
+    with pytest.raises(
+        mt.NonFiniteError, match=r"the metric is not finite in batch 0, first in example \d: the log prob.*are finite"
+    ):
         tracer.effect(torch.ones(12))

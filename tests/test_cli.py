@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +18,7 @@ from typer.testing import CliRunner
 import tl_multitrace as mt
 from tl_multitrace import cli
 from tl_multitrace.job import Job, Log, run_job
-from tl_multitrace.run_folder import OWN_FILES, read_run, writing
+from tl_multitrace.run_folder import OWN_FILES, read_run
 from tl_multitrace.spec import budgets_from_text, groups_from_text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -278,67 +277,6 @@ def test_overwrite_never_deletes_what_is_not_a_runs(names: list[str], tmp_path: 
     result = call(*QUICK, "--out", tmp_path, "--overwrite")
     assert result.exit_code == 1 and "--overwrite would delete it" in result.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(names)
-
-
-# ------------------------------------------------------------------------------------------------------- interrupted
-def test_an_interrupted_run_leaves_a_record_and_what_was_finished(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), writing(tmp_path / "run", Job(task="ioi"), Log()) as place:
-        (place / "circuit.json").write_text("{}")
-        raise KeyboardInterrupt
-    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["circuit.json", "run.json"]
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "interrupted"
-    assert [p.name for p in tmp_path.iterdir()] == ["run"]
-    shown = call("show", tmp_path / "run")
-    assert shown.exit_code == 1 and "was interrupted before it had a result" in shown.stderr
-
-
-def test_an_interruption_keeps_the_earlier_run(finished: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = {p.name: p.stat().st_mtime_ns for p in finished[0].iterdir()}
-    monkeypatch.setattr(cli, "run_job", interrupt)
-    result = call(*QUICK, "--out", finished[0], "--overwrite")
-    assert result.exit_code == 130 and "Interrupted." in result.stderr
-    assert {p.name: p.stat().st_mtime_ns for p in finished[0].iterdir()} == before
-    assert [p.name for p in finished[0].parent.iterdir()] == ["run"]
-
-
-@pytest.mark.slow
-def test_ctrl_c(tmp_path: Path) -> None:
-    slow = [
-        "run",
-        "--task",
-        "ioi",
-        "--components",
-        "neurons",
-        "--solver",
-        "greedy",
-        "--budget",
-        "200",
-        "--device",
-        "cpu",
-    ]
-    command = [sys.executable, "-m", "tl_multitrace", *slow, "--out", str(tmp_path / "run")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-
-    def heed_interrupts() -> None:  # a suite started in the background ignores them, and its children would too
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    with subprocess.Popen(
-        command, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
-    ) as process:
-        assert process.stderr is not None
-        assert any("Searching" in line for line in process.stderr)
-        process.send_signal(signal.SIGINT)
-        try:
-            rest = process.communicate(timeout=120)[1]
-        finally:
-            process.kill()
-    assert process.returncode == 130
-    assert "Interrupted." in rest and "Traceback" not in rest
-    assert [p.name for p in tmp_path.iterdir()] == ["run"]
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "interrupted"
 
 
 # -------------------------------------------------------------------------------------------- components and budgets

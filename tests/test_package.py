@@ -21,6 +21,7 @@ PACKAGE = ROOT / "tl_multitrace"
 ROOMS = [
     "_version",
     "deprecation",
+    "progress",
     "memory",
     "last_mlp",
     "weights_digest",
@@ -49,6 +50,7 @@ ROOMS = [
     "metric_base",
     "metrics",
     "engine",
+    "finite",
     "calibrate",
     "budget",
     "restart",
@@ -83,6 +85,7 @@ ROOMS = [
     "run_folder",
     "reproduce",
     "show",
+    "cli_logging",
     "cli_trace",
     "cli_convert",
     "cli_doctor",

@@ -16,7 +16,7 @@ from public_names import PACKAGE, Public, every_method, public_names
 from tl_multitrace.objective import Aim, Objective, TracerAim
 from tl_multitrace.solvers import SOLVERS, Solver
 
-SECTION = re.compile(r"^(Args|Attributes|Class attributes|Returns|Yields|Raises|Warns|Examples):$", re.MULTILINE)
+SECTION = re.compile(r"^(Args|Attributes|Returns|Yields|Raises|Warns|Examples):$", re.MULTILINE)
 ENTRY = re.compile(r"^ {4}(\*{0,2}\w+)(?: \([^)]*\))?:", re.MULTILINE)
 NUMBERS = {"float", "float | None"}
 UNIT = re.compile(

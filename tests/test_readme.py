@@ -91,6 +91,8 @@ def test_the_commands_exist(command: str, monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(f"tl_multitrace.cli_trace.{name}", lambda *_, **__: done.append("trace"))
     monkeypatch.setattr("tl_multitrace.cli_convert.convert", lambda *_, **__: done.append("convert"))
     monkeypatch.setattr("tl_multitrace.cli_reproduce.reproduce", lambda *_, **__: done.append("reproduce"))
+    healthy = mt.Diagnosis({"packages": {"tl_multitrace": mt.__version__}}, ())
+    monkeypatch.setattr("tl_multitrace.cli_doctor.doctor", lambda *_: done.append("doctor") or healthy)
     result = CliRunner().invoke(cli.app, shlex.split(command)[1:])
     assert result.exit_code == 0, result.output
     assert done == [shlex.split(command)[1]]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from render_cases import EVIL, EVIL_IMAGE, evil_run, measured, run
 
@@ -123,6 +125,22 @@ def test_the_page_is_for_everyone(page: Page) -> None:
     targets = [a["href"] for a in page.all("a") if (a["href"] or "").startswith("#")]
     assert all((t or "#")[1:] in ids for t in targets)
     assert page.all("noscript")
+
+
+def test_every_table_that_sorts_can_be_saved_whole(page: Page) -> None:
+    saved = {a["download"]: a["href"] or "" for a in page.all("a") if "download" in a}
+    assert len(saved) == len([t for t in page.all("table") if "data-sort" in t])
+    assert {"budgets.csv", "subgroups.csv", "components.csv", "effects.csv"} <= set(saved)
+    told = base64.b64decode(saved["budgets.csv"].partition("base64,")[2]).decode()
+    frame = pd.read_csv(io.StringIO(told))
+    assert frame["effect"].tolist() == pytest.approx(measured().path.effects)
+    subgroups = pd.read_csv(io.StringIO(base64.b64decode(saved["subgroups.csv"].partition("base64,")[2]).decode()))
+    assert set(subgroups) == {"subgroup", "split", "effect", "low", "high", "median", "prompts"} and len(subgroups)
+
+
+def test_numbers_are_for_reading() -> None:
+    told = [number(x) for x in (1234.5, 685.2, 0.00071, -1e-5, 3.2e7, -2500, 0, None, float("nan"))]
+    assert told == ["1,230", "685", "0.00071", "−1e−05", "3.2e+07", "−2,500", "0", "–", "–"]
 
 
 def test_figures_follow_the_readers_colours(source: str) -> None:

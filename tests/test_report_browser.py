@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import socket
 import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import render_cases
 from render_cases import EVIL, EVIL_IMAGE, evil_run, measured, prompts, run
 from test_report import Page
+from test_trace_grid import made
 
-from tl_multitrace.render import show, write_report
+import tl_multitrace as mt
+from tl_multitrace.evaluation.side_effects import SideEffects
+from tl_multitrace.render import Shown, show, write_report
 
 CHROMIUM = next((p for name in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(name))), None)
 FLAGS = (
@@ -114,6 +120,65 @@ def test_hostile_prompts_do_nothing(tmp_path: Path) -> None:
     assert EVIL_IMAGE in parsed.text
 
 
+NASTY = (
+    f"</script>\u2028\u2029]]>'\"`</style></title></textarea><img/src=//{CANARY}/a.png/onerror=pwned()>"
+    f"<link/rel=stylesheet/href=http://{CANARY}/b.css><style>@import'//{CANARY}/c.css'</style>&lt;img&gt;"
+    f"<iframe/src=http://{CANARY}/d></iframe><svg/onload=pwned()><script>document.title='pwned'</script>"
+    f"<meta/http-equiv='refresh'/content='0;url=http://{CANARY}/e'><base/href='//{CANARY}/'><a/href='//{CANARY}'>"
+    "${pwned()}$_{{pwned()}}\\u003c<!--<script>"
+)
+"""A token without spaces: circuitsvis writes tokens as markup, and white space within them as something else."""
+
+
+def nasty_pages(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    """Every page that the package writes, of texts that want out; components, metrics and solvers included."""
+    monkeypatch.setattr(render_cases, "EVIL", NASTY)
+    monkeypatch.setattr(render_cases, "EVIL_IMAGE", NASTY[::-1] + NASTY)
+    found = evil_run()
+    assert found.views is not None
+    named = [mt.Component(c.kind, c.layer, c.index, NASTY, c.site) for c in found.circuit.components]
+    groups = mt.HookGroups(tuple(named), tuple((c,) for c in named), found.circuit.groups.sizes)
+    facts = {
+        **found.circuit.provenance,
+        "metric": NASTY,
+        "metric_unit": NASTY,
+        "solver": {"name": NASTY},
+        NASTY: [NASTY],
+    }
+    heads = [f"{head} {NASTY}" for head in found.views.heads]
+    found = replace(
+        found,
+        circuit=replace(found.circuit, groups=groups, provenance=facts),
+        path=replace(found.path, provenance=facts, notes=(NASTY,)),
+        others=(),
+        views=found.views.model_copy(update={"heads": heads, "neurons": [NASTY] * len(found.views.neurons)}),
+        side_effects=SideEffects(tuple(named), NASTY, NASTY, (), (NASTY,), facts),
+    )
+    grid = made(words=(NASTY, " b", " c", " d"), answer=NASTY, notes=(NASTY,), provenance=facts)
+    shown = Shown(found.views, NASTY)
+    (folder / "frame.html").write_text(f"<!DOCTYPE html><title>n</title>{shown._repr_html_()}", encoding="utf-8")
+    return {
+        "frame": folder / "frame.html",
+        "report": write_report(found, folder / "report.html"),
+        "shown": shown.save(folder / "shown.html"),
+        "trace": grid.show().save(folder / "trace.html"),
+    }
+
+
+@pytest.mark.slow
+def test_no_page_lets_a_text_out_or_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pages = nasty_pages(tmp_path, monkeypatch)
+    with recording_proxy() as (proxy, asked):
+        for name, page in pages.items():
+            seen = browse(page, proxy)
+            parsed = Page(seen)
+            assert not any(key.startswith("on") for _, attributes in parsed.elements for key in attributes), name
+            assert not [tag for tag in ("img", "link", "base", "object", "embed") if parsed.all(tag)], name
+            assert len(parsed.all("meta")) <= 4 and not [a for a in parsed.all("a") if CANARY in str(a)], name
+            assert "<title>pwned" not in seen and (name == "frame" or CANARY in parsed.text), name
+    assert [r for r in asked if not own_traffic(r)] == []
+
+
 def test_the_notebook_frame_draws_its_views(tmp_path: Path) -> None:
     known = run()
     page = tmp_path / "notebook.html"
@@ -129,6 +194,13 @@ def test_the_notebook_frame_draws_its_views(tmp_path: Path) -> None:
     options = [f"--screenshot={picture}", "--window-size=1000,1200", framed.as_uri()]
     subprocess.run([*command, *options], capture_output=True, timeout=120, check=True)
     assert _blue_pixels(picture) > 500, "attention weights of 1 are drawn in blue"
+
+
+def test_tokens_that_look_like_markup_are_seen(tmp_path: Path) -> None:
+    page = made(words=("<s>", "<b>bold", "&lt;", " d")).show().save(tmp_path / "trace.html")
+    seen = Page(re.sub(r"<script.*?</script>", "", browse(page), flags=re.DOTALL))
+    assert not seen.all("s") and not seen.all("b")
+    assert all(token in seen.text.replace("\u2060", "") for token in ("<s>", "<b>bold*", "&lt;*"))
 
 
 def _blue_pixels(picture: Path) -> int:

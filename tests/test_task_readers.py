@@ -227,11 +227,12 @@ def test_a_data_set_in_a_local_folder(tmp_path: Path, monkeypatch: pytest.Monkey
 class FakeDatasets:
     """Stands for the ``datasets`` package."""
 
-    def __init__(self, result: Any) -> None:
-        self.result, self.calls = result, list[Any]()
+    def __init__(self, result: Any, version: str = "5.0.1") -> None:
+        self.result, self.calls, self.options, self.__version__ = result, list[Any](), list[Any](), version
 
-    def load_dataset(self, name: str, config: str | None, *, split: str) -> Any:
+    def load_dataset(self, name: str, config: str | None, *, split: str, **options: Any) -> Any:
         self.calls.append((name, config, split))
+        self.options.append(options)
         if isinstance(self.result, Exception):
             raise self.result
         return self.result
@@ -243,6 +244,15 @@ def test_name_configuration_and_split(monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = read_prompts("hf:mib-bench/copycolors_mcqa:4_answer_choices@test")
     assert fake.calls == [("mib-bench/copycolors_mcqa", "4_answer_choices", "test")]
     assert (prompts.rows[0].answers, prompts.layout.name) == ((" A",), "MIB, choices")
+
+
+def test_no_script_of_a_data_set_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    off = {"trust_remote_code": False}
+    for version, options in (("2.19.2", off), ("3.6.0", off), ("4.0.0", {})):  # from 4 on there are no scripts
+        fake = FakeDatasets([prompt_files.MIB_SUM], version)
+        monkeypatch.setitem(sys.modules, "datasets", fake)  # type: ignore[arg-type]
+        read_prompts("hf:a/b")
+        assert fake.options == [options]
 
 
 def test_a_data_set_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:

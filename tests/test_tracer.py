@@ -330,7 +330,7 @@ def test_a_tracer_on_other_prompts_keeps_what_is_not_given() -> None:
     other = pairs_of(EXAMPLES[:2])
     held = tracer.on(other)
     assert held.pairs is other and len(held) == 2
-    for name in ("model", "groups", "metric", "intervention", "dtype", "memory_limit"):
+    for name in ("model", "groups", "metric", "intervention", "dtype", "given_limit"):
         assert getattr(held, name) is getattr(tracer, name), name
     nats = tracer.on(metric=mt.LogitDiff(), groups=mt.mlps(model))
     assert nats.pairs is tracer.pairs and nats.metric.name == "logit_diff" and len(nats.groups) == L

@@ -73,7 +73,7 @@ class Calls:
             keep: whether to look in the cache, and to keep what was found there.
         """
         cache = self.cache if keep else None
-        key = key_of(what, *given, self.state.key())
+        key = key_of(what, *given, self.state.key(), len(self.own._batches))
         known = None if cache is None else cache.get(key)
         if known is not None:
             return self._recalled(known)

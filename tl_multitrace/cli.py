@@ -5,9 +5,7 @@ Results go to standard output, progress to standard error. Exit codes: 0 done, 1
 
 from __future__ import annotations
 
-import logging
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -21,6 +19,7 @@ from rich.markup import escape
 from tl_multitrace import cli_convert, cli_doctor, cli_reproduce, cli_trace
 from tl_multitrace._version import __version__
 from tl_multitrace.budget import bytes_from
+from tl_multitrace.cli_logging import Level, LogFile, LogLevel, logged
 from tl_multitrace.distributed import leave, ranks_of, started_by_torchrun
 from tl_multitrace.interventions import intervention_by_name
 from tl_multitrace.job import Job, Log, run_job
@@ -31,6 +30,7 @@ from tl_multitrace.solvers import SOLVERS, solver_by_name
 from tl_multitrace.spec import Spec, budgets_from_text
 from tl_multitrace.tasks import tasks as task_table
 from tl_multitrace.tasks.registry import info_of
+from tl_multitrace.untrusted import printable
 
 INTERRUPTED = 130
 
@@ -179,6 +179,10 @@ Keep = Annotated[
     ),
 ]
 Count = Annotated[int | None, typer.Option("--n", "-n", min=1, help="Prompts to use, at most.")]
+TrustCode = Annotated[
+    bool,
+    typer.Option("--trust-remote-code", help="Run Python code that comes with the model, if you trust its authors."),
+]
 Stability = Annotated[int, typer.Option(min=0, help="Repeat the search on so many resamples; 0 for none.")]
 HeldOut = Annotated[float, typer.Option(min=0.0, max=0.9, help="Share of prompts kept for scoring; 0 for none.")]
 
@@ -221,10 +225,13 @@ def run(
     seed: Seed = 0,
     device: Device = None,
     dtype: Annotated[Dtype, typer.Option(help="Of the weights.")] = Dtype.float32,
+    trust_remote_code: TrustCode = False,
     memory_limit: MemoryLimit = None,
     overwrite: Overwrite = False,
     resume: Resume = False,
     quiet: Quiet = False,
+    log_level: LogLevel = None,
+    log_file: LogFile = None,
     debug: Debug = False,
 ) -> None:
     """Search any model on a task or your own prompts, and write a run folder."""
@@ -253,9 +260,10 @@ def run(
         seed=seed,
         device=device,
         dtype=dtype.value,
+        trust_remote_code=trust_remote_code,
         memory_limit=memory_limit,
     )
-    with _reported(debug, quiet):
+    with _reported(debug, quiet, log_level, log_file):
         _do(job, out, overwrite, quiet, resume)
 
 
@@ -336,11 +344,11 @@ def _do(job: Job, out: Path, overwrite: bool, quiet: bool, resume: bool = False)
 
 
 @contextmanager
-def _reported(debug: bool, quiet: bool = False) -> Iterator[None]:
-    """Errors as one line and an exit code, instead of a traceback."""
-    logging.basicConfig(level=logging.ERROR if quiet else logging.WARNING, format="%(message)s", stream=sys.stderr)
+def _reported(debug: bool, quiet: bool = False, level: Level | None = None, path: Path | None = None) -> Iterator[None]:
+    """Errors as one line and an exit code, instead of a traceback; reports as ``--log-level``, ``--log-file`` say."""
     try:
-        yield
+        with logged(quiet, level, path):
+            yield
     except (typer.Exit, typer.Abort):
         raise
     except KeyboardInterrupt:
@@ -363,11 +371,11 @@ def _one_line(error: Exception) -> str:
 
 
 def _say(line: str) -> None:
-    Console(soft_wrap=True, highlight=False).print(escape(line))
+    Console(soft_wrap=True, highlight=False).print(escape(printable(line)))
 
 
 def _tell(line: str) -> None:
-    Console(stderr=True, soft_wrap=True, highlight=False).print(escape(line))
+    Console(stderr=True, soft_wrap=True, highlight=False).print(escape(printable(line)))
 
 
 def _tell_nobody(line: str) -> None:
@@ -375,7 +383,7 @@ def _tell_nobody(line: str) -> None:
 
 
 def _complain(line: str) -> None:
-    Console(stderr=True, soft_wrap=True, highlight=False).print(escape(line), style="red")
+    Console(stderr=True, soft_wrap=True, highlight=False).print(escape(printable(line)), style="red")
 
 
 cli_trace.register(app, _reported, _say)

@@ -9,10 +9,11 @@ from typing import Annotated
 
 import typer
 
+from tl_multitrace.cli_logging import Level, LogFile, LogLevel
 from tl_multitrace.reproduce import EXPERIMENTS, experiment_by_name, reproduce
 from tl_multitrace.reproduce.result import CURVE, MARKDOWN, check_free
 
-Reported = Callable[[bool, bool], AbstractContextManager[None]]
+Reported = Callable[[bool, bool, Level | None, Path | None], AbstractContextManager[None]]
 Say = Callable[[str], None]
 
 
@@ -42,7 +43,7 @@ def register(app: typer.Typer, reported: Reported, say: Say, tell: Say) -> None:
 
     Args:
         app: the command line.
-        reported: turns errors into one line and an exit code, given ``debug`` and ``quiet``.
+        reported: turns errors into one line and an exit code, given ``debug``, ``quiet``, log level and log file.
         say: prints a line on standard output.
         tell: prints a line of progress.
     """
@@ -64,10 +65,12 @@ def register(app: typer.Typer, reported: Reported, say: Say, tell: Say) -> None:
         dtype: Annotated[str, typer.Option(help="Of the weights.")] = "float32",
         overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier reproduction.")] = False,
         quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error.")] = False,
+        log_level: LogLevel = None,
+        log_file: LogFile = None,
         debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     ) -> None:
         """Run a published experiment again: its curve and table for this model, beside the published numbers."""
-        with reported(debug, quiet):
+        with reported(debug, quiet, log_level, log_file):
             check_free(out, overwrite=overwrite)
             found = reproduce(
                 name,

@@ -14,10 +14,11 @@ import typer
 from tl_multitrace.budget import bytes_from
 from tl_multitrace.causal_trace import TraceGrid, average_causal_trace, causal_trace, load_facts
 from tl_multitrace.causal_trace.cells import check_kinds
+from tl_multitrace.cli_logging import Level, LogFile, LogLevel
 from tl_multitrace.files import write_text
 from tl_multitrace.loading import load_model
 
-Reported = Callable[[bool, bool], AbstractContextManager[None]]
+Reported = Callable[[bool, bool, Level | None, Path | None], AbstractContextManager[None]]
 Say = Callable[[str], None]
 
 
@@ -51,7 +52,7 @@ def register(app: typer.Typer, reported: Reported, say: Say) -> None:
 
     Args:
         app: the command line.
-        reported: turns errors into one line and an exit code, given ``debug`` and ``quiet``.
+        reported: turns errors into one line and an exit code, given ``debug``, ``quiet``, log level and log file.
         say: prints a line on standard output.
     """
 
@@ -74,9 +75,12 @@ def register(app: typer.Typer, reported: Reported, say: Say) -> None:
         seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
         device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: a GPU where there is one.")] = None,
         dtype: Annotated[str, typer.Option(help="Of the weights.")] = "float32",
+        trust: Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")] = False,
         memory_limit: Annotated[str | None, typer.Option(help="Of activations, beside the weights: 6GiB.")] = None,
         overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace earlier results of a prompt.")] = False,
         quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error.")] = False,
+        log_level: LogLevel = None,
+        log_file: LogFile = None,
         debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     ) -> None:
         """Corrupt the subject, restore one activation at a time: where does the answer come back?"""
@@ -95,14 +99,14 @@ def register(app: typer.Typer, reported: Reported, say: Say) -> None:
             "memory_limit": _amount(memory_limit),
             "progress": not quiet,
         }
-        with reported(debug, quiet):
+        with reported(debug, quiet, log_level, log_file):
             if facts is not None:
                 chosen = load_facts(facts)[:n]
-                loaded = load_model(model, device, dtype)
+                loaded = load_model(model, device, dtype, trust_remote_code=trust)
                 _trace_facts(loaded, chosen, kinds, out, say, known_only=not all_facts, **shared)
             else:
                 _free(out, kinds, overwrite)
-                loaded = load_model(model, device, dtype)
+                loaded = load_model(model, device, dtype, trust_remote_code=trust)
                 _trace_prompt(loaded, str(prompt), kinds, out, say, subject=str(subject), answer=answer, **shared)
 
 

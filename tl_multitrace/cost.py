@@ -26,12 +26,11 @@ class NonFiniteError(ArithmeticError):
         >>> model = mt.load_model("demo")
         >>> task = mt.task("professions", model, n=16)
         >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
-        >>> broken = tracer.on(metric=lambda out, base: out.scores()[:, 0] / 0)
         >>> try:
-        ...     broken.effect(["L0H3"])
+        ...     tracer.on(metric=lambda out, base: out.scores()[:, 0] / 0)
         ... except mt.NonFiniteError as error:
-        ...     print(str(error).partition(":")[0])
-        the metric is not finite in batch 0
+        ...     print(str(error).partition(",")[0])
+        the metric of the base run is not finite in batch 0
     """
 
 
@@ -73,7 +72,7 @@ class Cost:
         return self.forwards, self.backwards, self.seconds
 
     def become(self, other: Cost) -> None:
-        """Take over another's numbers."""
+        """Take over the numbers of ``other``."""
         self.forwards, self.backwards, self.seconds = other.forwards, other.backwards, other.seconds
 
     def copy(self) -> Cost:

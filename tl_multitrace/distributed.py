@@ -32,8 +32,6 @@ PARTS = 8
 """Batches that prompts are dealt out in at least: 1, 2, 4 and 8 ranks then run the very same ones."""
 
 MESSAGE_BYTES = 2048
-HEADER = 5
-"""Numbers before a rank's values: whether it failed, what it was asked for, and the three of its cost."""
 
 
 class RankError(RuntimeError):
@@ -73,18 +71,19 @@ class Ranks:
         """Whether this rank writes files and shows progress."""
         return self.rank == 0
 
-    def deal(self, n: int, batch_size: int) -> list[list[Int[Tensor, " _"]]]:
-        """Examples in batches, by rank.
+    def for_examples(self, n: int) -> Ranks:
+        """These ranks, or each on its own where there are fewer examples than ranks: they all run them all then."""
+        if n >= self.size:
+            return self
+        logger.warning("%d prompt pairs are fewer than the %d ranks: every rank runs them all.", n, self.size)
+        return ALONE
 
-        Raises:
-            ValueError: fewer examples than ranks.
-        """
+    def deal(self, n: int, batch_size: int) -> list[list[Int[Tensor, " _"]]]:
+        """Examples in batches, by rank; every rank has some."""
         everyone = torch.arange(n)
         parts = -(-n // batch_size)
         if not self.shared:
             return [list(everyone.chunk(parts))]  # of equal size, rather than a small last one
-        if n < self.size:
-            raise ValueError(f"{self.size} ranks for {n} prompt pairs: start at most {n} processes.")
         parts = min(n, -(-max(parts, PARTS) // self.size) * self.size)
         return [list(everyone.tensor_split(parts)[rank :: self.size]) for rank in range(self.size)]
 
@@ -111,32 +110,30 @@ class Ranks:
             own = run()
         except Exception as failed:
             error = failed
-        spent = cost - before
-        width = rows * max(counts)
-        mine = torch.zeros(HEADER + width + totals, dtype=torch.float64)
-        mine[:HEADER] = torch.tensor(
-            [error is not None, zlib.crc32(call.encode()), *spent.numbers], dtype=torch.float64
-        )
-        if own is not None:
-            each = own.each.double().cpu()
-            mine[HEADER : HEADER + each.numel()] = each.flatten()
-            mine[HEADER + width :] = own.sums.double().cpu()
-        all_of = self._exchange(mine)
-        self._check(all_of, call, error)
+        said = [error is not None, zlib.crc32(call.encode()), *(cost - before).numbers]
+        headers = self._exchange(torch.tensor(said, dtype=torch.float64))
+        self._check(headers, call, error)
         assert own is not None
-        _charge(cost, before, all_of[:, 2:HEADER])
-        parts = [values[HEADER : HEADER + rows * n].view(rows, n) for values, n in zip(all_of, counts, strict=True)]
-        sums = all_of[:, HEADER + width :].sum(0)
-        return Found(torch.cat(parts, 1).to(own.each), sums.to(own.sums))
+        _charge(cost, before, headers[:, 2:])
+        width = rows * max(counts)
+        if not width + totals:
+            return own
+        mine = torch.zeros(width + totals, dtype=torch.float64)
+        mine[: own.each.numel()] = own.each.double().cpu().flatten()
+        mine[width:] = own.sums.double().cpu()
+        all_of = self._exchange(mine)
+        parts = [values[: rows * n].view(rows, n) for values, n in zip(all_of, counts, strict=True)]
+        return Found(torch.cat(parts, 1).to(own.each), all_of[:, width:].sum(0).to(own.sums))
 
-    def _check(self, all_of: Float[Tensor, "ranks numbers"], call: str, error: Exception | None) -> None:
-        failed = all_of[:, 0].nonzero().flatten().tolist()
+    def _check(self, headers: Float[Tensor, "ranks numbers"], call: str, error: Exception | None) -> None:
+        """What every rank says of itself: whether it failed, what it was asked for (and what that has cost)."""
+        failed = headers[:, 0].nonzero().flatten().tolist()
         if failed:
             told = self._exchange(_as_bytes("" if error is None else f"{type(error).__name__}: {error}"))
             if error is not None:
                 raise error
             raise RankError(f"rank {failed[0]} of {self.size} failed: {_as_text(told[failed[0]])}")
-        if len(set(all_of[:, 1].tolist())) > 1:
+        if len(set(headers[:, 1].tolist())) > 1:
             raise RankError(
                 f"the ranks were asked for different things (here: {call[:60]}), so their results cannot be put "
                 "together. Run the same script with the same arguments, files and seeds on every rank."

@@ -33,6 +33,12 @@ class Diagnosis:
     Attributes:
         facts: by section, what there is.
         checks: what was tried.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> found = mt.doctor()
+        >>> found.ok, list(found.facts)[:2]
+        (True, ['packages', 'machine'])
     """
 
     facts: Mapping[str, Mapping[str, Any]]
@@ -90,6 +96,12 @@ def doctor(
 
     Returns:
         Facts and checks; ``print`` gives the text for a bug report, ``to_dict()`` the same for programs.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> found = mt.doctor("demo")
+        >>> [check.name for check in found.failed]
+        []
     """
     began = time.perf_counter()
     with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():  # libraries announce models they load

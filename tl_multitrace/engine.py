@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tl_multitrace.answers import Answers
 from tl_multitrace.compat import BLOCK_INPUT, HookFn, ModelView, tracing
-from tl_multitrace.cost import Cost, HookError, NonFiniteError
+from tl_multitrace.cost import Cost, HookError
 from tl_multitrace.groups import HookGroups
 from tl_multitrace.held import Held
 from tl_multitrace.interventions import NOISE_HOOK, Intervention, Run
@@ -339,6 +339,15 @@ class Engine:
             self._capture, self._capture_names = outer
             self._shares, self._source, self._reads, self._embedding = kept
 
+    @contextmanager
+    def capturing(self, names: set[str]) -> Iterator[dict[str, Tensor]]:
+        """Activations at hook points of whatever runs in the block, before they are mixed, in the order they come."""
+        self._capture, self._capture_names = {}, names
+        try:
+            yield self._capture
+        finally:
+            self._capture = None
+
     # ------------------------------------------------------------------ checks
 
     def probe(self, batch: Batch) -> None:
@@ -367,27 +376,3 @@ class Engine:
                     "heads(site='z'), "
                     "or TransformerLens 4."
                 )
-
-    def fail(self, batch: Batch, mask: Tensor | None, what: str) -> NoReturn:
-        """Raise NonFiniteError with where a batch first stops being finite."""
-        raise NonFiniteError(
-            f"{what}: {self.diagnose(batch, mask)}. Check the weights and the prompts; a float16 model may overflow "
-            "(load it with dtype=torch.bfloat16 or float32)."
-        )
-
-    def diagnose(self, batch: Batch, mask: Tensor | None) -> str:
-        """The first hook point at which a batch stops being finite, as text."""
-        names = set(self.plans)
-        self._capture, self._capture_names = {}, names
-        try:
-            with torch.no_grad():
-                self.answers(batch, mask)
-            for name, value in self._capture.items():  # in the order in which the hooks fired
-                if not bool(value.isfinite().all()):
-                    row = int((~value.isfinite()).flatten(1).any(1).nonzero()[0])
-                    example = int(self.rows.order[batch.examples[batch.example[row % batch.n_rows]].cpu()])
-                    return f"first at {name}, example {example}"
-        finally:
-            self._capture = None
-        bad = [n for n, p in self.view.model.named_parameters() if not bool(p.isfinite().all())]
-        return f"first in the weights ({bad[0]})" if bad else "first at the logits"

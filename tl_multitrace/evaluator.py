@@ -23,6 +23,7 @@ from tl_multitrace.compat import ModelView
 from tl_multitrace.cost import Cost, new_cost
 from tl_multitrace.engine import Engine, Prefix
 from tl_multitrace.estimate import MemoryEstimate, plan_memory
+from tl_multitrace.finite import checked
 from tl_multitrace.gradients import Gradients
 from tl_multitrace.groups import HookGroups
 from tl_multitrace.halving import Halving
@@ -124,12 +125,14 @@ class Evaluator(Halving):
             self._base.clear()  # of an attempt that ran out of memory
             for batch in self._batches:
                 answers = self._engine.answers(batch, record=record)
-                self._check(answers.token_logp[answers.present], batch, None, "the base run")
+                self._check(answers.token_logp, batch, None, "the base run")
                 self._base.append(answers)
             self._engine.sources.prepare(self._engine)
             if self._engine.held is not None:
                 self._engine.held.prepare(self._engine, base_run)
-        self._base_values = torch.cat([self.metric(a, a) for a in self._base])
+            pairs = zip(self._batches, self._base, strict=True)
+            values = [self._check(self.metric(a, a), batch, None, "the metric of the base run") for batch, a in pairs]
+        self._base_values = torch.cat(values)
         if self._plan.needed > LARGE:
             trim()  # source runs of two batches have left holes that no later step fills
 
@@ -182,7 +185,9 @@ class Evaluator(Halving):
         for start, jobs, runs in plans:
             if start >= self.view.n_layers:  # nothing differs from stored runs
                 for job, run in zip(jobs.tolist(), runs, strict=True):
-                    out[job, batch.examples] = self.metric(run.answers[i] if run.answers else base, base)
+                    known, mask = run.answers[i] if run.answers else base, masks[job, None, None].to(out.device)
+                    value = self.metric(known, base)
+                    out[job, batch.examples] = self._check(value, batch, mask, "the metric", known.token_logp)
                 tick(len(jobs) * len(batch.examples))
                 continue
             for part, column in self._restarts.tiles(masks[jobs].cpu().numpy(), batch):
@@ -212,8 +217,7 @@ class Evaluator(Halving):
         past = self._restarts.cache(batch, column, len(masks)) if column else None
         answers = self._engine.answers(batch, mask, start=start, prefix=prefix, held=frozen, column=column, past=past)
         values = self.metric(answers, base.repeated(len(masks)))
-        self._check(values, batch, mask, "the metric")
-        return values.reshape(len(masks), -1)
+        return self._check(values, batch, mask, "the metric", answers.token_logp).reshape(len(masks), -1)
 
     def _inner_changes(self, mask: Float[Tensor, " groups"]) -> Float[Tensor, " n"]:
         """Change of the metric's inner quantity."""
@@ -221,8 +225,8 @@ class Evaluator(Halving):
         out = torch.empty_like(self._base_values)
         with self.session(), torch.no_grad():
             for batch, base in zip(self._batches, self._base, strict=True):
-                changed = self.metric.inner(self._engine.answers(batch, values), base)
-                out[batch.examples] = changed - self.metric.inner(base, base)
+                change = self.metric.inner(self._engine.answers(batch, values), base) - self.metric.inner(base, base)
+                out[batch.examples] = self._check(change, batch, values, "the metric's inner quantity")
         return out
 
     # ------------------------------------------------------------------ gradients
@@ -254,8 +258,10 @@ class Evaluator(Halving):
                 by_row = soft.backward(out.sum(), leaf, share)[0]
                 gradient = self._base_values.new_zeros(len(batch.examples), len(self.groups))
                 gradient.index_add_(0, batch.example, by_row)
+                effect = out.detach() - (0.0 if inner else measure(base, base))
+                self._check(effect, batch, leaf.detach(), "the metric", answers.token_logp.detach())
                 self._check(gradient, batch, leaf.detach(), "the gradient")
-                yield batch.examples, out.detach() - (0.0 if inner else measure(base, base)), gradient
+                yield batch.examples, effect, gradient
         plan.references = record or plan.references
 
     def _slope_sum(self, mask: Float[Tensor, " groups"], dtype: torch.dtype | None) -> Float[Tensor, " groups"]:
@@ -294,7 +300,8 @@ class Evaluator(Halving):
                 answers, share = soft.answers(batch, leaf[None, None])
                 out = metric(answers, base) - metric(base, base)
                 total = total + soft.backward(loss(out) * (len(out) / of), leaf, share)
-                self._check(total, batch, leaf.detach()[None, None], "the gradient")
+                self._check(out.detach(), batch, leaf.detach()[None, None], "the metric", answers.token_logp.detach())
+                self._check(total[None], batch, leaf.detach()[None, None], "the gradient")
                 effects[batch.examples] = out.detach()
         return effects, total
 
@@ -340,8 +347,7 @@ class Evaluator(Halving):
                 soft.answers(batch, values.expand(1, batch.n_rows, -1).clone().requires_grad_(), record)
         plan.references = record
 
-    def _check(self, values: Tensor, batch: Batch, mask: Tensor | None, what: str) -> None:
-        if bool(values.isfinite().all()):
-            return
-        number = next((i for i, b in enumerate(self._batches) if b is batch), 0)
-        self._engine.fail(batch, mask, f"{what} is not finite in batch {number}")
+    def _check(
+        self, values: Tensor, batch: Batch, mask: Tensor | None, what: str, logp: Tensor | None = None
+    ) -> Tensor:
+        return checked(self._engine, self._batches, values, batch, mask, what, logp)

@@ -21,6 +21,9 @@ from tl_multitrace.groups import SITES, Component, HookGroups
 from tl_multitrace.scores import Score
 from tl_multitrace.untrusted import MAX_NUMBER, checked_path, parsed, short
 
+MAX_AXIS, MAX_WIDTH, MAX_GROUPS = 1 << 14, 1 << 24, 1 << 26
+"""More layers or heads, neurons or words, and entries of a mask, than any search has."""
+
 
 class File(BaseModel):
     """A versioned file: ``format`` names it, ``version`` is the layout it was written in."""
@@ -70,9 +73,6 @@ def _goal(value: Any) -> bool:
     bounds = [value.get(k, 0.0) for k in ("at_most", "at_least")] if isinstance(value, Mapping) else [""]
     return all(isinstance(b, int | float) for b in bounds) and isinstance(value.get("name"), str)
 
-
-MAX_AXIS, MAX_WIDTH = 1 << 14, 1 << 24
-"""More layers or heads, and more neurons or words, than any model has."""
 
 _FACTS: dict[str, Callable[[Any], bool]] = {
     "model": _shape,
@@ -168,7 +168,7 @@ class CircuitFile(File):
     format: Literal["tl_multitrace.circuit"]
     groups: GroupsRecord
     indices: list[int]
-    n_groups: int
+    n_groups: int = Field(ge=0, le=MAX_GROUPS)
     effect: float | None
     score: ScoreRecord | None = None
     held_out: ScoreRecord | None = None

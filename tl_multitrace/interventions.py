@@ -60,7 +60,7 @@ class Run:
 class Intervention:
     """What replaces a running activation. Subclasses override the runs.
 
-    Class attributes:
+    Attributes:
         name: how results call it.
         averages: None (activations row by row), ``"zero"``, ``"given"`` (by the intervention itself), ``"prompt"`` (one
             mean over prompts and positions) or ``"position"`` (one mean per position).
@@ -299,6 +299,10 @@ class NoiseCorruption(Intervention):
             raise ValueError(f"noise must be a finite number from 0, got {self.noise!r}.")
         if self.kind not in ("gaussian", "uniform", "fixed"):
             raise ValueError(f"unknown kind of noise {self.kind!r}: use 'gaussian', 'uniform' or 'fixed'.")
+        for name in ("std", "value"):
+            given = getattr(self, name)
+            if isinstance(given, int | float) and not math.isfinite(given):
+                raise ValueError(f"{name} must be finite, got {given!r}.")
 
     def base_run(self, rows: Rows, view: ModelView) -> Run:
         """The clean prompts, or the noised ones under ``restore``."""

@@ -62,6 +62,7 @@ class Job:
         seed: of prompts, split, search and intervals.
         device: default a GPU where there is one.
         dtype: of the weights.
+        trust_remote_code: run Python code that comes with the model.
         memory_limit: of activations, as :class:`~tl_multitrace.Tracer` takes it.
     """
 
@@ -83,6 +84,7 @@ class Job:
     seed: int = 0
     device: str | None = None
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    trust_remote_code: bool = False
     memory_limit: int | str | None = None
 
     def arguments(self) -> dict[str, Any]:
@@ -152,7 +154,7 @@ def run_job(
 
 def _run_job(job: Job, log: Log, progress: bool, ranks: Ranks, checkpoint: Checkpoint | None) -> Run:
     with log.step("model", f"Loading {job.model}"), contextlib.redirect_stdout(sys.stderr):
-        model = load_model(job.model, job.device, job.dtype)
+        model = load_model(job.model, job.device, job.dtype, trust_remote_code=job.trust_remote_code)
     log.device = ModelView(model).device
     if checkpoint is not None:
         ranks.after_first(lambda: checkpoint.claim(ModelView(model).describe()))
@@ -222,7 +224,7 @@ def _with_flow(run: Run, tracer: Tracer, log: Log) -> Run:
 
 def _affordable(run: Run, tracer: Tracer) -> tuple[HookGroups | None, int]:
     """Whether to trace edges through all MLP layers too, and on how many prompts; 0 where neither is cheap."""
-    budget = FLOW_COST * float(run.path.cost.get("equivalents", 0)) / tracer.ranks.size  # every rank traces them all
+    budget = FLOW_COST * float(run.path.cost.get("equivalents", 0))
     for through in (mlps(tracer.model), None) if tracer.view.d_mlp else (None,):
         n = min(tracer.n, int(budget / expected_cost(run.circuit, tracer, through) * tracer.n))
         if n >= min(FLOW_PROMPTS, tracer.n):
@@ -300,7 +302,7 @@ def _side_prompts(run: Run, tracer: Tracer) -> int:
     Each runs twice before and twice after, the search's own prompts once for their means.
     """
     runs = SIDE_COST * float(run.path.cost.get("equivalents", 0)) * tracer.n - tracer.n
-    return max(0, int(runs / 4 / tracer.ranks.size))  # every rank runs them all
+    return max(0, int(runs / 4))
 
 
 @contextlib.contextmanager

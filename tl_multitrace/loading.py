@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +14,15 @@ import torch
 
 from tl_multitrace.distributed import local_device
 
+logger = logging.getLogger(__name__)
+
 
 def load_model(
-    name_or_path: str, device: str | torch.device | None = None, dtype: torch.dtype | str | None = None
+    name_or_path: str,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | str | None = None,
+    *,
+    trust_remote_code: bool = False,
 ) -> Any:
     """Load a model by hub name, local Hugging Face folder, or ``"demo"`` (the model inside this package).
 
@@ -23,10 +33,13 @@ def load_model(
         name_or_path: ``"demo"``, a folder with ``config.json``, or a name on the Hugging Face hub such as ``"gpt2"``.
         device: default: ``"cuda"`` where there is one (under ``torchrun`` each process its own), else ``"cpu"``.
         dtype: ``torch.float32`` (default), ``torch.bfloat16``, ... or its name.
+        trust_remote_code: run Python code that comes with the model, where it needs some. Such code can do anything on
+            this machine: only for authors you trust.
 
     Raises:
         FileNotFoundError: a path was meant (it has a separator or starts with a dot) and no such folder exists.
-        ValueError: unknown dtype name.
+        ValueError: unknown dtype name; or the model brings code of its own and ``trust_remote_code`` is False: nothing
+            of it was run.
 
     Examples:
         >>> import tl_multitrace as mt
@@ -36,6 +49,13 @@ def load_model(
     """
     device = str(device or local_device())
     dtype = parse_dtype(dtype)
+    began = time.perf_counter()
+    model = _load(name_or_path, device, dtype, trust_remote_code)
+    logger.info("%s loaded on %s as %s in %.1f s", name_or_path, device, dtype, time.perf_counter() - began)
+    return model
+
+
+def _load(name_or_path: str, device: str, dtype: torch.dtype, trust_remote_code: bool) -> Any:
     if name_or_path == "demo":
         from tl_multitrace.demo import load_demo_model
 
@@ -51,27 +71,66 @@ def load_model(
     # Making a model draws weights, which the loaded ones replace: the caller's generator must not notice.
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore", DeprecationWarning)
-        return _boot(name, device, dtype).eval()
+        with _own_code(name, trust_remote_code):
+            return _boot(name, device, dtype, trust_remote_code).eval()
 
 
-def _boot(name: str, device: str, dtype: torch.dtype) -> Any:
+def _boot(name: str, device: str, dtype: torch.dtype, trust: bool) -> Any:
     try:
         from transformer_lens.model_bridge import TransformerBridge
     except ImportError:
-        return _boot_hooked(name, device, dtype)
-    return TransformerBridge.boot_transformers(name, device=device, dtype=dtype)
+        return _boot_hooked(name, device, dtype, trust)
+    return TransformerBridge.boot_transformers(name, device=device, dtype=dtype, trust_remote_code=trust)
 
 
-def _boot_hooked(name: str, device: str, dtype: torch.dtype) -> Any:
+def _boot_hooked(name: str, device: str, dtype: torch.dtype, trust: bool) -> Any:
     from transformer_lens import HookedTransformer
 
     options: dict[str, Any] = {"device": device, "dtype": dtype}
     if Path(name).is_dir():
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        options["hf_model"] = AutoModelForCausalLM.from_pretrained(name, torch_dtype=dtype)
-        options["tokenizer"] = AutoTokenizer.from_pretrained(name)
-    return HookedTransformer.from_pretrained_no_processing(name, **options)
+        options["hf_model"] = AutoModelForCausalLM.from_pretrained(name, torch_dtype=dtype, trust_remote_code=trust)
+        options["tokenizer"] = AutoTokenizer.from_pretrained(name, trust_remote_code=trust)
+    elif not trust:
+        _check_trusted_by_lens(name)
+    return HookedTransformer.from_pretrained_no_processing(name, trust_remote_code=trust, **options)
+
+
+def _check_trusted_by_lens(name: str) -> None:
+    """TransformerLens 2 runs the code of some publishers without being told to; raises ValueError for those."""
+    from transformer_lens import loading_from_pretrained as lens
+
+    if lens.get_official_model_name(name).startswith(tuple(getattr(lens, "NEED_REMOTE_CODE_MODELS", ()))):
+        raise _untrusted(name)
+
+
+@contextmanager
+def _own_code(name: str, trust: bool) -> Iterator[None]:
+    """Say what to type where a model brings code; transformers would ask on the terminal and wait for an answer."""
+    from transformers import dynamic_module_utils as dynamic
+
+    patience = getattr(dynamic, "TIME_OUT_REMOTE_CODE", 0)
+    try:
+        dynamic.TIME_OUT_REMOTE_CODE = patience if trust else 0
+        yield
+    except (ValueError, ImportError, OSError) as error:
+        if trust or "trust_remote_code" not in str(error) or isinstance(error, _UntrustedError):
+            raise
+        raise _untrusted(name) from error
+    finally:
+        dynamic.TIME_OUT_REMOTE_CODE = patience
+
+
+class _UntrustedError(ValueError):
+    """A model whose own code was not run."""
+
+
+def _untrusted(name: str) -> ValueError:
+    return _UntrustedError(
+        f"{name} brings Python code of its own, which would run on this machine and was not run. If you trust its "
+        f"authors: load_model({name!r}, trust_remote_code=True), or --trust-remote-code on the command line."
+    )
 
 
 def parse_dtype(dtype: torch.dtype | str | None) -> torch.dtype:

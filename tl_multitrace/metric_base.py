@@ -36,7 +36,7 @@ class MetricFn(Protocol):
 class Metric:
     """A metric with what solvers use of it. Subclasses define :meth:`inner` and, where it differs, :meth:`outer`.
 
-    Class attributes:
+    Attributes:
         name: how results call it.
         unit: unit of its values.
         needs_wrong: whether pairs need wrong answers.

@@ -50,9 +50,8 @@ OWN_FILES = (
     "views.json",
     *FLOW_FILES,
     *JUDGED,
-    NAME,
 )
-"""What a run writes; a folder with anything else in it is never replaced."""
+"""What a run leaves; a folder with anything else in it, but for the run in progress, is never replaced."""
 
 PNG_DPI = 160
 Status = Literal["running", "complete", "interrupted"]
@@ -98,7 +97,7 @@ def check_place(out: Path, *, overwrite: bool = False, resume: bool = False) -> 
         )
     if found and not (overwrite or (resume and unfinished)):
         raise FileExistsError(f"{out} exists and is not empty. Choose another --out, or add --overwrite to replace it.")
-    foreign = [name for name in found if name not in OWN_FILES]
+    foreign = [name for name in found if name not in (*OWN_FILES, NAME)]
     if foreign or (found and RECORD not in found and not unfinished):
         what = f"holds {foreign[0]!r}, which no run writes" if foreign else f"has no {RECORD}, so it is no run folder"
         raise FileExistsError(f"{out} {what}: --overwrite would delete it. Choose another --out.")
@@ -182,7 +181,7 @@ def _stop(checkpoint: Checkpoint, fresh: bool) -> None:
 def _publish(checkpoint: Checkpoint) -> None:
     """Move finished files to their place, the record last, so that a kill on the way leaves a run to go on with."""
     out, names = checkpoint.folder, {p.name for p in checkpoint.result.iterdir()}
-    for old in (p for p in out.iterdir() if p.name in OWN_FILES and p.name not in (NAME, RECORD)):
+    for old in (p for p in out.iterdir() if p.name in OWN_FILES and p.name != RECORD):
         shutil.rmtree(old) if old.is_dir() else old.unlink()
     for name in sorted(names, key=lambda name: name == RECORD):
         os.replace(checkpoint.result / name, out / name)

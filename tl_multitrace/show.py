@@ -18,7 +18,7 @@ from tl_multitrace.reproduce import Reproduction
 from tl_multitrace.run_folder import REPORT, read_record, read_run
 from tl_multitrace.scores import Score
 from tl_multitrace.solvers import SubsetPath
-from tl_multitrace.untrusted import load_json
+from tl_multitrace.untrusted import load_json, printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -111,19 +111,19 @@ def shown(path: Path) -> Iterator[Any]:
     """
     if path.is_dir():
         record, run = read_record(path), read_run(path)
-        yield f"Run {path}: {record.status}, {record.finished}, {sum(record.timings.values()):.1f} s"
+        yield f"Run {path}: {record.status}, {printable(record.finished)}, {sum(record.timings.values()):.1f} s"
         yield from _circuit(run.circuit)
         yield f"Report: {path / REPORT}"
         return
     kind = _format(path)
     if kind == "tl_multitrace.path":
-        yield repr(SubsetPath.load(path))
+        yield printable(repr(SubsetPath.load(path)))
     elif kind == "tl_multitrace.trace":
-        yield repr(TraceGrid.load(path))
+        yield printable(repr(TraceGrid.load(path)))
     elif kind in RESULTS:
-        yield repr(RESULTS[kind].load(path))
+        yield printable(repr(RESULTS[kind].load(path)))
     elif kind == "tl_multitrace.causal_tokens":
-        yield repr(CausalTokens.load(path))
+        yield printable(repr(CausalTokens.load(path)))
     else:
         yield from _circuit(Circuit.load(path))
 
@@ -140,7 +140,7 @@ def _format(path: Path) -> str:
 def _circuit(circuit: Circuit) -> Iterator[Any]:
     facts = Table.grid(padding=(0, 2))
     for name, value in circuit.summary():
-        facts.add_row(Text(name, style="bold"), Text(value))
+        facts.add_row(Text(name, style="bold"), Text(printable(value)))
     yield Text(f"Circuit of {len(circuit)} of {circuit.n_groups} components", style="bold")
     yield facts
     yield table_of(circuit.to_dataframe()[["component", "kind", "layer", "marginal", "share"]])
@@ -161,7 +161,7 @@ def table_of(frame: pd.DataFrame) -> Table:
         numeric = frame[name].dtype.kind in "if"
         table.add_column(str(name), justify="right" if numeric else "left", overflow="fold")
     for row in frame.itertuples(index=False):
-        table.add_row(*[Text(_cell(value)) for value in row])
+        table.add_row(*[Text(printable(_cell(value))) for value in row])
     return table
 
 

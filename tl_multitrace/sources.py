@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from tl_multitrace.cost import NonFiniteError
 from tl_multitrace.interventions import GivenAblation, Run
 from tl_multitrace.mixing import Plan
 from tl_multitrace.rows import Batch
@@ -104,6 +105,8 @@ class Sources:
             return {name: torch.zeros([1] * d, device=view.device, dtype=view.dtype) for name, d in dims.items()}
         if isinstance(intervention, GivenAblation):
             values = {name: intervention.values[name].to(view.device, view.dtype) for name in self.plans}
+            for name, value in values.items():
+                _refuse(value[None], f"the values given for {name}")
             return {name: value[None, None] for name, value in values.items()}
         if intervention.averages:
             return self._average(engine, per_position=intervention.averages == "position")
@@ -228,6 +231,7 @@ class Sources:
             engine.cost.forwards += len(index) / total
             real = torch.arange(full) < self._run.lengths[index][:, None]
             for name, value in values.items():
+                _refuse(value, f"the run that means are taken of is not finite at {name}", first)
                 weight = real[:, : value.shape[-1 if self.plans[name].pattern else 1]].to(value.device, value.dtype)
                 _accumulate(name, value, weight, self.plans[name].pattern, full, sums, counts)
         means = {}
@@ -257,6 +261,16 @@ class Sources:
         missing = max(0, engine.rows.base.shape[1] - value.shape[-1 if self.plans[name].pattern else 1])
         pad = [0, missing] * 2 if self.plans[name].pattern else [0, 0] * (value.ndim - 2) + [0, missing]
         return torch.nn.functional.pad(value, pad)
+
+
+def _refuse(value: Tensor, what: str, first: int | None = None) -> None:
+    """Refuse a tensor that is not finite: a mean of it, or a value for every prompt, would spoil all of them."""
+    if bool(value.isfinite().all()):
+        return
+    if first is None:
+        raise NonFiniteError(f"{what} are not finite in {value.dtype}. Look at what they were computed from.")
+    row = first + int((~value.isfinite()).flatten(1).any(1).nonzero()[0])
+    raise NonFiniteError(f"{what}, prompt {row}. Check the weights and the reference prompts.")
 
 
 def _accumulate(

@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_multitrace.compat import HookFn, ModelView, tracing
-from tl_multitrace.cost import HookError
+from tl_multitrace.cost import HookError, NonFiniteError
 from tl_multitrace.groups import SITES, Component, HookGroups
 from tl_multitrace.metrics import AnswerLogProb
 from tl_multitrace.prompts import PromptPairs
@@ -165,6 +165,7 @@ def means(
 
     Raises:
         HookError: a hook point does not fire.
+        NonFiniteError: a mean is not finite.
     """
     sums: dict[str, Tensor] = {}
     weight: list[Tensor] = []
@@ -185,6 +186,11 @@ def means(
     if silent:
         raise HookError(f"the hook {silent[0]} does not fire on {type(view.model).__name__}: choose other components.")
     dtype = torch.float64 if view.dtype == torch.float64 else torch.float32
+    broken = [name for name, total in sums.items() if not bool(total.isfinite().all())]
+    if broken:
+        raise NonFiniteError(
+            f"the mean activations at {broken[0]} are not finite. Check the weights and the reference prompts."
+        )
     return {name: (total / int(lengths.sum())).to(dtype) for name, total in sums.items()}
 
 

@@ -92,7 +92,8 @@ class Tracer(Evaluator):
     ) -> None:
         self.model, self.pairs = model, pairs
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
-        self.given_limit, self.ranks = memory_limit, ranks_of(distributed)
+        self.given_limit, self.given_ranks = memory_limit, ranks_of(distributed)
+        self.ranks = self.given_ranks.for_examples(len(pairs))
         made = Setup.of(
             model,
             pairs,
@@ -127,6 +128,7 @@ class Tracer(Evaluator):
             folder = folder_of(self.cache_dir, self, pairs, sum(map(len, dealt)))
             self.calls.cache = Cache(folder, self.ranks)
         self._base_metric = self.calls.begin()
+        logger.info("base run of %d pairs on %s: %s", self.n, self.view.device, self.memory)
 
     # ------------------------------------------------------------------ facts
 
@@ -174,9 +176,9 @@ class Tracer(Evaluator):
 
     @property
     def options(self) -> dict[str, Any]:
-        """How it runs, whatever the prompts, components and metric: dtype, memory limit, ranks, cache."""
-        own = {"dtype": self.dtype, "memory_limit": self.given_limit, "cache_dir": self.cache_dir}
-        return own | {"distributed": self.ranks}
+        """How it runs, whatever the prompts, components and metric: dtype, memory limit, progress, ranks, cache."""
+        own = {"dtype": self.dtype, "memory_limit": self.given_limit, "progress": self.progress}
+        return own | {"distributed": self.given_ranks, "cache_dir": self.cache_dir}
 
     def __repr__(self) -> str:
         return (
@@ -302,7 +304,7 @@ class Tracer(Evaluator):
         return found.each[0], found.each[1:].T
 
     def mean_gradient(self, mask: Any, *, dtype: torch.dtype | None = None) -> Float[Tensor, " groups"]:
-        """Mean over the examples of :meth:`gradient`, in float64; ``dtype`` as for :meth:`effect_and_gradient`."""
+        """Mean of :meth:`gradient` at ``mask``, in float64; ``dtype`` as for :meth:`effect_and_gradient`."""
         values = self.groups.as_mask(mask).cpu()
 
         def run() -> Found:

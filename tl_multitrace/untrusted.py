@@ -15,6 +15,7 @@ MAX_NUMBER = 1 << 128
 """Above every seed and count, and small enough to be a floating-point number."""
 
 MAX_NAME = 255
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -22,6 +23,11 @@ def short(value: Any, most: int = 80) -> str:
     """A value as an error shows it, however large it is."""
     shown = repr(value)
     return shown if len(shown) <= most else shown[:most] + " ..."
+
+
+def printable(text: str) -> str:
+    """Text as a terminal may be given it: control characters, which it would obey, are spelt out."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def checked_path(path: str | Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -13,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from tl_multitrace.causal_trace.cells import check_severed, make_cells
 from tl_multitrace.causal_trace.classes import by_class
@@ -27,6 +27,9 @@ from tl_multitrace.distributed import ALONE, Ranks, ranks_of
 from tl_multitrace.files import File, GroupsRecord, locked, read_json, write_json
 from tl_multitrace.groups import HookGroups
 from tl_multitrace.interventions import NoiseCorruption
+from tl_multitrace.progress import bar, ticking
+
+logger = logging.getLogger(__name__)
 
 
 def average_causal_trace(
@@ -83,13 +86,13 @@ def average_causal_trace(
         >>> import tl_multitrace as mt
         >>> model = mt.load_model("demo")
         >>> prompt = "The {} is in the city of"
-        >>> towers = {"Falcon Tower": " Rome", "Maple Tower": " Vienna", "Raven Tower": " Tokyo"}
+        >>> towers = {"Falcon Tower": " Rome", "Maple Tower": " Vienna"}
         >>> facts = [(prompt.format(name), name, city) for name, city in towers.items()]
-        >>> grid = mt.average_causal_trace(model, facts, samples=4)
+        >>> grid = mt.average_causal_trace(model, facts, samples=2, layers=[0, 3])
         >>> print(grid.best(2)[["token", "layer", "effect"]].round(1).to_string(index=False))
-             token  layer  effect
-        last token      3     0.9
-        last token      2     0.8
+                     token  layer  effect
+                last token      3     0.7
+        last subject token      0     0.4
     """
     options = TraceOptions(
         restore, window, check_samples(samples), noise, seed, corruption, check_severed(severed), _fixed(layers),
@@ -97,13 +100,22 @@ def average_causal_trace(
         ranks_of(distributed),
     )  # fmt: skip
     runs = FactRuns(model, as_facts(facts), options, None if folder is None else Path(folder))
-    with tqdm(total=len(runs.facts), desc="facts", disable=not (progress and runs.options.ranks.first)) as bar:
-        grids = [by_class(grid) for grid in runs.grids(bar.update)]
+    grids: list[TraceGrid] = []
+    with bar(len(runs.facts), "facts", progress and runs.options.ranks.first, leave=True) as shown:
+        for grid in runs.grids(ticking(shown, lambda: so_far(grids))):
+            grids.append(by_class(grid))
     if not grids:
         raise ValueError(
             f"no fact is left of {len(runs.facts)}: {runs.left_out()}. Pass known_only=False to trace all."
         )
     return _average(grids, runs)
+
+
+def so_far(grids: Sequence[TraceGrid]) -> dict[str, float | None]:
+    """Mean total effect of the facts that are done, and what they cost, for a progress bar."""
+    effects = [float((grid.clean - grid.corrupted).mean()) for grid in grids]
+    cost = sum((float(grid.provenance["cost"]["equivalents"]) for grid in grids), 0.0)
+    return {"effect": sum(effects) / len(effects) if effects else None, "cost": cost}
 
 
 def _fixed(values: Any) -> Any:
@@ -266,6 +278,10 @@ class FactRuns:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # said once, of the average
             grid = self._grid(number, question)
+        logger.info(
+            "fact %d of %d (%s): total effect %.3g, %.1f forward equivalents",
+            number + 1, len(self.facts), fact.id, grid.total.mean, grid.provenance["cost"]["equivalents"],
+        )  # fmt: skip
         self.options.ranks.after_first(lambda: self._keep(grid, self._path(fact)))
         return grid
 
@@ -327,6 +343,8 @@ def _average(grids: list[TraceGrid], runs: FactRuns) -> TraceGrid:
         provenance=facts,
     )
     said = [runs.left_out() + "."] if runs.dropped else []
+    for note in said:
+        logger.warning("%s", note)
     unknown = sum(g.provenance.get("answer_rank", 0) > 0 for g in grids)
     if unknown:
         said.append(f"{unknown} of {len(grids)} answers are not what the model predicts (known_only=False).")

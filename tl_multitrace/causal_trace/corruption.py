@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from tl_multitrace.causal_trace.question import Question
 from tl_multitrace.compat import ModelView
+from tl_multitrace.cost import NonFiniteError
 from tl_multitrace.interventions import Interchange, Intervention, NoiseCorruption
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.rows import Rows
@@ -238,8 +240,15 @@ def noise_unit(
         return subject_std(view.model, subjects), f"the tokens of {len(subjects)} subjects"
     if corruption.std == "prompts":
         ids = torch.tensor([question.ids[p] for p in question.corrupted])
-        return float(view.embed(ids).float().std()), "this prompt's subject tokens"
-    return view.embedding_moments()[1], "the whole embedding matrix"
+        return _finite(float(view.embed(ids).float().std()), "this prompt's subject tokens")
+    return _finite(view.embedding_moments()[1], "the whole embedding matrix")
+
+
+def _finite(spread: float, of: str) -> tuple[float, str]:
+    """A standard deviation of embeddings and what it is of; refused where it is no number."""
+    if not math.isfinite(spread):
+        raise NonFiniteError(f"the standard deviation of the embeddings of {of} is {spread}. Check the weights.")
+    return spread, of
 
 
 def subject_std(model: Any, subjects: Sequence[str]) -> float:
@@ -251,6 +260,7 @@ def subject_std(model: Any, subjects: Sequence[str]) -> float:
 
     Raises:
         ValueError: no subjects.
+        NonFiniteError: an embedding is not finite.
 
     Examples:
         >>> import tl_multitrace as mt
@@ -264,7 +274,7 @@ def subject_std(model: Any, subjects: Sequence[str]) -> float:
     view = ModelView(model)
     encoder = Encoder.of(view, prepend_bos=False)
     ids = torch.tensor([i for text in subjects for i in encoder.prompt(text)])
-    return float(view.embed(ids).float().std())
+    return _finite(float(view.embed(ids).float().std()), f"the tokens of {len(subjects)} subjects")[0]
 
 
 def describe_corruption(record: dict[str, Any]) -> str:

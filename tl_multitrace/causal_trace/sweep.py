@@ -24,7 +24,6 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from tl_multitrace._version import __version__
 from tl_multitrace.causal_trace.cells import Cells, check_severed, held_sites, make_cells
@@ -36,6 +35,7 @@ from tl_multitrace.compat import ModelView
 from tl_multitrace.distributed import Ranks
 from tl_multitrace.groups import HookGroups, Position
 from tl_multitrace.metrics import AnswerProb
+from tl_multitrace.progress import bar, ticking
 from tl_multitrace.scores import Score
 from tl_multitrace.tracer import Tracer
 
@@ -226,11 +226,12 @@ class Sweep:
         with self.tracer.session():
             parts = self._parts()
             total = sum(len(cells) for cells, _ in parts) * self.tracer.n
-            with tqdm(
-                total=total, desc="cells x samples", disable=not (progress and self.tracer.ranks.first), leave=False
-            ) as bar:
+            with bar(total, "cells x samples", progress and self.tracer.ranks.first) as shown:
+                tick = ticking(
+                    shown, lambda: {"effect": float(out.mean(0).max()), "cost": self.tracer.cost.equivalents}
+                )
                 for cells, references in parts:
-                    held, tick = None if self.held is None else self.held[cells], bar.update
+                    held = None if self.held is None else self.held[cells]
                     out[:, cells] = self.tracer.effects(self._masks(cells), references, held=held, tick=tick).T.cpu()
         self.tracer.flush()
         return out

@@ -97,7 +97,7 @@ class Front(Result):
         >>> pairs, heads = mt.task("professions", model, n=16).pairs, mt.heads(model)
         >>> by_label = {label: pairs.subgroup(label) for label in ("female", "male")}
         >>> objective = mt.Objective([mt.Goal(n, mt.Tracer(model, p, heads)) for n, p in by_label.items()])
-        >>> front = mt.pareto(objective, budget=2, solver=mt.Greedy())
+        >>> front = mt.pareto(objective, budget=2, levels=2, solver=mt.Greedy())
         >>> [axis.name for axis in front.axes], len(front.points) > 0
         (['female', 'male'], True)
         >>> front.circuit(0, objective).labels
@@ -222,7 +222,7 @@ def pareto(
         >>> bias = mt.Goal("bias", mt.Tracer(model, pairs, heads, mt.LogOddsRatio(), off))
         >>> worse = mt.Tracer(model, text, heads.at("everywhere"), mt.Perplexity(), off)
         >>> objective = mt.Objective([bias], [mt.Constraint("perplexity", worse, at_most=0.02)])
-        >>> front = mt.pareto(objective, budget=2, solver=mt.Greedy())
+        >>> front = mt.pareto(objective, budget=2, levels=2, solver=mt.Greedy())
         >>> [f"{axis.name}: {axis.better} is better" for axis in front.axes]
         ['bias: higher is better', 'perplexity: lower is better']
     """

@@ -25,6 +25,7 @@ from tl_multitrace.evaluation.estimate import Estimate, estimates
 from tl_multitrace.evaluation.result import intervention_name
 from tl_multitrace.evaluation.subject import Subject
 from tl_multitrace.interventions import Intervention
+from tl_multitrace.progress import bar, ticking
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.scores import Score
 from tl_multitrace.tracer import Tracer
@@ -171,7 +172,12 @@ def _drawn(tracer: Tracer, subject: Subject, draws: int, seed: int) -> Float[np.
 
 def mean_effects(tracer: Tracer, masks: Float[Tensor, "k groups"], part: int = 256) -> Float[np.ndarray, " k"]:
     """Mean effect per mask, a few hundred masks at a time."""
-    return np.concatenate([rounded(tracer, tracer.effects(some)).mean(-1) for some in masks.split(part)])
+    found: list[Float[np.ndarray, " k"]] = []
+    with bar(len(masks) * tracer.n, "random sets", tracer.progress) as shown:
+        tick = ticking(shown, lambda: {"cost": tracer.cost.equivalents})
+        for some in masks.split(part):
+            found.append(rounded(tracer, tracer.effects(some, tick=tick)).mean(-1))
+    return np.concatenate(found)
 
 
 def log_effects(tracer: Tracer, mask: Float[Tensor, " groups"]) -> Float[np.ndarray, " n"] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
@@ -10,7 +11,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 import torch
 from scipy import stats
-from tqdm.auto import tqdm
 
 from tl_multitrace.circuit import Circuit
 from tl_multitrace.evaluation.estimate import Estimate, frequency
@@ -19,6 +19,7 @@ from tl_multitrace.files import Provenance
 from tl_multitrace.groups import Component
 from tl_multitrace.interventions import ResampleAblation
 from tl_multitrace.objective import Objective, aim_of
+from tl_multitrace.progress import bar, tell
 from tl_multitrace.scores import Score
 from tl_multitrace.solvers.path import marginal_effects
 from tl_multitrace.solvers.search import Direction, Subset
@@ -27,6 +28,8 @@ from tl_multitrace.tracer import Tracer
 
 if TYPE_CHECKING:
     import pandas as pd
+
+logger = logging.getLogger(__name__)
 
 BUDGET = 10
 
@@ -200,11 +203,15 @@ def stability(
         raise ValueError(f"need 2 runs or more and a threshold up to 1, got {len(runs)} runs, threshold {threshold}.")
     limits = min(BUDGET, len(tracer.groups)) if budget is None else budget
     size = sum(limits.values()) if isinstance(limits, Mapping) else limits
-    found, name = [], ""
-    for seed, draw in tqdm(runs, desc="resamples", disable=not (tracer.progress if progress is None else progress)):
-        path = select(_redrawn(tracer, seed, draw), limits, solver, direction=direction, seed=seed, progress=False)
-        found.append(path.choice(size).members)
-        name = str(path.provenance["solver"]["name"])
+    found, name, spent = [], "", 0.0
+    with bar(len(runs), "resamples", tracer.progress if progress is None else progress) as shown:
+        for seed, draw in runs:
+            path = select(_redrawn(tracer, seed, draw), limits, solver, direction=direction, seed=seed, progress=False)
+            found.append(path.choice(size).members)
+            name, spent = str(path.provenance["solver"]["name"]), spent + path.cost["equivalents"]
+            tell(shown, effect=path.choice(size).score.mean, overlap=jaccard(found[0], found[-1]), cost=spent)
+            shown.update()
+    logger.info("stability: %d searches by %s, %.1f forward equivalents", len(runs), name, spent)
     return _stability(tracer, found, size, name, direction, threshold, listed)
 
 

@@ -215,16 +215,17 @@ def side_effects(
     groups = switched_groups(model, parts, everywhere=everywhere)
     together = groups.joined([range(len(groups))], [groups.components[0]])
     ablation, forwards = _ablation(circuit, model, groups, how, reference)
-    count = [forwards]
-    effects = tuple(
-        _effect(name, *_parts(o, side), model, together, ablation, seed, count) for name, o in others.items()
-    )
+    options = {} if circuit.tracer is None else {"distributed": circuit.tracer.ranks}
+    count, effects = [forwards], []
+    for name, other in others.items():
+        pairs, metric = _parts(other, side)
+        effects.append(_effect(name, Tracer(model, pairs, together, metric, ablation, **options), seed, count))
     return SideEffects(
         components=circuit.components,
         how=how,
         side=side,
-        effects=effects,
-        notes=_notes(effects),
+        effects=tuple(effects),
+        notes=_notes(tuple(effects)),
         provenance={**circuit.provenance, "side_effects": {"forwards": count[0], "seed": seed}},
     )
 
@@ -250,20 +251,10 @@ def _parts(other: Other, side: Side) -> tuple[PromptPairs, Metric]:
     return (pairs if side == "base" else pairs.swap()), metric
 
 
-def _effect(
-    name: str,
-    pairs: PromptPairs,
-    metric: Metric,
-    model: Any,
-    groups: HookGroups,
-    ablation: Intervention,
-    seed: int,
-    forwards: list[float],
-) -> SideEffect:
-    on = Tracer(model, pairs, groups, metric, ablation)
+def _effect(name: str, on: Tracer, seed: int, forwards: list[float]) -> SideEffect:
     moved = on.on(metric=KLDivergence())
     before, change, kl = (_numbers(x) for x in (on.base_metric, on.effect([1.0]), moved.effect([1.0])))
-    forwards[0] += (on.cost.forwards + moved.cost.forwards) * len(pairs)
+    forwards[0] += (on.cost.forwards + moved.cost.forwards) * on.n
     scores = [Score.of(x, seed=seed) for x in (before, before + change, change, kl.clip(min=0.0))]
     return SideEffect(name, on.metric.name or "custom", on.metric.unit, *scores)
 

@@ -37,7 +37,7 @@ class Subject:
         direction: which way the effect is meant to go.
         provenance: of the circuit or path.
         search: prompts that the set was chosen on, where they are known.
-        options: of its tracers, as the search had them: dtype, ranks, where results are kept.
+        options: of its tracers, as the search had them: dtype, ranks, where results are kept, progress bars.
     """
 
     model: Any

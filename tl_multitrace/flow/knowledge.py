@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from tl_multitrace._version import __version__
-from tl_multitrace.causal_trace.average import FactRuns, TraceOptions
+from tl_multitrace.causal_trace.average import FactRuns, TraceOptions, so_far
 from tl_multitrace.causal_trace.corruption import Corruption
 from tl_multitrace.causal_trace.facts import as_facts
+from tl_multitrace.causal_trace.grid import TraceGrid
 from tl_multitrace.causal_trace.sweep import Sweep
 from tl_multitrace.compat import ModelView
 from tl_multitrace.groups import HookGroups, heads, mlps
+from tl_multitrace.progress import bar, ticking
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.scores import Score
 from tl_multitrace.tracer import Tracer
@@ -132,8 +133,10 @@ def _of_model(
     if facts is None:
         raise ValueError("there are no facts: give (prompt, subject, answer) tuples, or a file of facts.")
     runs = FactRuns(model, as_facts(facts), options, None if folder is None else Path(folder))
-    with tqdm(total=len(runs.facts), desc="facts", disable=not progress) as bar:
-        grids = list(runs.grids(bar.update))
+    grids: list[TraceGrid] = []
+    with bar(len(runs.facts), "facts", progress, leave=True) as shown:
+        for grid in runs.grids(ticking(shown, lambda: so_far(grids))):
+            grids.append(grid)
     if not grids:
         raise ValueError(f"no fact is left of {len(runs.facts)}: {runs.left_out()}. Pass known_only=False to keep all.")
     kept = [fact for fact in runs.facts if fact.id not in runs.dropped]

@@ -24,7 +24,6 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from tl_multitrace.answers import Answers
 from tl_multitrace.cost import HookError
@@ -33,6 +32,7 @@ from tl_multitrace.flow.nodes import Edge, Nodes
 from tl_multitrace.flow.taps import Taps
 from tl_multitrace.groups import ATTENTION_INPUTS, SITES
 from tl_multitrace.mixing import Plan, mix
+from tl_multitrace.progress import track
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.rows import Batch
 from tl_multitrace.tracer import Tracer
@@ -123,13 +123,19 @@ class PathPatching(Tracer):
             self._probe(self.rows.batch(torch.tensor([0]), self.view.device))
             work = [(i, s) for i in range(len(self._batches)) for s in range(len(self.groups))]
             reference: Reference | None = None
-            for i, sender in tqdm(work, desc="senders", disable=not progress, leave=False):
+            means: list[float] = []
+            for i, sender in track(work, "senders", progress, lambda: self._so_far(means)):
                 if reference is None or reference.batch is not self._batches[i]:
                     reference = self._reference(self._batches[i], self._base[i])
                 for edge, values in self._from(sender, reference):
                     zeros = torch.zeros(self.rows.n_examples, dtype=self.dtype, device=self.view.device)
                     found.setdefault(edge, zeros)[reference.batch.examples] = values
+                    means.append(float(values.mean()))
         return found
+
+    def _so_far(self, means: Sequence[float]) -> dict[str, float | None]:
+        """The strongest edge in any batch, and the cost, for a progress bar."""
+        return {"effect": max(means, key=abs, default=None), "cost": self.cost.equivalents}
 
     @contextmanager
     def _tapped(self) -> Iterator[None]:
@@ -160,7 +166,9 @@ class PathPatching(Tracer):
             record = [self._reference_inputs] if keeps else []
             answers = self._engine.answers(batch, self.background[None, None], record=record)
         quiet = {name: seen[name] for name in (*self._attention_out, *self._mlp_out)}
-        return Reference(batch, base, seen, self.metric(answers, base), quiet)
+        values = self.metric(answers, base)
+        self._check(values, batch, self.background[None, None], "the metric", answers.token_logp)
+        return Reference(batch, base, seen, values, quiet)
 
     # ------------------------------------------------------------------ one sender
 
@@ -251,7 +259,7 @@ class PathPatching(Tracer):
     def _effect(self, answers: Answers, at: Reference) -> Float[Tensor, "k e"]:
         k = len(answers.right) // len(at.metric)
         values = self.metric(answers, at.base.repeated(k))
-        self._check(values, at.batch, None, "the metric")
+        self._check(values, at.batch, None, "the metric", answers.token_logp)
         return values.reshape(k, -1) - at.metric
 
     def _share(self, hook: str, nodes: Sequence[int], batch: Batch) -> Float[Tensor, "k ..."]:

@@ -195,12 +195,12 @@ class HookGroups:
         """``mask`` as a float tensor of numbers from 0 to 1, checked.
 
         Args:
-            mask: numbers per group, or a list of labels or components that are on.
+            mask: numbers per group, or a list of labels or components that are on, which may be empty.
 
         Raises:
             ValueError: wrong length, or values outside [0, 1] or not finite.
         """
-        if isinstance(mask, list | tuple) and mask and isinstance(mask[0], str | Component):
+        if isinstance(mask, list | tuple) and (not mask or isinstance(mask[0], str | Component)):
             on = torch.zeros(len(self))
             on[[self.index(c) for c in mask]] = 1.0
             return on

@@ -76,7 +76,9 @@ class KLDivergence(Metric):
     def inner(self, out: Answers, base: Answers) -> Float[Tensor, " n"]:
         """See the class."""
         assert out.last is not None and base.last is not None
-        return (base.last.exp() * (base.last - out.last)).sum(-1)
+        # a token that the base run gives no probability at all (some models mask parts of their vocabulary) adds 0
+        change = (base.last - out.last).masked_fill(base.last == -torch.inf, 0.0)
+        return (base.last.exp() * change).sum(-1)
 
     def loss(self, effect: Float[Tensor, " n"], sign: int = 1) -> Float[Tensor, " n"]:
         """``1 / (1 + KL)``; minimised: ``KL / (1 + KL)``."""

@@ -70,6 +70,18 @@ def _digest(code: str) -> str:
 # ---------------------------------------------------------------------- views
 
 
+WRITES_MARKUP = ("ColoredTokens", "ColoredTokensMulti", "TextNeuronActivations")
+"""Views that put each token into the page as markup: a token ``<s>`` would be an element, and not be seen."""
+
+INERT = str.maketrans({"<": "<\u2060", "&": "&\u2060"})
+"""An unseen joiner behind what opens a tag or an entity: both then stay text, in markup and out of it alike."""
+
+
+def inert(tokens: Any) -> Any:
+    """Tokens, in lists of any depth, that are text also where they are taken for markup."""
+    return tokens.translate(INERT) if isinstance(tokens, str) else [inert(token) for token in tokens]
+
+
 def view(name: str, props: dict[str, Any], *, key: str, title: str) -> Markup:
     """One circuitsvis view: where it is drawn, and its data.
 
@@ -79,6 +91,7 @@ def view(name: str, props: dict[str, Any], *, key: str, title: str) -> Markup:
         key: id of the place, distinct on the page.
         title: what it shows, for screen readers.
     """
+    props = {**props, "tokens": inert(props["tokens"])} if name in WRITES_MARKUP else props
     waiting = tag("noscript", tag("p", "This view needs scripts; the tables beside it say the same in numbers."))
     place = tag("div", id=key, class_=f"view {name}", role="group", aria_label=title)
     return Markup(place + waiting + json_block(props, data_view=name, data_for=key))

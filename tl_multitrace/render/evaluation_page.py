@@ -127,6 +127,7 @@ def stability_section(found: Stability) -> Markup:
         _notes(found.notes),
         tag("figure", to_svg(figure, "figure-stability", alt)),
         table(columns, rows, caption="How often each component was chosen", sort=True, hidden=True),
+        csv_link(frame, "stability.csv"),
     )
 
 

@@ -43,7 +43,7 @@ def plot_front(front: Front, x: str | None = None, y: str | None = None, *, ax: 
         >>> pairs, heads = mt.task("professions", model, n=16).pairs, mt.heads(model)
         >>> by_label = {label: pairs.subgroup(label) for label in ("female", "male")}
         >>> objective = mt.Objective([mt.Goal(n, mt.Tracer(model, p, heads)) for n, p in by_label.items()])
-        >>> front = mt.pareto(objective, budget=2, solver=mt.Greedy())
+        >>> front = mt.pareto(objective, budget=2, levels=2, solver=mt.Greedy())
         >>> plot_front(front, x="male", y="female").savefig("front.png")
     """
     across, upwards = _axis(front, x, 1), _axis(front, y, 0)

@@ -8,6 +8,9 @@ from html import escape
 from itertools import zip_longest
 from typing import Any
 
+UNBROKEN = 22
+"""Characters up to which the cells of a column stay on one line: an interval does."""
+
 VOID = frozenset({"meta", "br", "hr", "img"})
 
 
@@ -69,10 +72,13 @@ class Percent(float):
 
 
 def number(value: Any, spec: str = ".3g") -> str:
-    """A number for reading; a dash where there is none."""
+    """A number for reading; a dash where there is none; thousands in full, not as a power of ten."""
     if value is None or value != value:
         return "–"
-    return format(value, spec).replace("-", "−")
+    text = format(value, spec)
+    if "e+0" in text and abs(value) < 1e6:
+        text = format(float(text), ",.0f")
+    return text.replace("-", "−")
 
 
 def table(
@@ -90,8 +96,10 @@ def table(
     cells = [list(row) for row in rows]
     numeric = [all(_is_number(row[i]) for row in cells) for i in range(len(cells[0]) if cells else 0)]
     long = [any(isinstance(row[i], str) and len(row[i]) > 24 for row in cells) for i in range(len(numeric))]
-    sides = ["n" if n else "t" if t else None for n, t in zip(numeric, long, strict=True)]
-    head = tag("tr", [tag("th", c, scope="col", class_=side) for c, side in zip_longest(columns, sides)])
+    short = [i > 0 and all(len(str(row[i])) <= UNBROKEN for row in cells) for i in range(len(numeric))]
+    sides = ["n" if n else "t" if t else "w" if s else None for n, t, s in zip(numeric, long, short, strict=True)]
+    above = [None if side == "w" else side for side in sides]
+    head = tag("tr", [tag("th", c, scope="col", class_=side) for c, side in zip_longest(columns, above)])
     body = [tag("tr", [_cell(v, i == 0, sides[i]) for i, v in enumerate(row)]) for row in cells]
     made = tag(
         "table",

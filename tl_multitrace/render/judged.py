@@ -263,15 +263,19 @@ def plot_side_effects(found: SideEffects, *, fig: Figure | None = None) -> Figur
         >>> plot_side_effects(found).savefig("side_effects.png")
     """
     shown = found.effects[:MOST_ROWS]
-    units = list(dict.fromkeys(e.unit for e in shown))
+    units = {unit: [e for e in shown if e.unit == unit] for unit in dict.fromkeys(e.unit for e in shown)}
     with styled():
-        made = _figure(fig, 3.4 + 3.1 * len(units), 1.7 + 0.3 * len(shown))
-        first, *rest = made.subplots(1, 1 + len(units), squeeze=False)[0]
+        made = _figure(fig, 9.6, 1.2 + 0.3 * len(shown) + 0.75 * len(units))
+        grid = made.add_gridspec(len(units), 2, height_ratios=[0.75 + 0.3 * len(some) for some in units.values()])
+        first = made.add_subplot(grid[:, 0])
         _draw_rows(first, {e.name: e.kl for e in shown}, COLOURS[2])
         first.set_xlabel("KL of the next token (nats)")
         first.set_title("How much moves", loc="left")
-        for ax, unit in zip(rest, units, strict=True):
-            _draw_before_after(ax, [e for e in shown if e.unit == unit], unit)
+        for row, (unit, some) in enumerate(units.items()):
+            ax = made.add_subplot(grid[row, 1])
+            _draw_before_after(ax, some, unit)
+            if row == 0:
+                ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
     return made
 
 
@@ -283,7 +287,6 @@ def _draw_before_after(ax: Axes, effects: Sequence[SideEffect], unit: str) -> No
         )
     _name_rows(ax, [f"{e.name}: {e.metric}" for e in effects])
     ax.set_xlabel(unit or "metric")
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.28), ncols=2)
 
 
 def plot_significance(found: Significance, *, ax: Axes | None = None) -> Figure:

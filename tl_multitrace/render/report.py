@@ -16,11 +16,13 @@ from tl_multitrace.render.flow import check_flow, plot_flow
 from tl_multitrace.render.html import Markup, join, number, table, tag
 from tl_multitrace.render.maps import plot_circuit
 from tl_multitrace.render.run import Run
-from tl_multitrace.render.sections import section
+from tl_multitrace.render.sections import csv_link, section
 from tl_multitrace.render.style import inked, to_svg
+from tl_multitrace.scores import Score
 
 if TYPE_CHECKING:
     import networkx as nx
+    import pandas as pd
 
 MAX_PAGE = 6_000_000
 """Bytes that a page stays below."""
@@ -166,16 +168,24 @@ def _subgroups_section(run: Run) -> Markup | None:
     (effects, labels), held = parts["search"], parts.get("held out")
     with inked():
         figure = plot_subgroups(effects, labels, held_out=held, unit=unit_of(run.circuit))
-    rows = [
-        [group, split, s.mean, f"{number(s.low)} to {number(s.high)}", s.median, s.n]
+    found = [
+        (group, split, score)
         for split, (values, names) in parts.items()
-        for group, s in subgroup_scores(values, names).items()
+        for group, score in subgroup_scores(values, names).items()
     ]
+    rows = [[group, split, s.mean, f"{number(s.low)} to {number(s.high)}", s.median, s.n] for group, split, s in found]
     columns = ["subgroup", "split", "effect", "95% interval", "median", "prompts"]
     alt = "Mean effect per subgroup with its interval. The numbers follow in a table."
     made = _figure("subgroups", figure, alt, "Mean effect per subgroup, with 95% intervals over prompts.")
     numbers = table(columns, rows, caption="Effect per subgroup", sort=True, hidden=True)
-    return section("subgroups", "Subgroups", made, numbers)
+    return section("subgroups", "Subgroups", made, numbers, csv_link(_subgroups_frame(found), "subgroups.csv"))
+
+
+def _subgroups_frame(found: list[tuple[str, str, Score]]) -> pd.DataFrame:
+    import pandas as pd
+
+    columns = ["subgroup", "split", "effect", "low", "high", "median", "prompts"]
+    return pd.DataFrame([(g, split, s.mean, s.low, s.high, s.median, s.n) for g, split, s in found], columns=columns)
 
 
 def _flow_section(run: Run) -> Markup | None:

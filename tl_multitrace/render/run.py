@@ -100,8 +100,9 @@ class Run:
         """
         if self.tracer is None:
             return self if self.chance is not None else replace(self, chance=chance_by_size(self.path))
-        held = self._held_tracer()
         circuit = self.circuit
+        known = self.effects is not None and (self.held_out is None or circuit.held_out is not None)
+        held = None if known else self._held_tracer()
         if held is not None and circuit.held_out is None:
             circuit = circuit.with_scores(held_out=_score(held, circuit))
         effects, views = self.effects, self.views

@@ -201,7 +201,8 @@ def budgets_table(path: Any, chance: Mapping[int, Score]) -> Markup:
         rows.append([c.size, c.score.mean, interval, held, random and random.mean, names + more])
     columns = ["budget", "effect", "95% interval", "held out", "random sets", "components"]
     made = table(columns, rows, caption="Effect by budget", sort=True, hidden=True)
-    return tag("details", tag("summary", "The numbers, and the set for every budget"), made)
+    link = csv_link(path.to_dataframe(), "budgets.csv")
+    return tag("details", tag("summary", "The numbers, and the set for every budget"), made, link)
 
 
 def goals_section(path: Any) -> Markup | None:
@@ -231,7 +232,7 @@ def goals_section(path: Any) -> Markup | None:
     largest = [row for row in rows if row[1] == frame["budget"].max()]
     made = table(columns, largest, caption="Goals and bounds at the largest budget")
     every = table(columns, rows, caption="Goals and bounds by budget", sort=True, hidden=True)
-    details = tag("details", tag("summary", "The numbers for every budget"), every)
+    details = tag("details", tag("summary", "The numbers for every budget"), every, csv_link(frame, "goals.csv"))
     return section("goals", "What was pushed, and what was kept", tag("p", note), made, details)
 
 

@@ -23,6 +23,9 @@ INK = "#010203"
 """Stands for the reader's text colour in the report's figures: black on a light page, white on a dark one."""
 
 GREY = "#808080"
+SMALLEST = 0.75
+"""Share of its own width to which a figure on a page shrinks: its text of 10 points is still 10 pixels high."""
+
 STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.titlesize": 11,
@@ -75,7 +78,7 @@ def new_axes(ax: Axes | None, width: float, height: float) -> tuple[Figure, Axes
 
 
 def to_svg(figure: Figure, name: str, alt: str) -> Markup:
-    """The figure as an inline SVG element, and the figure closed.
+    """The figure as an inline SVG element in a box that pans where the page is narrow, and the figure closed.
 
     Args:
         figure: drawn under :func:`inked`.
@@ -91,7 +94,7 @@ def to_svg(figure: Figure, name: str, alt: str) -> Markup:
             out, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None, "Creator": None}
         )
     plt.close(figure)
-    return Markup(_inline(out.getvalue(), name, alt))
+    return tag("div", Markup(_inline(out.getvalue(), name, alt)), class_="pan")
 
 
 def _inline(svg: str, name: str, alt: str) -> str:
@@ -105,7 +108,8 @@ def _inline(svg: str, name: str, alt: str) -> str:
     opening = re.sub(r'\s(width|height|xmlns:?\w*|version)="[^"]*"', "", opening)
     title = tag("title", alt, id=f"{name}-title")
     rest = rest.replace("xlink:href", "href")
-    return f'{opening} style="max-width:{width}px" role="img" aria-labelledby="{name}-title">{title}{rest}'
+    size = f"max-width:{width}px;min-width:{round(SMALLEST * width)}px"
+    return f'{opening} style="{size}" role="img" aria-labelledby="{name}-title">{title}{rest}'
 
 
 def to_file(figure: Figure) -> str:

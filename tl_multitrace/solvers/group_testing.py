@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -53,9 +54,14 @@ class GroupTest:
     thresholds: tuple[float, ...] = (0.95, 0.5, 0.25)
     shuffles: int = 6
     found: list[Subset] = field(default_factory=list)
+    _bar: Any = None
 
     def run(self) -> None:
         """Test from the full set without its harmful members, then from the full set."""
+        with self.search.progress(int(self.evaluations), "group testing") as self._bar:
+            self._run()
+
+    def _run(self) -> None:
         try:
             starts = self._starts()
             self._earn(max(self._score(s) for s in starts))
@@ -107,6 +113,8 @@ class GroupTest:
             if self.evaluations < 1 or self.ceiling < 1:
                 raise Exhausted
             self.evaluations, self.ceiling = self.evaluations - 1, self.ceiling - 1
+            self._bar.total = int(self._bar.n + min(self.evaluations, self.ceiling)) + 1
+            self._bar.update()
         return self.search.score(members)
 
     def _earn(self, top: float) -> None:

@@ -100,8 +100,10 @@ class PGBCT:
     def _run(self, search: Search, factor: float, earlier: Run | None, epochs: int, bar: Any) -> Run:
         # float64: the first step at rate 0.5 lands within 1e-7 of a corner, and the size penalty asks on which side
         z = torch.full((search.n,), self.start, dtype=torch.float64) if earlier is None else earlier.end
+        began = search.aim.cost.equivalents
         z, average = self._optimise(search, z, factor, epochs, bar)
         members = subset(i for i in (z >= 0.5).nonzero().flatten().tolist() if search.allowed[i])
+        search.log_stage(f"run with l1 x {factor:g}, {len(members)} components", began)
         return Run(factor, z, average.numpy(), members)
 
     def _optimise(

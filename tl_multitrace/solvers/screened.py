@@ -88,20 +88,26 @@ class ScreenedSearch:
             return
         large = free > SWEEP_GROUPS
         for pressure in PRESSURES if search.aim.has_bounds else (1.0,):
+            began = search.aim.cost.equivalents
             search.press(pressure)
             sweep = Sweep(search, self._settings())
             if large:
                 Exchange(search, rounds=max(1, round(2 * self.scale))).run()
             else:
                 sweep.run()
+            search.log_stage("exchange" if large else "sweep", began)
         path = {size: search.best_within(size) for size in search.budgets}
+        began = search.aim.cost.equivalents
         GroupTest(search, sweep.screen, self._order(search), self._allowance(search)).run()
+        search.log_stage("group testing", began)
         if self._improved(search, path):
             if not large:
                 sweep.run()
             sizes = ", ".join(map(str, self._improved(search, path)))
             search.notes.append(f"group testing found what the screened path had missed, at budgets {sizes}")
+        began = search.aim.cost.equivalents
         self._swaps(search)
+        search.log_stage("swaps", began)
 
     def _settings(self) -> SweepSettings:
         base = SweepSettings()
@@ -135,9 +141,12 @@ class ScreenedSearch:
 
     def _swaps(self, search: Search) -> None:
         """All exact swaps of the best sets where they are few, until none helps."""
-        for size in sorted(search.best):
-            while 0 < size <= search.largest and size * len(search.candidates) <= SWAPS[self.effort]:
-                members = search.best[size][1]
-                search.scores([s for _, s in neighbours(search, members, size)], reference=members)
-                if search.best[size][1] == members:
-                    break
+        few = [s for s in sorted(search.best) if 0 < s <= search.largest]
+        few = [s for s in few if s * len(search.candidates) <= SWAPS[self.effort]]
+        with search.progress(len(few), "swaps") as bar:
+            for size in few:
+                members: Subset | None = None
+                while members != search.best[size][1]:
+                    members = search.best[size][1]
+                    search.scores([s for _, s in neighbours(search, members, size)], reference=members)
+                bar.update()

@@ -7,6 +7,7 @@ result.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,11 +18,13 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from tl_multitrace.calls import Loop
 from tl_multitrace.objective import Aim, Objective, aim_of
+from tl_multitrace.progress import bar, tell
 from tl_multitrace.tracer import Tracer
+
+logger = logging.getLogger(__name__)
 
 Direction = Literal["maximize", "minimize"]
 Subset = tuple[int, ...]
@@ -204,6 +207,7 @@ class Search:
                 masks = torch.stack([self.mask(s) for s in part])
                 for s, value in zip(part, self.aim.means(masks, ref, self.pressure).tolist(), strict=True):
                     self._remember(s, self.sign * value)
+                self._tell()
         return np.array([self._memo[s] for s in wanted])
 
     def known(self, members: Iterable[SupportsIndex]) -> float | None:
@@ -227,7 +231,6 @@ class Search:
         # ties go to the set that was seen first, so that a run does not depend on rounding alone
         if size not in bests or value > bests[size][0]:
             bests[size] = (value, members)
-            self._tell(value)
 
     def press(self, pressure: float) -> None:
         """Charge breaking constraints more or less from now on; what was evaluated is scored anew, at no cost.
@@ -273,7 +276,7 @@ class Search:
     # ------------------------------------------------------------------ interruptions
 
     def loop(self, solver: Any, *what: Any) -> Loop:
-        """Where a solver keeps the state of a loop of its own, known by the solver, this search and ``what``."""
+        """Where a ``solver`` keeps the state of a loop of its own, known by it, this search and ``what``."""
         own = (self.sign, self.seed, self.allowed, self.forced, sorted(self.limits.items()))
         return self.aim.loop(solver, own, *what)
 
@@ -288,20 +291,31 @@ class Search:
         return self.best[-negative]
 
     def progress(self, total: int | None, what: str) -> Any:
-        """A progress bar (``tqdm.auto``), silent unless asked for; shows the best score so far.
+        """A progress bar, silent unless asked for; shows the best effect within the largest budget, and the cost.
 
         Args:
             total: of steps, where known.
             what: is going on.
         """
-        self._bar = tqdm(total=total, desc=what, disable=not self.show_progress, leave=False)
+        self._bar = bar(total, what, self.show_progress)
         return self._bar
 
-    def _tell(self, value: float) -> None:
+    def _tell(self) -> None:
         if self._bar is not None and not self._bar.disable:
-            self._bar.set_postfix(
-                best=f"{self.sign * value:.3g}", cost=f"{self.aim.cost.equivalents:.0f}", refresh=False
-            )
+            tell(self._bar, best=self.best_effect, cost=self.aim.cost.equivalents)
+
+    @property
+    def best_effect(self) -> float | None:
+        """Best effect seen within the largest budget, None before there is one."""
+        found = [score for size, (score, _) in self.best.items() if size <= self.largest]
+        return self.sign * max(found) if found else None
+
+    def log_stage(self, stage: str, began: float) -> None:
+        """Log what a ``stage`` of a solver has brought and cost; ``began``: the cost before it."""
+        best = self.best_effect
+        found = "nothing yet" if best is None else f"best effect {best:.4g}"
+        spent = self.aim.cost.equivalents - began
+        logger.info("%s: %s, %d sets evaluated, %.1f forward equivalents", stage, found, len(self._memo), spent)
 
 
 def _chunks(items: Sequence[Subset], size: int) -> Iterable[Sequence[Subset]]:

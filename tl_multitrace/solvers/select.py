@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from tl_multitrace.solvers.path import Choice, SubsetPath
 from tl_multitrace.solvers.screened import ScreenedSearch
 from tl_multitrace.solvers.search import Direction, Search, Subset, subset
 from tl_multitrace.tracer import Tracer
+
+logger = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -98,6 +101,7 @@ def select(
     show = aim.tracer.progress if progress is None else progress and aim.tracer.ranks.first
     aim.forget()
     search = make_search(tracer, budgets, direction, seed, forced=forced, forbidden=forbidden, progress=show)
+    logger.info("%s: %d components, budgets %s, %s", solver.name, search.n, _listed(search.budgets), direction)
     before, began = aim.cost.copy(), time.perf_counter()
     with aim.session(), torch.enable_grad(), _flushed(aim):  # whatever the caller's notebook has switched off
         search.score(())
@@ -106,7 +110,14 @@ def select(
         chosen = {size: search.best_within(size)[1] for size in search.budgets}
         choices = _score(aim, None if held_out is None else aim.on(held_out), chosen, search, seed)
         full = float(aim.amounts(torch.ones(1, len(aim.groups)))[0])
-    notes = [*search.notes, *overfit_notes(choices, search.sign)]
+    overfit = overfit_notes(choices, search.sign)
+    for note in overfit:
+        logger.warning("%s", note)
+    logger.info(
+        "%s: best effect %.4g of %.4g with everything on, %.1f forward equivalents, %.1f s",
+        solver.name, choices[-1].score.mean, full, cost.equivalents, seconds,
+    )  # fmt: skip
+    notes = [*search.notes, *overfit]
     facts = {"direction": direction, "seed": seed, "solver": _describe(solver), "cost": _record(cost, seconds)}
     return SubsetPath(aim.groups, choices, full, tuple(notes), aim.provenance() | facts, aim.tracer, _objective(tracer))
 
@@ -143,6 +154,10 @@ def make_search(
     allowed = np.ones(len(tracer.groups), dtype=bool)
     allowed[list(drop)] = False
     return Search(tracer, sizes, _sign(direction), seed, allowed, keep, limits, show_progress=progress)
+
+
+def _listed(budgets: Sequence[int]) -> str:
+    return ", ".join(map(str, budgets)) if len(budgets) <= 6 else f"{budgets[0]} to {budgets[-1]} ({len(budgets)})"
 
 
 def _record(cost: Cost, seconds: float) -> dict[str, float]:

@@ -69,10 +69,12 @@ class Sweep:
         top = min(self.search.largest + self.settings.beyond, self.search.n)
         cap, began = self.settings.cap(self.search), self.search.aim.cost.equivalents
         end = began + cap
-        with self.search.progress(None, "sweep") as bar:
+        path = [*range(top + 1), *range(top - 1, 0, -1)]
+        with self.search.progress(len(path), "sweep") as bar:
             for turn in range(self.settings.passes):
                 before = len(self.expanded)
-                for step, size in enumerate([*range(top + 1), *range(top - 1, 0, -1)]):
+                bar.total = (turn + 1) * len(path)  # whether there is another turn shows at the end of this one
+                for step, size in enumerate(path):
                     if (turn or step > top) and self.search.aim.cost.equivalents > end:
                         return
                     # the first set's many adds count as four steps

@@ -102,7 +102,8 @@ def cases(size: Size = "small", rotated: bool = False, leaks: bool = False) -> l
     Returns:
         Ids for ``build``, such as ``"and2_hard-small-rotated-leaks"``.
 
-    Example:
+    Examples:
+        >>> from tl_multitrace.demo.planted import cases
         >>> cases("large")[:3]
         ['induction-large', 'and2_hard-large', 'and3_hard-large']
     """
@@ -121,10 +122,13 @@ def build(case: str, backend: Backend | None = None, dtype: torch.dtype = torch.
     Raises:
         ValueError: the id is none of those that ``cases`` gives.
 
-    Example:
+    Examples:
+        >>> from tl_multitrace.demo.planted import build
         >>> circuit = build("backup-large")
-        >>> len(circuit.components), circuit.best["noising"][2], circuit.labels(circuit.optimal["noising"][2])
-        (96, -2.0, ['L0H11', 'L5H2'])
+        >>> len(circuit.components), circuit.best["noising"][2]
+        (96, -2.0)
+        >>> circuit.labels(circuit.optimal["noising"][2])
+        ['L0H11', 'L5H2']
     """
     name, size, options = _parse(case)
     recipe, small = _RECIPES[name], size == "small"

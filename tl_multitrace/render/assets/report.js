@@ -36,7 +36,8 @@
       if (closed || drawn.has(place)) return;
       drawn.add(place);
       const title = place.getAttribute("aria-label");
-      new MutationObserver(() => label(place, title)).observe(place, { childList: true, subtree: true });
+      const finish = () => { label(place, title); pannable(place); };
+      new MutationObserver(finish).observe(place, { childList: true, subtree: true });
       CircuitsVis.render(place.id, CircuitsVis[data.dataset.view], JSON.parse(data.textContent));
     });
   }
@@ -73,11 +74,23 @@
     });
   }
 
+  // What does not fit can be panned with the keyboard, and only then stops the tab key.
+  function pannable(box) {
+    if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
+    else box.removeAttribute("tabindex");
+  }
+
+  function fit() {
+    document.querySelectorAll(".pan, .view").forEach(pannable);
+  }
+
   document.querySelectorAll("table[data-sort]").forEach(sortable);
-  document.querySelectorAll("details").forEach((part) => part.addEventListener("toggle", () => draw(part)));
+  window.addEventListener("resize", fit);
+  document.querySelectorAll("details").forEach((part) => part.addEventListener("toggle", () => { draw(part); fit(); }));
   window.addEventListener("beforeprint", () => {
     document.querySelectorAll("details").forEach((part) => { part.open = true; });
     draw(document);
   });
   draw(document);
+  fit();
 })();

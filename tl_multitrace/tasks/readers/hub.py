@@ -42,8 +42,10 @@ def _loaded(shown: str, name: str, config: str | None, split: str) -> Any:
         datasets = importlib.import_module("datasets")
     except ImportError:
         raise ValueError(f"{shown}: data sets of the hub need the package datasets: pip install datasets.") from None
+    # before version 4, a data set could be a script, which some versions ran without being told to
+    scripts = {} if int(datasets.__version__.partition(".")[0]) >= 4 else {"trust_remote_code": False}
     try:
-        return datasets.load_dataset(name, config, split=split)
+        return datasets.load_dataset(name, config, split=split, **scripts)
     except Exception as error:  # of many kinds: network, hub, file formats, unknown names
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise ValueError(

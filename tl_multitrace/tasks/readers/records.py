@@ -14,6 +14,9 @@ from typing import Any
 from tl_multitrace.tasks.readers.json_items import JsonItems
 from tl_multitrace.tasks.readers.text import check_text, read_text, wrong
 
+MAX_NESTED = 1 << 16
+"""Characters of a list within a cell: Python's parser, unlike that of JSON, takes far more memory than its text."""
+
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl")
 
 
@@ -114,6 +117,8 @@ class Record:
         value = self.fields.get(name)
         if not isinstance(value, str):
             return value
+        if len(value) > MAX_NESTED:
+            raise self.wrong(f"a list or an object of at most {MAX_NESTED} characters in {name!r}", repr(value))
         try:
             return json.loads(value)
         except (ValueError, RecursionError):
