@@ -53,6 +53,7 @@ class MemoryEstimate:
         backward: one batch's forward and backward to the mask.
         masks: derivatives of every prompt to every mask entry, twice, as ``gradient`` puts them into their order;
             searches need those of one batch at a time, which ``backward`` counts.
+        needed: smallest ``memory_limit`` that keeps everything on the device, with batches of this size.
         places: where source activations, block inputs, and keys and values are kept.
         stored_runs: runs whose block inputs are kept, the base run counted.
         left: bytes of the limit that nothing has been given, where block inputs are kept.
@@ -78,15 +79,11 @@ class MemoryEstimate:
     forward: int
     backward: int
     masks: int
+    needed: int
     places: Mapping[str, Place] = field(default_factory=dict)
     stored_runs: int = 0
     left: int = 0
     tile_tokens: int = 0
-
-    @property
-    def needed(self) -> int:
-        """Smallest ``memory_limit`` under which everything is kept on the model's device."""
-        return self.source_activations + self.block_inputs + self.keys_values + self.backward
 
     @property
     def peak(self) -> int:
@@ -178,7 +175,8 @@ def plan_memory(engine: Engine, batch_size: int, step: StepBytes, limits: Limits
     per_run = block_input_bytes(engine)
     runs = next((runs for runs in (2, 1) if runs * per_run <= max(room.device, room.host)), 2)
     at_inputs = room.take(runs * per_run) if per_run else "none"
-    keys_values = keys_values_bytes(engine) if where != "recomputed" else 0
+    keys_values = keys_values_bytes(engine)
+    restarts = keys_values > 0 and where != "recomputed"
     return MemoryEstimate(
         device=str(view.device),
         limits=limits,
@@ -191,10 +189,11 @@ def plan_memory(engine: Engine, batch_size: int, step: StepBytes, limits: Limits
         forward=forward,
         backward=backward,
         masks=2 * rows.n_examples * len(engine.groups) * engine.dtype.itemsize,
+        needed=sources + 2 * per_run + keys_values + step.backward * batch_size,
         places={
             "source_activations": where,
             "block_inputs": at_inputs,
-            "keys_values": room.take(keys_values) if keys_values else "none",
+            "keys_values": room.take(keys_values) if restarts else "none",
         },
         left=room.host if at_inputs == "host" else room.device,
         tile_tokens=tile,
