@@ -30,6 +30,7 @@ from tl_multitrace.halving import Halving
 from tl_multitrace.held import held_sites
 from tl_multitrace.interventions import Intervention
 from tl_multitrace.metrics import Metric
+from tl_multitrace.outofmemory import trim
 from tl_multitrace.restart import Restarts, RunState
 from tl_multitrace.rows import Batch, Rows
 from tl_multitrace.sources import Sources, base_of
@@ -39,6 +40,9 @@ Start = tuple[int, Int[Tensor, " _"], list[Prefix]]
 
 CLAMP = 6.0
 """Largest step in the inner quantity (nats) that is believed: beyond it the linear picture means nothing."""
+
+LARGE = 256 << 20
+"""Bytes from which on it is worth a call to give freed memory back."""
 
 PREDICTIONS = 1 << 22
 """Predicted values held at a time."""
@@ -129,6 +133,8 @@ class Evaluator(Halving):
             pairs = zip(self._batches, self._base, strict=True)
             values = [self._check(self.metric(a, a), batch, None, "the metric of the base run") for batch, a in pairs]
         self._base_values = torch.cat(values)
+        if self._plan.needed > LARGE:
+            trim()  # source runs of two batches have left holes that no later step fills
 
     @contextmanager
     def session(self) -> Iterator[Any]:
