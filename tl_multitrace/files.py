@@ -21,6 +21,9 @@ from tl_multitrace.groups import SITES, Component, HookGroups
 from tl_multitrace.scores import Score
 from tl_multitrace.untrusted import MAX_NUMBER, checked_path, parsed, short
 
+MAX_SAID = 1000
+"""Characters of an error about a file's contents."""
+
 MAX_AXIS, MAX_WIDTH, MAX_GROUPS = 1 << 14, 1 << 24, 1 << 26
 """More layers or heads, neurons or words, and entries of a mask, than any search has."""
 
@@ -193,7 +196,8 @@ def naming(path: str | Path) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        said = str(error)  # which may name a key of the file, however long
+        raise ValueError(f"{path}: {said if len(said) <= MAX_SAID else said[:MAX_SAID] + ' ...'}") from None
 
 
 def write_json(path: Path, content: Any, *, overwrite: bool = False) -> Path:
