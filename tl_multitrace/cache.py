@@ -20,6 +20,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ class Cache:
 
     folder: Path
     ranks: Ranks = ALONE
-    every: float = EVERY
+    every: float = field(default_factory=lambda: EVERY)
     hits: int = 0
     _known: dict[str, Values] = field(default_factory=dict)
     _unwritten: dict[str, Values] = field(default_factory=dict)
@@ -142,19 +143,33 @@ def read_folder(folder: Path) -> dict[str, Values]:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all, also after a crash."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file so that it is there whole or not at all, also after a crash.
+
+    Raises:
+        OSError: the folder cannot be written, or the disk is full.
+    """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("xb") as out:
             out.write(content)
             out.flush()
             os.fsync(out.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    except OSError as error:
+        raise _unwritable(path.parent, error) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
     _sync_folder(path.parent)
+
+
+def _unwritable(folder: Path, error: OSError) -> OSError:
+    return OSError(
+        error.errno,
+        f"{folder} cannot be written ({error.strerror or error}). What was kept there before is whole: free space or "
+        "make the folder writable, and run the same again to go on from there",
+    )
 
 
 def _sync_folder(folder: Path) -> None:
@@ -186,7 +201,7 @@ class StateFile:
 
     path: Path
     ranks: Ranks = ALONE
-    every: float = EVERY
+    every: float = field(default_factory=lambda: EVERY)
     _written: float = field(default_factory=time.monotonic)
 
     @property
@@ -210,7 +225,7 @@ class StateFile:
         if not self.ranks.first:
             return
         content = pack({"state": {n: v.detach().cpu().contiguous() for n, v in state().items()}})
-        if self.path.exists():
+        with suppress(FileNotFoundError):
             os.replace(self.path, self.previous)
         write_whole(self.path, hashlib.sha256(content).digest() + content)
 

@@ -39,6 +39,7 @@ class Calls:
     order: Int[Tensor, " n"]
     cache: Cache | None = None
     _resumed: RunState | None = None
+    _batches: int = 0
 
     @property
     def cost(self) -> Cost:
@@ -57,7 +58,7 @@ class Calls:
             self.own._surviving(self.own._start)
             return Found(self.own._base_values[None], torch.zeros(0))
 
-        return self._sorted(self.ranks.gathered("the base run", self.counts, 1, 0, self.cost, start)).each[0]
+        return self._gathered("the base run", 1, 0, start).each[0]
 
     def make(
         self, what: str, given: Sequence[bytes], rows: int, totals: int, run: Callable[[], Found], *, keep: bool = True
@@ -73,7 +74,7 @@ class Calls:
             keep: whether to look in the cache, and to keep what was found there.
         """
         cache = self.cache if keep else None
-        key = key_of(what, *given, self.state.key(), len(self.own._batches))
+        key = key_of(what, *given, self.state.key(), self._batches)
         known = None if cache is None else cache.get(key)
         if known is not None:
             return self._recalled(known)
@@ -84,10 +85,21 @@ class Calls:
                 self.own._surviving(self._go_on)
             return self.own._surviving(run)
 
-        found = self._sorted(self.ranks.gathered(f"{what} {key}", self.counts, rows, totals, self.cost, live))
+        found = self._gathered(f"{what} {key}", rows, totals, live)
         if cache is not None:
             cache.put(key, {"each": found.each, "sums": found.sums, **_record(self.cost - before, self.state)})
         return found
+
+    def _gathered(self, call: str, rows: int, totals: int, run: Callable[[], Found]) -> Found:
+        """What all ranks find; and how many batches they ran it in, since one that ran out of memory makes more."""
+
+        def counted() -> Found:
+            own = run()
+            return Found(own.each, torch.cat([own.sums, own.sums.new_tensor([len(self.own._batches)])]))
+
+        found = self.ranks.gathered(call, self.counts, rows, totals + 1, self.cost, counted)
+        self._batches = int(found.sums[-1])
+        return Found(found.each[:, self.order.to(found.each.device)], found.sums[:-1])
 
     def _go_on(self) -> None:
         if self._resumed is not None:
@@ -99,15 +111,13 @@ class Calls:
         flags = record["flags"].tolist()
         spent = zip(self.cost.numbers, record["cost"].tolist(), strict=True)
         self.cost.become(Cost(*(a + b for a, b in spent)))
-        self._resumed = RunState(flags[0], bool(flags[1]), record["references"].numpy(), bool(flags[2]))
+        asked, tried, answered, early = flags
+        self._resumed = RunState(asked, bool(tried), record["references"].numpy(), bool(answered), bool(early))
 
     def _recalled(self, known: Values) -> Found:
         self.resume(known)
         device = self.own.view.device
         return Found(known["each"].to(device), known["sums"].to(device))
-
-    def _sorted(self, found: Found) -> Found:
-        return Found(found.each[:, self.order.to(found.each.device)], found.sums)
 
     def forget(self) -> None:
         """Start from nothing stored."""
@@ -171,6 +181,6 @@ RECORD = ("cost", "flags", "references")
 def _record(cost: Cost, state: RunState) -> Values:
     return {
         "cost": torch.tensor(cost.numbers, dtype=torch.float64),
-        "flags": torch.tensor([state.asked, state.tried, state.answered], dtype=torch.long),
+        "flags": torch.tensor([state.asked, state.tried, state.answered, state.early], dtype=torch.long),
         "references": torch.from_numpy(state.references),
     }

@@ -20,7 +20,7 @@ from tl_multitrace import cli_convert, cli_doctor, cli_reproduce, cli_trace
 from tl_multitrace._version import __version__
 from tl_multitrace.budget import bytes_from
 from tl_multitrace.cli_logging import Level, LogFile, LogLevel, logged
-from tl_multitrace.distributed import leave, ranks_of, started_by_torchrun
+from tl_multitrace.distributed import Ranks, leave, ranks_of, started_by_torchrun
 from tl_multitrace.interventions import intervention_by_name
 from tl_multitrace.job import Job, Log, run_job
 from tl_multitrace.job_bounds import bound_from_text
@@ -328,8 +328,8 @@ def _do(job: Job, out: Path, overwrite: bool, quiet: bool, resume: bool = False)
 
     ranks = ranks_of(started_by_torchrun())
     try:
-        if resume and is_complete(out, job):
-            _say(f"{out} holds this run already, complete.")
+        if resume and _is_there(out, job, ranks):
+            _say(f"{out} holds this run already, complete.") if ranks.first else None
             return
         log = Log(_tell_nobody if quiet or not ranks.first else _tell)
         with writing(out, job, log, overwrite=overwrite, resume=resume, ranks=ranks) as checkpoint:
@@ -341,6 +341,13 @@ def _do(job: Job, out: Path, overwrite: bool, quiet: bool, resume: bool = False)
             _say(line)
     finally:
         leave()
+
+
+def _is_there(out: Path, job: Job, ranks: Ranks) -> bool:
+    """Whether the run is complete, as the first rank sees it, so that all do the same."""
+    found: list[bool] = []
+    ranks.after_first(lambda: found.append(is_complete(out, job)))
+    return bool(ranks.share_bytes(b"there" if any(found) else b""))
 
 
 @contextmanager

@@ -72,11 +72,15 @@ class Ranks:
         return self.rank == 0
 
     def for_examples(self, n: int) -> Ranks:
-        """These ranks, or each on its own where there are fewer examples than ranks: they all run them all then."""
+        """These ranks, or each as if it were the only one where there are fewer examples than ranks."""
         if n >= self.size:
             return self
         logger.warning("%d prompt pairs are fewer than the %d ranks: every rank runs them all.", n, self.size)
-        return ALONE
+        return Ranks(shared=True)
+
+    def least(self, number: int) -> int:
+        """The smallest of the numbers that the ranks have."""
+        return number if self.size == 1 else int(self._exchange(torch.tensor([number], dtype=torch.long)).min())
 
     def deal(self, n: int, batch_size: int) -> list[list[Int[Tensor, " _"]]]:
         """Examples in batches, by rank; every rank has some."""

@@ -262,7 +262,8 @@ class Evaluator(Halving):
                 self._check(effect, batch, leaf.detach(), "the metric", answers.token_logp.detach())
                 self._check(gradient, batch, leaf.detach(), "the gradient")
                 yield batch.examples, effect, gradient
-        plan.references = record or plan.references
+        if record:
+            plan.keep(record)
 
     def _slope_sum(self, mask: Float[Tensor, " groups"], dtype: torch.dtype | None) -> Float[Tensor, " groups"]:
         """Sum over examples of the effect's derivative."""
@@ -294,12 +295,12 @@ class Evaluator(Halving):
         """Effects of the chosen examples (0 elsewhere) and the gradient of a mean loss over ``of`` examples."""
         leaf = mask.to(self.view.device, self.dtype).clone().requires_grad_()
         metric = self.metric.surrogate
-        effects, total = torch.zeros_like(self._base_values), torch.zeros_like(leaf)
+        effects, total = torch.zeros_like(self._base_values), torch.zeros_like(leaf.detach(), dtype=torch.float64)
         with self.session(), self._gradients() as soft:
             for batch, base in self._minibatches(chosen):
                 answers, share = soft.answers(batch, leaf[None, None])
                 out = metric(answers, base) - metric(base, base)
-                total = total + soft.backward(loss(out) * (len(out) / of), leaf, share)
+                total += soft.backward(loss(out) * (len(out) / of), leaf, share)
                 self._check(out.detach(), batch, leaf.detach()[None, None], "the metric", answers.token_logp.detach())
                 self._check(total[None], batch, leaf.detach()[None, None], "the gradient")
                 effects[batch.examples] = out.detach()
@@ -318,8 +319,12 @@ class Evaluator(Halving):
             return list(zip(self._batches, self._base, strict=True))
         if not len(chosen):
             return []
-        whole = Answers.joined(self._base)
-        parts = chosen.sort().values.chunk(-(-len(chosen) // max(len(b.examples) for b in self._batches)))
+        whole, chosen = Answers.joined(self._base), chosen.sort().values
+        if self._restarts.eager:  # those of each batch, which is the same whatever processes have the others
+            own = (chosen[torch.isin(chosen, batch.examples.cpu())] for batch in self._batches)
+            parts = [part for part in own if len(part)]
+        else:
+            parts = list(chosen.chunk(-(-len(chosen) // max(len(b.examples) for b in self._batches))))
         return [(self.rows.batch(part, self.view.device), whole.picked(part.to(self.view.device))) for part in parts]
 
     # ------------------------------------------------------------------ what earlier calls left
@@ -333,9 +338,7 @@ class Evaluator(Halving):
         """Store again what the calls stored that led to ``state``; uncounted, since those calls were."""
         before = self._engine.cost.copy()
         with self.session():
-            self._restarts.repeat(state)
-            if len(state.references) and not state.answered:
-                self._record_slope(torch.from_numpy(state.references[0]))
+            self._restarts.repeat(state, self._record_slope)
         self._engine.cost.become(before)
 
     def _record_slope(self, mask: Float[Tensor, " groups"]) -> None:
@@ -345,7 +348,7 @@ class Evaluator(Halving):
         with self._gradients() as soft:
             for batch in self._batches:
                 soft.answers(batch, values.expand(1, batch.n_rows, -1).clone().requires_grad_(), record)
-        plan.references = record
+        plan.keep(record)
 
     def _check(
         self, values: Tensor, batch: Batch, mask: Tensor | None, what: str, logp: Tensor | None = None

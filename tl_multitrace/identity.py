@@ -51,6 +51,7 @@ def _parts(thing: Any, where: str) -> Iterable[bytes]:
         for i, item in enumerate(items):
             yield from _parts(item, f"{where}[{i}]")
     elif isinstance(thing, set | frozenset):
+        yield b"set"
         yield from _parts(sorted(thing, key=repr), where)
     elif is_dataclass(thing) and not isinstance(thing, type):
         kind = type(thing)

@@ -50,14 +50,15 @@ class LastMLP:
                 module.__dict__["forward"] = before
 
     def _at(self, whole: Callable[[Tensor], Any], hidden: Float[Tensor, "b pos d"], reads: Reads) -> Any:
-        part = whole(hidden[reads][None])
-        if self.by_position:
+        part, full = whole(hidden[reads][None]), None
+        if self.by_position is None:
+            full = whole(hidden)
+            if not isinstance(full, Tensor):
+                self.by_position = False
+            elif bool(full.isfinite().all()):
+                self.by_position = _close(full[reads], part[0])
+        if self.by_position:  # also the forward that has shown it: every forward rounds alike
             return part.new_zeros(*hidden.shape[:2], part.shape[-1]).index_put(reads, part[0])
-        full = whole(hidden)
-        if not isinstance(full, Tensor):
-            self.by_position = False
-        elif bool(full.isfinite().all()):
-            self.by_position = _close(full[reads], part[0])
         return full
 
 

@@ -9,7 +9,7 @@ model is causal and takes stored keys and values is tried out, not assumed: wher
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,6 +28,9 @@ from tl_multitrace.stores import rows_on
 
 logger = logging.getLogger(__name__)
 
+PLACES = 1 << 20
+"""Tokens looked at together for the first that a position chooses."""
+
 MIN_RUNS = 4
 """Runs for which storing keys and values (one forward) begins to pay."""
 
@@ -41,17 +44,20 @@ class RunState:
         tried: whether keys and values were tried.
         references: masks of the stored runs.
         answered: whether those runs' answers are stored too, as they are where the runs were made for their own sake.
+        early: whether those runs were stored before keys and values were tried, and ran whole.
     """
 
     asked: int = 0
     tried: bool = False
     references: Float[np.ndarray, "r groups"] = field(default_factory=lambda: np.zeros((0, 0)))
     answered: bool = True
+    early: bool = False
 
     def key(self) -> bytes:
         """The same for states that the next call cannot tell apart."""
         asked = -1 if self.tried else self.asked
-        return f"{asked} {self.answered} {self.references.shape} ".encode() + self.references.tobytes()
+        said = f"{asked} {self.answered} {self.early} {self.references.shape} "
+        return said.encode() + self.references.tobytes()
 
 
 @dataclass
@@ -79,6 +85,7 @@ class Restarts:
     device: torch.device | None = None
     _past: Past | None = None
     _tried: bool = False
+    _early: bool = False
     _asked: int = 0
     _differences: Int[Tensor, " rows"] | None = None
     _columns: Int[np.ndarray, " groups"] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
@@ -128,7 +135,11 @@ class Restarts:
         for batch in self.batches:
             for part, column in self.tiles(wanted, batch):
                 self._record_runs(masks[part], batch, [records[p] for p in part], column)
-        self.references = records
+        self.keep(records)
+
+    def keep(self, records: list[Prefix]) -> None:
+        """Restart from these runs from now on."""
+        self.references, self._early = records, bool(records) and not self._tried
 
     def _record_runs(self, masks: Float[Tensor, "k groups"], batch: Batch, records: list[Prefix], column: int) -> None:
         view, k = self.engine.view, len(masks)
@@ -157,7 +168,8 @@ class Restarts:
 
     def forget(self) -> None:
         """Drop stored runs, keys and values, so that what follows depends on nothing evaluated before."""
-        self.references, self._past, self._tried, self._asked = [], None, False, 0
+        self._past, self._tried, self._asked = None, False, 0
+        self.keep([])
 
     # ------------------------------------------------------------------ what was stored
 
@@ -166,17 +178,27 @@ class Restarts:
         """What is stored, by what it was stored for."""
         masks = np.array([run.mask for run in self.references]).reshape(len(self.references), len(self.engine.groups))
         answered = all(run.answers for run in self.references)
-        return RunState(self._asked, self._tried, masks, answered)
+        return RunState(self._asked, self._tried, masks, answered, self._early)
 
-    def repeat(self, state: RunState) -> None:
-        """Store what calls stored that led to a state; block inputs of runs without answers are not stored here."""
+    def repeat(self, state: RunState, slope: Callable[[Tensor], None]) -> None:
+        """Store what calls stored that led to a state, in their order.
+
+        Args:
+            state: which.
+            slope: stores the block inputs of a derivative at a mask: a run without answers.
+        """
         self.forget()
-        self._asked = state.asked
+        if state.tried and not state.early:
+            _ = self.causal
+        masks = torch.from_numpy(state.references).to(self.engine.dtype)
+        if len(masks) and state.answered:
+            with torch.no_grad():
+                self.set_references(masks)
+        elif len(masks):
+            slope(masks[0])
         if state.tried:
             _ = self.causal
-        if len(state.references) and state.answered:
-            with torch.no_grad():
-                self.set_references(torch.from_numpy(state.references).to(self.engine.dtype))
+        self._asked = state.asked
 
     # ------------------------------------------------------------------ from which token, and together
 
@@ -239,7 +261,9 @@ class Restarts:
         return self._columns
 
     def _first_column(self, position: object) -> int:
-        chosen = [b.places.select(position) for b in self.batches]  # type: ignore[arg-type]
+        whole = self.engine.whole or self.engine.rows  # other processes, which have other rows, start at the same
+        parts = torch.arange(whole.n_examples).split(max(1, PLACES // whole.base.shape[1]))
+        chosen = (whole.batch(part, torch.device("cpu")).places.select(position) for part in parts)  # type: ignore[arg-type]
         return min(int(c.long().argmax(-1).min()) for c in chosen)
 
     # ------------------------------------------------------------------ keys and values

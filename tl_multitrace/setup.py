@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,8 @@ class Setup:
         view, metric = ModelView(model), as_metric(LogitDiff() if metric is None else metric)
         intervention = Interchange() if intervention is None else intervention
         check_inputs(view, pairs, groups, metric)
-        limits = Limits.of(view.device, memory_limit, cache_dir)
+        limits = Limits.of(view.device, memory_limit, cache_dir)  # measured, it may differ from rank to rank
+        limits = replace(limits, device=ranks.least(limits.device), host=ranks.least(limits.host))
         by_row = intervention.averages in (None, "zero")  # means are taken over prompts that are not ours to pack
         whole = Rows.of(pairs, packed=by_row and can_pack(view, pairs))
         dtype = dtype or (torch.float64 if view.dtype == torch.float64 else torch.float32)
