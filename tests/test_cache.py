@@ -277,7 +277,7 @@ def test_a_state_that_was_cut_off_gives_way_to_the_one_before(tmp_path: Path, ca
     assert state.read() is None
 
 
-# --------------------------------------------------------------------------------------- disks that are full or read-only
+# ---------------------------------------------------------------------------- disks that are full or read-only
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
 def test_a_folder_that_cannot_be_written_leaves_earlier_files_whole(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -282,7 +282,7 @@ def locked(folder: Path, name: str = "lock") -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    made = not folder.exists()
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / name)
     try:
@@ -297,3 +297,6 @@ def locked(folder: Path, name: str = "lock") -> Iterator[None]:
         lock.release()
         if made and folder.is_dir() and [p.name for p in folder.iterdir()] == [name]:  # nothing came of it
             shutil.rmtree(folder, ignore_errors=True)
+            for place in made[1:]:
+                with suppress(OSError):  # another process has put something there
+                    place.rmdir()
