@@ -53,7 +53,7 @@ def test_the_same_batches_on_any_number_of_ranks(n: int, batch_size: int) -> Non
         return sorted(part.tolist() for parts in by_rank[0] for part in parts)
 
     whole = dealt(1)
-    assert sorted(sum(whole, [])) == list(range(n))
+    assert sorted(i for part in whole for i in part) == list(range(n))
     for size in (2, 4, 8):
         if size <= n and -(-n // batch_size) <= 8:
             assert dealt(size) == whole
@@ -218,7 +218,7 @@ def test_an_error_on_one_rank_is_raised_on_all(results: Results, size: int) -> N
         assert all(s["different masks"].startswith("RankError: the ranks were asked for different") for s in said)
 
 
-# ------------------------------------------------------------------------------------------------------------ lost ranks
+# ----------------------------------------------------------------------------------------------------------- lost ranks
 def chosen(out: Path) -> Any:
     """The sets of a finished run, with their scores."""
     content = json.loads((out / "path.json").read_text())
