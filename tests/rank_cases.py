@@ -151,13 +151,13 @@ def _said(do: Callable[[], Any]) -> str:
 def grids(model: Any, folder: Path) -> Iterator[tuple[str, Tensor]]:
     """Trace grids, of one question and of several facts."""
     options: dict[str, Any] = {"samples": 5, "distributed": True}
+    prompt, subject, answer = FACTS[0]
+    one = {"subject": subject, "answer": answer, **options}
     for restore in ("resid", "mlp", "head"):
         window = {"window": 2} if restore == "mlp" else {}
-        grid = mt.causal_trace(
-            model, FACTS[0][0], subject=FACTS[0][1], answer=FACTS[0][2], restore=restore, **window, **options
-        )
+        grid = mt.causal_trace(model, prompt, restore=restore, **window, **one)
         yield f"trace of {restore}", grid.restored
-    severed = mt.causal_trace(model, FACTS[0][0], subject=FACTS[0][1], answer=FACTS[0][2], severed="mlp", **options)
+    severed = mt.causal_trace(model, prompt, severed="mlp", **one)
     yield "severed", severed.restored
     yield "average", mt.average_causal_trace(model, FACTS, known_only=False, folder=folder, **options).restored
 

@@ -1,4 +1,4 @@
-"""Results on disk: what is kept, when it is taken for the same, and that what was stopped ends with the same bits."""
+"""Results on disk: what is kept, when it counts as the same, and that what was stopped ends with the same bits."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import random
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -43,7 +44,7 @@ def uninterrupted(name: str) -> tuple[str, int]:
         return done(name, None), forwards[0]
 
 
-# ---------------------------------------------------------------------------------- the same bits after a kill
+# ------------------------------------------------------------------------------------------- the same bits after a kill
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WORK)
 def test_what_was_killed_anywhere_ends_with_the_same_bits(name: str, tmp_path: Path) -> None:
@@ -52,7 +53,7 @@ def test_what_was_killed_anywhere_ends_with_the_same_bits(name: str, tmp_path: P
     for trial in range(KILLS.get(name, 4)):
         folder = tmp_path / str(trial)
         for _ in range(generator.choice([1, 2])):
-            with pytest.raises(Killed), killed_after(generator.randrange(1, forwards)):
+            with suppress(Killed), killed_after(generator.randrange(1, forwards)):  # the second may have less to do
                 done(name, folder)
         with killed_after(None) as left:
             assert done(name, folder) == expected
@@ -78,10 +79,10 @@ def test_another_tracer_takes_what_one_has_found_and_counts_its_cost(tmp_path: P
     assert second.cost.numbers[:2] == pytest.approx(first.cost.numbers[:2])
 
 
-# ------------------------------------------------------------------------------------ states that are restored
+# --------------------------------------------------------------------------------------------- states that are restored
 @pytest.mark.parametrize("kind", ["early slope", "late slope", "early reference", "late reference", "references"])
 def test_a_restored_state_is_the_live_one_bit_by_bit(kind: str) -> None:
-    """Block inputs, answers and keys are stored as the calls stored them, also those from before keys were tried."""
+    """Block inputs, answers and keys are stored as the calls stored them, those from before keys were tried too."""
     live, eye = tracer(None), torch.eye(len(mt.heads(interrupted.model())))
     if kind.startswith("late"):
         live.effects(eye)
@@ -103,7 +104,7 @@ def test_a_restored_state_is_the_live_one_bit_by_bit(kind: str) -> None:
             assert torch.equal(a.token_logp, b.token_logp)
 
 
-# -------------------------------------------------------------------------------------------------------- keys
+# ----------------------------------------------------------------------------------------------------------------- keys
 def folder_of(folder: Path, model: Any = None, **changes: Any) -> str:
     """The folder that a tracer keeps its results in."""
     model = model or interrupted.model()
@@ -212,7 +213,7 @@ def test_digests_tell_things_apart_that_print_alike() -> None:
     assert digest_of("ab", "c") != digest_of("a", "bc") and key_of("ab", "c") != key_of("a", "bc")
 
 
-# --------------------------------------------------------------------------------------------------- bad files
+# ------------------------------------------------------------------------------------------------------------ bad files
 def filled(folder: Path) -> Cache:
     """A cache of three files."""
     made = Cache(folder)
@@ -277,7 +278,7 @@ def test_a_state_that_was_cut_off_gives_way_to_the_one_before(tmp_path: Path, ca
     assert state.read() is None
 
 
-# ---------------------------------------------------------------------------- disks that are full or read-only
+# ------------------------------------------------------------------------------------- disks that are full or read-only
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
 def test_a_folder_that_cannot_be_written_leaves_earlier_files_whole(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -334,7 +335,7 @@ def test_a_file_in_the_folders_place(tmp_path: Path) -> None:
     assert (tmp_path / "cache").read_text() == "a file"
 
 
-# --------------------------------------------------------------------------------------------------- processes
+# ------------------------------------------------------------------------------------------------------------ processes
 def test_two_processes_may_share_a_cache(tmp_path: Path) -> None:
     code = "import sys, interrupted as i; from pathlib import Path; print(i.done('hard concrete', Path(sys.argv[1])))"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}

@@ -42,7 +42,7 @@ main()
 """
 
 
-# ---------------------------------------------------------------------------------------------- without others
+# ------------------------------------------------------------------------------------------------------ without others
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 7, 8, 9, 13, 100])
 @pytest.mark.parametrize("batch_size", [1, 4, 1000])
 def test_the_same_batches_on_any_number_of_ranks(n: int, batch_size: int) -> None:
@@ -111,7 +111,7 @@ def test_distributed_without_other_processes_says_how_to_start_them(monkeypatch:
         mt.Tracer(model(), cases()["odds"].pairs, mt.heads(model()), distributed=True)
 
 
-# ---------------------------------------------------------------------------------------------------- torchrun
+# ----------------------------------------------------------------------------------------------------------- torchrun
 def environment(**variables: str) -> dict[str, str]:
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **variables}
@@ -218,7 +218,7 @@ def test_an_error_on_one_rank_is_raised_on_all(results: Results, size: int) -> N
         assert all(s["different masks"].startswith("RankError: the ranks were asked for different") for s in said)
 
 
-# -------------------------------------------------------------------------------------------------- lost ranks
+# ----------------------------------------------------------------------------------------------------------- lost ranks
 def chosen(out: Path) -> Any:
     """The sets of a finished run, with their scores."""
     content = json.loads((out / "path.json").read_text())
