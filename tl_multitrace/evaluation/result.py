@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from pydantic import Field
 
-from tl_multitrace.files import File, read_json, write_json
+from tl_multitrace.files import File, naming, read_json, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,7 +66,17 @@ class Result:
     def load(cls: type[R], path: str | Path) -> R:
         """Read a saved result; raises as :meth:`Circuit.load` does."""
         found: R = read_json(Path(path), cls.FILE).result
+        with naming(path):
+            _check_whole(found)
         return found
+
+
+def _check_whole(result: Result) -> None:
+    """Refuse a result whose parts are each valid and do not fit together; raises ValueError."""
+    try:
+        result.headline(), result.summary(), result.to_dataframe()
+    except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        raise ValueError(f"parts of the result do not fit together ({type(error).__name__}: {error}).") from None
 
 
 def intervention_name(record: Mapping[str, Any]) -> str:

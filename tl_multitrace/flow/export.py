@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field, FiniteFloat
 
 from tl_multitrace.files import File, read_json, write_json, write_text
 from tl_multitrace.flow.nodes import MLP
+from tl_multitrace.untrusted import short
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -118,7 +119,7 @@ def load_graph(path: str | Path) -> nx.Graph:
     for edge in file.edges:
         absent = [n for n in (edge.source, edge.target) if n not in graph]
         if absent:
-            raise ValueError(f"{path}: an edge names {absent[0]!r}, which is not among the nodes.")
+            raise ValueError(f"{path}: an edge names {short(absent[0])}, which is not among the nodes.")
         ends = (edge.source, edge.target, edge.key) if file.directed else (edge.source, edge.target)
         graph.add_edge(*ends)
         graph.edges[ends].update(edge.attributes)

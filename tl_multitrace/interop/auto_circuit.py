@@ -123,7 +123,7 @@ def _one(content: dict[str, Any], name: str | None, what: str) -> tuple[str, Any
     if name is None and len(content) == 1:
         return next(iter(content.items()))
     if name not in content:
-        listed = ", ".join(sorted(content)[:12]) or "none"
+        listed = ", ".join(sorted(content)[:12])[:300] or "none"
         raise ValueError(f"name one {what} with {what}=: the file has {listed}.")
     return str(name), content[str(name)]
 

@@ -284,7 +284,7 @@ def read_effects(path: Path) -> pd.DataFrame:
         frame = pd.read_csv(checked_path(path), dtype=str, keep_default_na=False)
         numbers = frame[["pair", "metric", "effect"]].astype(float)
     except (ValueError, KeyError) as error:
-        raise ValueError(f"{path} is not a table of effects ({error}).") from None
+        raise ValueError(f"{path} is not a table of effects ({str(error)[:160]}).") from None
     missing = [c for c in EFFECT_COLUMNS if c not in frame]
     if missing or not bool(np.isfinite(numbers.to_numpy()).all()):
         what = f"has no column {missing[0]!r}" if missing else "holds a number that is not finite"

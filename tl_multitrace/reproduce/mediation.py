@@ -64,7 +64,7 @@ def read_effects(path: str | Path) -> Effects:
     try:
         return _effects(load_json(path, nan=True))
     except (LookupError, TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{path} is not a file of published effects ({error}): expected {WHERE}.") from None
+        raise ValueError(f"{path} is not a file of published effects ({str(error)[:300]}): expected {WHERE}.") from None
 
 
 def _effects(content: Any) -> Effects:

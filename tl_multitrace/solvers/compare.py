@@ -18,12 +18,12 @@ import torch
 from pydantic import BaseModel, Field
 from scipy.integrate import trapezoid
 
-from tl_multitrace.files import File, GroupsRecord, Provenance, read_json, write_json
+from tl_multitrace.files import File, GroupsRecord, Provenance, naming, read_json, write_json
 from tl_multitrace.groups import Component
 from tl_multitrace.objective import Objective, aim_of
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.solvers.names import solver_by_name
-from tl_multitrace.solvers.path import ChoiceRecord, SubsetPath
+from tl_multitrace.solvers.path import ChoiceRecord, SubsetPath, check_members
 from tl_multitrace.solvers.search import Direction
 from tl_multitrace.solvers.select import Solver, select
 from tl_multitrace.tracer import Tracer
@@ -231,12 +231,11 @@ class SolverComparison:
             path: of the file.
         """
         file = read_json(Path(path), ComparisonFile)
-        groups = file.groups.groups()
+        with naming(path):
+            groups = file.groups.groups()
+            check_members((c for records in file.runs.values() for r in records for c in r.choices), len(groups))
         if not file.runs or not all(file.runs.values()):
             raise ValueError(f"{path}: a comparison without solvers, or a solver without a search.")
-        records = [record for records in file.runs.values() for record in records]
-        if any(not 0 <= i < len(groups) for record in records for c in record.choices for i in c.members):
-            raise ValueError(f"{path}: a chosen index is outside the {len(groups)} hook groups.")
         runs = {name: tuple(record.path(groups) for record in found) for name, found in file.runs.items()}
         return cls(runs, file.objectives, file.losses)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 
 from tl_multitrace.circuit import Circuit
-from tl_multitrace.files import File, GroupsRecord, Provenance, ScoreRecord, read_json, stored_score, write_json
+from tl_multitrace.files import File, GroupsRecord, Provenance, ScoreRecord, naming, read_json, stored_score, write_json
 from tl_multitrace.groups import HookGroups
 from tl_multitrace.objective import Objective, aim_of
 from tl_multitrace.scores import Score
@@ -72,6 +72,12 @@ class ChoiceRecord(BaseModel):
             goals={name: record.score() for name, record in self.goals.items()},
             held_out_goals={name: record.score() for name, record in self.held_out_goals.items()},
         )
+
+
+def check_members(choices: Iterable[ChoiceRecord], n_groups: int) -> None:
+    """Refuse choices of groups that are not there; raises ValueError."""
+    if any(not 0 <= i < n_groups for c in choices for i in c.members):
+        raise ValueError(f"a chosen index is outside the {n_groups} hook groups.")
 
 
 class PathFile(File):
@@ -294,9 +300,9 @@ class SubsetPath:
     def load(cls, path: str | Path) -> SubsetPath:
         """Read the path file at ``path``; raises FileNotFoundError or ValueError as :meth:`Circuit.load` does."""
         file = read_json(Path(path), PathFile)
-        groups = file.groups.groups()
-        if any(not 0 <= i < len(groups) for c in file.choices for i in c.members):
-            raise ValueError(f"{path}: a chosen index is outside the {len(groups)} hook groups.")
+        with naming(path):
+            groups = file.groups.groups()
+            check_members(file.choices, len(groups))
         choices = tuple(c.choice() for c in file.choices)
         return cls(groups, choices, file.full_effect, tuple(file.notes), file.provenance)
 
