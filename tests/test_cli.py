@@ -62,7 +62,7 @@ def test_the_record_of_a_run(finished: tuple[Path, Any]) -> None:
     assert (record["status"], record["seed"], record["arguments"]["task"]) == ("complete", 0, "ioi")
     assert record["versions"]["tl_multitrace"] == mt.__version__
     assert {"python", "torch", "transformer_lens"} <= set(record["versions"])
-    steps = {"model", "prompts", "search", "scores", "flow", "evaluation", "stability", "side_effects", "report"}
+    steps = {"model", "prompts", "search", "scores", "flow", "evaluation", "stability", "side_effects"}
     assert set(record["timings"]) == steps
     assert record["cost"]["equivalents"] > 0
     assert record["facts"]["kept"] == 16

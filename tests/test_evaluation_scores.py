@@ -217,7 +217,9 @@ def test_published_circuits(shared_data: Path) -> None:
     assert whole.roc == pytest.approx((3 + 23 * 0.5) / 26)
     late = mt.recovery(scores, read_truth(place, "greaterthan_gpt2_small"), groups=groups)
     assert late.outside == tuple(f"L{layer}MLP" for layer in (0, 1, 2, 3, 8, 9, 10, 11))
-    with pytest.raises(ValueError, match="no circuit 'x': the file has ioi_gpt2_small, greaterthan_gpt2_small"):
+    with pytest.raises(
+        ValueError, match=r"no circuit 'x': the file has \['ioi_gpt2_small', 'greaterthan_gpt2_small'\]"
+    ):
         read_truth(place, "x")
 
 

@@ -355,7 +355,7 @@ class Tracer(Evaluator):
 
         given = [bytes_of(values.cpu()), bytes_of(wanted)]
         found = self.calls.make("loss_gradient", given, 1, len(self.groups), run, keep=False)
-        return found.each[0, wanted.to(found.each.device)], found.sums
+        return found.each[0, wanted.to(found.each.device)], found.sums.to(self.dtype)
 
     # ------------------------------------------------------------------ small things
 
