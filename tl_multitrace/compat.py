@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_multitrace.last_mlp import LastMLP, Reads
+from tl_multitrace.offload import device_of, weights_of
 from tl_multitrace.weights_digest import weights_digest
 
 HookFn = Callable[..., Any]
@@ -136,8 +137,8 @@ class ModelView:
 
     @property
     def device(self) -> torch.device:
-        """Device of the model's first parameter."""
-        return torch.device(next(self.model.parameters()).device)
+        """Device of the model's first parameter; of an offloaded model, the one that it runs on."""
+        return device_of(self.model)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -196,7 +197,7 @@ class ModelView:
 
     def digest(self) -> str:
         """SHA-256 prefix over names, shapes, samples and sums of the weights; any retrained weight changes it."""
-        return weights_digest(self.model.state_dict())
+        return weights_digest(weights_of(self.model))
 
     # ------------------------------------------------------------------ hook points
 

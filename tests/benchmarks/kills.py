@@ -113,7 +113,7 @@ def damaged(place: Path) -> Iterator[str]:
         try:
             if path.suffix == ".json":
                 json.loads(content)
-            elif ".state" in path.name:
+            elif ".state" in path.name or ".previous" in path.name:
                 if hashlib.sha256(content[32:]).digest() != content[:32]:
                     yield f"{path.name}: state"
             elif path.suffix == ".safetensors" and path.parent.parent.name in ("kept", "found"):
