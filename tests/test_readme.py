@@ -86,7 +86,7 @@ def test_the_commands_exist(command: str, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(cli, "_do", lambda *_: done.append("run"))
     monkeypatch.setattr("tl_multitrace.show.shown", lambda path: done.append("show") or [])
     for name in ("load_model", "load_facts"):
-        monkeypatch.setattr(f"tl_multitrace.cli_trace.{name}", lambda *_: [])
+        monkeypatch.setattr(f"tl_multitrace.cli_trace.{name}", lambda *_, **__: [])
     for name in ("_trace_prompt", "_trace_facts"):
         monkeypatch.setattr(f"tl_multitrace.cli_trace.{name}", lambda *_, **__: done.append("trace"))
     monkeypatch.setattr("tl_multitrace.cli_convert.convert", lambda *_, **__: done.append("convert"))

@@ -38,7 +38,7 @@ COSTS = ("forwards", "backwards", "equivalents", "seconds")
 class RunRecord(BaseModel):
     """One search in a file; its groups stand once for all."""
 
-    choices: list[ChoiceRecord]
+    choices: list[ChoiceRecord] = Field(min_length=1)
     full_effect: float
     notes: list[str] = Field(default_factory=list)
     provenance: Provenance = Field(default_factory=dict)

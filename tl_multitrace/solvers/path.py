@@ -86,7 +86,7 @@ class PathFile(File):
     FORMAT: ClassVar[str] = "tl_multitrace.path"
     format: Literal["tl_multitrace.path"]
     groups: GroupsRecord
-    choices: list[ChoiceRecord]
+    choices: list[ChoiceRecord] = Field(min_length=1)
     full_effect: float
     notes: list[str] = Field(default_factory=list)
     provenance: Provenance = Field(default_factory=dict)
