@@ -9,7 +9,7 @@ import torch
 
 import tl_multitrace as mt
 from tiny_models import D_VOCAB, MODEL_NAMES, TL_MAJOR, build
-from tl_multitrace import setup as setup_module
+from tl_multitrace import setup as tracer_setup
 from tl_multitrace.last_mlp import LastMLP
 from tl_multitrace.packing import Packing
 
@@ -28,7 +28,7 @@ def some_pairs(n: int = 5) -> mt.PromptPairs:
 
 
 def one_row_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(setup_module, "can_pack", lambda view, pairs: False)
+    monkeypatch.setattr(tracer_setup, "can_pack", lambda view, pairs: False)
 
 
 def test_attention_of_a_packed_row() -> None:
