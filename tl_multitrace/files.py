@@ -256,7 +256,7 @@ def read_json(path: Path, kind: type[F]) -> F:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))[:120]
-        raise ValueError(f"{path}: {place}: {first['msg']} ({error.error_count()} problem(s)).") from None
+        raise ValueError(f"{path}: {place}: {first['msg'][:MAX_SAID]} ({error.error_count()} problem(s)).") from None
 
 
 def check_header(path: Path, content: Any, kind: type[File]) -> None:
