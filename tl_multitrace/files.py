@@ -53,7 +53,11 @@ def known_facts(facts: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _numbers(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(isinstance(v, int | float) for v in value.values())
+    return isinstance(value, Mapping) and all(map(_number, value.values()))
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _shape(value: Any) -> bool:
@@ -64,7 +68,7 @@ def _shape(value: Any) -> bool:
 
 
 def _whole(value: Any, most: int) -> bool:
-    return value is None or (isinstance(value, int) and 0 <= value <= most)
+    return value is None or (isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most)
 
 
 def _goals(value: Any) -> bool:
@@ -73,7 +77,7 @@ def _goals(value: Any) -> bool:
 
 def _goal(value: Any) -> bool:
     bounds = [value.get(k, 0.0) for k in ("at_most", "at_least")] if isinstance(value, Mapping) else [""]
-    return all(isinstance(b, int | float) for b in bounds) and isinstance(value.get("name"), str)
+    return all(map(_number, bounds)) and isinstance(value.get("name"), str)
 
 
 _FACTS: dict[str, Callable[[Any], bool]] = {
