@@ -54,7 +54,11 @@ def known_facts(facts: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _numbers(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(isinstance(v, int | float) for v in value.values())
+    return isinstance(value, Mapping) and all(map(_number, value.values()))
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _shape(value: Any) -> bool:
@@ -65,7 +69,7 @@ def _shape(value: Any) -> bool:
 
 
 def _whole(value: Any, most: int) -> bool:
-    return value is None or (isinstance(value, int) and 0 <= value <= most)
+    return value is None or (isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most)
 
 
 def _goals(value: Any) -> bool:
@@ -74,7 +78,7 @@ def _goals(value: Any) -> bool:
 
 def _goal(value: Any) -> bool:
     bounds = [value.get(k, 0.0) for k in ("at_most", "at_least")] if isinstance(value, Mapping) else [""]
-    return all(isinstance(b, int | float) for b in bounds) and isinstance(value.get("name"), str)
+    return all(map(_number, bounds)) and isinstance(value.get("name"), str)
 
 
 _FACTS: dict[str, Callable[[Any], bool]] = {
@@ -257,7 +261,7 @@ def read_json(path: Path, kind: type[F]) -> F:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))[:120]
-        raise ValueError(f"{path}: {place}: {first['msg']} ({error.error_count()} problem(s)).") from None
+        raise ValueError(f"{path}: {place}: {first['msg'][:MAX_SAID]} ({error.error_count()} problem(s)).") from None
 
 
 def check_header(path: Path, content: Any, kind: type[File]) -> None:

@@ -282,11 +282,11 @@ def read_effects(path: Path) -> pd.DataFrame:
     try:
         # text first: numbers then come back bit by bit
         frame = pd.read_csv(checked_path(path), dtype=str, keep_default_na=False)
-        numbers = frame[["pair", "metric", "effect"]].astype(float)
-    except (ValueError, KeyError) as error:
+        typed = frame[list(EFFECT_COLUMNS)].astype({"pair": int, "metric": float, "effect": float})
+    except KeyError as error:
+        raise ValueError(f"{path} has not the columns that this package writes ({str(error)[:160]}).") from None
+    except (ValueError, OverflowError) as error:
         raise ValueError(f"{path} is not a table of effects ({str(error)[:160]}).") from None
-    missing = [c for c in EFFECT_COLUMNS if c not in frame]
-    if missing or not bool(np.isfinite(numbers.to_numpy()).all()):
-        what = f"has no column {missing[0]!r}" if missing else "holds a number that is not finite"
-        raise ValueError(f"{path} {what}: it is not as this package writes it.")
-    return frame[list(EFFECT_COLUMNS)].astype({"pair": int, "metric": float, "effect": float})
+    if not bool(np.isfinite(typed[["metric", "effect"]].to_numpy()).all()):
+        raise ValueError(f"{path} holds a number that is not finite: it is not as this package writes it.")
+    return typed
