@@ -237,7 +237,8 @@ def _guarded(exchange: Callable[[], Any], ranks: Ranks) -> None:
         raise RankError(
             f"rank {ranks.rank} of {ranks.size} lost touch with the others: one was killed, ran out of memory, or took "
             f"longer than the timeout ({TIMEOUT_VARIABLE}, in seconds). With a run folder or cache_dir, what was found "
-            f"so far is kept: start all ranks again to go on. ({first})"
+            "so far is kept: start all ranks again to go on. If another has ended its script: whatever measures, such "
+            f"as path[4], has to be called on every rank, and only printing and writing on the first. ({first})"
         ) from error
 
 

@@ -121,7 +121,7 @@ class Engine:
         if self._embedding is None:
             return None
         noise, replaced = self._embedding
-        kept = act if replaced is None else act.masked_fill(replaced[..., None], 0)
+        kept = act if replaced is None else act.masked_fill(replaced[..., None].to(act.device), 0)
         return (kept + noise.to(act)).contiguous()
 
     def _grabber(self, name: str) -> HookFn:
@@ -147,7 +147,10 @@ class Engine:
         return mixer
 
     def _read(self, act: Tensor, hook: Any) -> Tensor | None:
-        return None if self._reads is None else act[self._reads][None].contiguous()
+        if self._reads is None:
+            return None
+        rows, columns = self._reads
+        return act[rows.to(act.device), columns.to(act.device)][None].contiguous()
 
     def set_base(self, run: Run) -> None:
         """The base run, whose corrupted embeddings every evaluation starts from."""
@@ -307,7 +310,7 @@ class Engine:
             sources.drop_batch()
 
     def _score(self, batch: Batch, logits: Tensor, k: int) -> Answers:
-        logp = logits[0].to(self.dtype).log_softmax(-1).unflatten(0, (k, -1))  # [k, q, vocab]
+        logp = logits[0].to(batch.tokens.device, self.dtype).log_softmax(-1).unflatten(0, (k, -1))  # [k, q, vocab]
         token_logp = logp[:, batch.candidate_read, batch.candidate_token].flatten(0, 1)
         last = logp[:, batch.last_read].flatten(0, 1) if self.needs_last else None
         return Answers(

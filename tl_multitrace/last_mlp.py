@@ -50,6 +50,7 @@ class LastMLP:
                 module.__dict__["forward"] = before
 
     def _at(self, whole: Callable[[Tensor], Any], hidden: Float[Tensor, "b pos d"], reads: Reads) -> Any:
+        reads = (reads[0].to(hidden.device), reads[1].to(hidden.device))
         part, full = whole(hidden[reads][None]), None
         if self.by_position is None:
             full = whole(hidden)

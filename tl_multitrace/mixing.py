@@ -170,7 +170,8 @@ def mix(act: Tensor, source: Tensor, share: Tensor) -> Tensor:
         share = share.unsqueeze(-1)
     work = act.dtype if act.dtype in (torch.float32, torch.float64) else torch.float32
     # lerp, not a + m (b - a): the latter misses b by a rounding error at m = 1
-    mixed = torch.lerp(running.to(work), source.to(work), share.to(work))
+    near = act.device  # of a model on several devices, that of this block
+    mixed = torch.lerp(running.to(work), source.to(near, work), share.to(near, work))
     return mixed.to(act.dtype).flatten(0, 1).contiguous()
 
 
