@@ -25,6 +25,7 @@ ROOMS = [
     "memory",
     "last_mlp",
     "weights_digest",
+    "offload",
     "compat",
     "machine",
     "cost",
