@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from typing import Any
 
@@ -77,12 +77,12 @@ class Toy(mt.Tracer):
     def log_effect(self, mask: Any) -> Tensor:
         return self.effect(mask)
 
-    def _slopes(self, mask: Tensor, inner: bool, as_reference: bool, dtype: Any) -> tuple[Tensor, Tensor]:
+    def _slopes_by_batch(self, mask: Tensor, inner: bool, as_reference: bool, dtype: Any) -> Iterator[Any]:
         values = mask.double()
         self.cost.forwards, self.cost.backwards = self.cost.forwards + 1, self.cost.backwards + 1
         slope = torch.autograd.functional.jacobian(self._values, values)
         order = self.rows.order
-        return (self._values(values) + (self.base_metric if inner else 0))[order], slope[order]
+        yield torch.arange(4), (self._values(values) + (self.base_metric if inner else 0))[order], slope[order]
 
     def loss_gradient(self, mask: Any, loss: Any, examples: Any = None) -> tuple[Tensor, Tensor]:
         leaf = self.groups.as_mask(mask).double().requires_grad_()

@@ -120,7 +120,7 @@ class PGBCT:
         for epoch in range(epochs):
             batches = minibatches(search.aim.n, self.batch_size, generator)
             for examples in batches if epoch >= done else ():
-                gradient = self.step_gradient(search, z, examples, epoch, factor)
+                gradient = self.step_gradient(search, z.detach(), examples, epoch, factor).detach()
                 z = pinned(search, (z - rates * optimiser.direction(gradient)).clamp(0.0, 1.0))
                 total = total + z
             bar.update(len(batches))
