@@ -23,6 +23,9 @@ from hypothesis import given
 SLOWEST = 10.0
 """Seconds of computing that reading a file of a few kilobytes may take."""
 
+ENOUGH = 1000
+"""Damaged files among which some must still be readable, or the damage tests nothing but the first check."""
+
 pytestmark = [pytest.mark.filterwarnings("ignore")]
 
 
@@ -142,4 +145,5 @@ def test_a_damaged_file_is_read_or_refused(name: str, tmp_path: Path) -> None:
     survives()
     assert not found, "\n\n".join(f"{what}\n{how}" for what, how in found.items())
     assert not RAN, "code from a file was run"
-    assert counts["read"] and counts["refused"], f"the damage is too light or too heavy: {counts}"
+    enough = counts["read"] or counts["refused"] < ENOUGH
+    assert counts["refused"] and enough, f"the damage is too light or too heavy: {counts}"

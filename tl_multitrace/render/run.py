@@ -283,9 +283,7 @@ def read_effects(path: Path) -> pd.DataFrame:
         # text first: numbers then come back bit by bit
         frame = pd.read_csv(checked_path(path), dtype=str, keep_default_na=False)
         typed = frame[list(EFFECT_COLUMNS)].astype({"pair": int, "metric": float, "effect": float})
-    except KeyError as error:
-        raise ValueError(f"{path} has not the columns that this package writes ({str(error)[:160]}).") from None
-    except (ValueError, OverflowError) as error:
+    except (ValueError, KeyError, OverflowError) as error:
         raise ValueError(f"{path} is not a table of effects ({str(error)[:160]}).") from None
     if not bool(np.isfinite(typed[["metric", "effect"]].to_numpy()).all()):
         raise ValueError(f"{path} holds a number that is not finite: it is not as this package writes it.")
