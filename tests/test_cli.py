@@ -62,7 +62,7 @@ def test_the_record_of_a_run(finished: tuple[Path, Any]) -> None:
     assert (record["status"], record["seed"], record["arguments"]["task"]) == ("complete", 0, "ioi")
     assert record["versions"]["tl_multitrace"] == mt.__version__
     assert {"python", "torch", "transformer_lens"} <= set(record["versions"])
-    steps = {"model", "prompts", "search", "scores", "flow", "evaluation", "stability", "side_effects"}
+    steps = {"model", "prompts", "search", "scores", "flow", "evaluation", "stability", "side_effects", "report"}
     assert set(record["timings"]) == steps
     assert record["cost"]["equivalents"] > 0
     assert record["facts"]["kept"] == 16
@@ -76,7 +76,7 @@ def test_the_record_of_a_run(finished: tuple[Path, Any]) -> None:
 def test_the_record_counts_every_step_that_runs_the_model(finished: tuple[Path, Any]) -> None:
     record = json.loads((finished[0] / "run.json").read_text())
     steps = record["steps"]
-    assert set(steps) == {"search", "scores", "flow", "evaluation", "stability", "side_effects", "report"}
+    assert set(steps) == {"search", "scores", "flow", "evaluation", "stability", "side_effects"}
     pairs = mt.SubsetPath.load(finished[0] / "path.json").provenance["prompts"]["n"]
     search = steps["search"]["forwards"] + steps["search"]["backwards"]
     # the tracer's own base and source runs come before the search begins to count

@@ -19,7 +19,7 @@ from test_report import Page
 from test_trace_grid import made
 
 import tl_multitrace as mt
-from tl_multitrace.evaluation.side_effects import SideEffects
+from tl_multitrace.evaluation.side_effects import SideEffect, SideEffects
 from tl_multitrace.render import Shown, show, write_report
 
 CHROMIUM = next((p for name in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(name))), None)
@@ -146,13 +146,14 @@ def nasty_pages(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path
         NASTY: [NASTY],
     }
     heads = [f"{head} {NASTY}" for head in found.views.heads]
+    effect = SideEffect(NASTY, NASTY, NASTY, *(mt.Score.of([0.0, 0.5, 1.0]),) * 4)
     found = replace(
         found,
         circuit=replace(found.circuit, groups=groups, provenance=facts),
         path=replace(found.path, provenance=facts, notes=(NASTY,)),
         others=(),
         views=found.views.model_copy(update={"heads": heads, "neurons": [NASTY] * len(found.views.neurons)}),
-        side_effects=SideEffects(tuple(named), NASTY, NASTY, (), (NASTY,), facts),
+        side_effects=SideEffects(tuple(named), NASTY, NASTY, (effect,), (NASTY,), facts),
     )
     grid = made(words=(NASTY, " b", " c", " d"), answer=NASTY, notes=(NASTY,), provenance=facts)
     shown = Shown(found.views, NASTY)

@@ -106,7 +106,12 @@ class MemoryEstimate:
         return self._at("disk")
 
     def follow(self, engine: Engine, restarts: Restarts) -> None:
-        """Tell the parts of an evaluator where to keep what they keep."""
+        """Tell the parts of an evaluator where to keep what they keep.
+
+        Args:
+            engine: its kept source activations and block inputs are placed.
+            restarts: their keys and values are placed, and the runs they keep are limited.
+        """
         host = torch.device("cpu")
         for sources in engine.kept:
             sources.place, sources.folder = self.places["source_activations"], self.limits.folder

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
+from pydantic import Field
 
 from tl_multitrace.circuit import Circuit
 from tl_multitrace.compat import ModelView
@@ -107,7 +108,7 @@ class SideEffects(Result):
     components: tuple[Component, ...]
     how: str
     side: str
-    effects: tuple[SideEffect, ...]
+    effects: Annotated[tuple[SideEffect, ...], Field(min_length=1)]
     notes: tuple[str, ...] = ()
     provenance: Provenance = field(default_factory=dict)
 
