@@ -98,8 +98,22 @@ def test_the_commands_exist(command: str, monkeypatch: pytest.MonkeyPatch) -> No
     assert done == [shlex.split(command)[1]]
 
 
+def test_the_file_of_own_prompts_can_be_traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    marked = {b.marker: b.text for b in blocks() if b.marker}
+    Path("mine.csv").write_text(marked["own-prompts"], encoding="utf-8")
+    known = mt.task_from_file("mine.csv", mt.load_model("demo"))
+    assert len(known.pairs) == len(marked["own-prompts"].splitlines()) - 1 >= 8 and not known.dropped
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda page: bool(opened.append(page)))
+    for command in marked["first-steps"].splitlines()[1:]:  # the first needs the demo's own folder
+        result = CliRunner().invoke(cli.app, [*shlex.split(command)[1:], *(["-q"] if " run " in command else [])])
+        assert result.exit_code == 0, result.output
+    assert opened == [(tmp_path / "mine-run" / "report.html").as_uri()] and "no browser was found" in result.output
+
+
 def test_two_commands_do_the_set_up() -> None:
-    marked = {b.marker: b.text.strip() for b in blocks() if b.marker}
+    marked = {b.marker: b.text.strip() for b in blocks() if b.marker and b.marker.endswith("-command")}
     assert set(marked) == {"demo-command", "test-command"}
     assert all("\n" not in text and text.startswith("python3 -m venv .venv && ") for text in marked.values())
     assert marked["demo-command"].endswith("tl-multitrace demo --out demo-run")

@@ -6,6 +6,7 @@ Results go to standard output, progress to standard error. Exit codes: 0 done, 1
 from __future__ import annotations
 
 import os
+import webbrowser
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -285,11 +286,15 @@ def report(
     folder: Annotated[Path, typer.Argument(help="A run folder.")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write elsewhere; must not exist.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file given by --out.")] = False,
+    browse: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
     debug: Debug = False,
 ) -> None:
     """Write the HTML report of a run folder again; no model is needed."""
     with _reported(debug):
-        _say(str(rewrite_report(folder, out, overwrite=overwrite or out is None)))
+        page = rewrite_report(folder, out, overwrite=overwrite or out is None)
+        _say(str(page))
+        if browse and not webbrowser.open(page.resolve().as_uri()):
+            _tell("no browser was found on this machine: open that file in one.", style="red")
 
 
 @app.command()
@@ -359,12 +364,12 @@ def _reported(debug: bool, quiet: bool = False, level: Level | None = None, path
     except (typer.Exit, typer.Abort):
         raise
     except KeyboardInterrupt:
-        _complain("Interrupted.")
+        _tell("Interrupted.", style="red")
         raise typer.Exit(INTERRUPTED) from None
     except Exception as error:
         if debug:
             raise
-        _complain(f"Error: {_one_line(error)}")
+        _tell(f"Error: {_one_line(error)}", style="red")
         raise typer.Exit(1) from None
 
 
@@ -381,16 +386,12 @@ def _say(line: str) -> None:
     Console(soft_wrap=True, highlight=False).print(escape(printable(line)))
 
 
-def _tell(line: str) -> None:
-    Console(stderr=True, soft_wrap=True, highlight=False).print(escape(printable(line)))
+def _tell(line: str, style: str | None = None) -> None:
+    Console(stderr=True, soft_wrap=True, highlight=False).print(escape(printable(line)), style=style)
 
 
 def _tell_nobody(line: str) -> None:
     """Under ``--quiet``."""
-
-
-def _complain(line: str) -> None:
-    Console(stderr=True, soft_wrap=True, highlight=False).print(escape(printable(line)), style="red")
 
 
 cli_trace.register(app, _reported, _say)
