@@ -23,6 +23,7 @@ import tl_multitrace as mt
 from tl_multitrace import interop
 from tl_multitrace.causal_trace import CausalTokens, TraceGrid, load_facts
 from tl_multitrace.causal_trace.average import FactsRunFile
+from tl_multitrace.cli.show import shown
 from tl_multitrace.evaluation.front import Front
 from tl_multitrace.evaluation.recover import read_truth
 from tl_multitrace.evaluation.side_effects import SideEffect, SideEffects
@@ -32,8 +33,7 @@ from tl_multitrace.render import Run, load_views
 from tl_multitrace.render.run import read_effects
 from tl_multitrace.reproduce.mediation import read_effects as read_published
 from tl_multitrace.reproduce.result import Curve, Published, Reproduction, Row
-from tl_multitrace.run_folder import RunFile, read_record, read_run
-from tl_multitrace.show import shown
+from tl_multitrace.runs.folder import RunFile, read_record, read_run
 from tl_multitrace.solvers.compare import SolverComparison
 
 DOCUMENTED = (ValueError, FileNotFoundError)

@@ -15,8 +15,8 @@ from oracles import pairs_of, random_examples
 
 import tl_multitrace as mt
 from tiny_models import MODEL_NAMES, build, word_tokenizer
-from tl_multitrace import cache as cache_module
-from tl_multitrace.engine import Engine
+from tl_multitrace.forward.engine import Engine
+from tl_multitrace.persist import cache as cache_module
 
 FACTS = [
     ("The old doctor said that", "old doctor", " he"),

@@ -16,9 +16,9 @@ import pytest
 from typer.testing import CliRunner
 
 import tl_multitrace as mt
-from tl_multitrace import cli
-from tl_multitrace.job import Job, Log, run_job
-from tl_multitrace.run_folder import OWN_FILES, read_run
+from tl_multitrace.cli import app as cli
+from tl_multitrace.runs.folder import OWN_FILES, read_run
+from tl_multitrace.runs.job import Job, Log, run_job
 from tl_multitrace.spec import budgets_from_text, groups_from_text
 
 ROOT = Path(__file__).resolve().parents[1]

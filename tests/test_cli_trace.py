@@ -151,7 +151,7 @@ def test_wrong_usage_is_told_before_anything_is_loaded(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments, message = USAGE[case]
-    monkeypatch.setattr("tl_multitrace.cli_trace.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("tl_multitrace.cli.trace.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
     result = call("trace", *arguments, "--out", tmp_path / "run")
     assert result.exit_code == 2
     assert message in flat(result.stderr), result.stderr

@@ -29,9 +29,9 @@ JOB = ["run", "--task", "ioi", "--components", "heads", "--budget", "2", "-n", "
 JOB += ["--solver", "greedy", "--stability", "0"]
 SLOWLY = """
 import sys, time
-from tl_multitrace.engine import Engine
-from tl_multitrace import cache
-from tl_multitrace.cli import main
+from tl_multitrace.forward.engine import Engine
+from tl_multitrace.persist import cache
+from tl_multitrace.cli.app import main
 cache.EVERY = 0.0
 forward = Engine.answers
 def answers(*args, **options):

@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 
 import tl_multitrace as mt
 from tiny_models import MODEL_NAMES, build
-from tl_multitrace import cli, machine, self_test
+from tl_multitrace import machine, self_test
+from tl_multitrace.cli import app as cli
 from tl_multitrace.doctor import SUPPORTED
 from tl_multitrace.self_test import KINDS, SelfTest, public, tried
 
@@ -144,7 +145,7 @@ def test_the_model_is_left_alone() -> None:
 
 
 def test_a_wrong_mix_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tl_multitrace import engine
+    from tl_multitrace.forward import engine
 
     model, real = mt.load_model("demo", "cpu"), engine.mix
     monkeypatch.setattr(engine, "mix", lambda act, source, share: real(act, source, 0.9 * share))

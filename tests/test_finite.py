@@ -14,7 +14,7 @@ import torch
 import tl_multitrace as mt
 from tiny_models import HAS_BRIDGE, build
 from tl_multitrace.causal_trace import causal_trace
-from tl_multitrace.finite import checked
+from tl_multitrace.forward.finite import checked
 
 NAME = "bridge-native" if HAS_BRIDGE else "hooked-native"
 BROKEN = 99

@@ -20,7 +20,8 @@ from test_interop_layout import SHAPE, graph
 from typer.testing import CliRunner
 
 import tl_multitrace as mt
-from tl_multitrace import cli, untrusted
+from tl_multitrace import untrusted
+from tl_multitrace.cli import app as cli
 from tl_multitrace.interop import FORMATS, convert, reading, write_circuit
 
 PT = {"eap-ig": ".pt", "auto-circuit": ".pt", "acdc": ".pth"}

@@ -9,9 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 import tl_multitrace as mt
-from tl_multitrace import cli
-from tl_multitrace.job_bounds import bound_from_text, constraints_of
+from tl_multitrace.cli import app as cli
 from tl_multitrace.render import Run
+from tl_multitrace.runs.bounds import bound_from_text, constraints_of
 
 RUN = ["run", "--task", "professions", "--components", "heads", "--budget", "3", "--n", "32", "--device", "cpu"]
 

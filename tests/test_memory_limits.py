@@ -17,12 +17,13 @@ from oracles import pairs_of, random_examples, soft_mask
 
 import tl_multitrace as mt
 from tiny_models import MODEL_NAMES, build, random_gpt2
-from tl_multitrace import budget, stores
-from tl_multitrace.budget import Limits, Room, bytes_from, measured_limit, power_of_two
-from tl_multitrace.calibrate import count_step
 from tl_multitrace.compat import ModelView
+from tl_multitrace.memory import stores
+from tl_multitrace.memory.stores import FileStore, StoreError, TensorStore, store_for
 from tl_multitrace.rows import Rows
-from tl_multitrace.stores import FileStore, StoreError, TensorStore, store_for
+from tl_multitrace.sizing import budget
+from tl_multitrace.sizing.budget import Limits, Room, bytes_from, measured_limit, power_of_two
+from tl_multitrace.sizing.calibrate import count_step
 
 GIB = 1 << 30
 EXAMPLES = random_examples(6, seed=5, right=1, wrong=1, tokens=1)
@@ -212,7 +213,7 @@ def test_a_disk_that_fills_up_is_done_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     wanted = numbers(traced())
-    monkeypatch.setattr("tl_multitrace.estimate.reading_pays", lambda view, size: True)
+    monkeypatch.setattr("tl_multitrace.sizing.estimate.reading_pays", lambda view, size: True)
     full = traced(memory_limit=0, cache_dir=tmp_path / "a")
     assert full.memory["source_place"] == "disk"
     full._engine.sources.store._file.truncate(0)  # type: ignore[union-attr]
@@ -293,7 +294,7 @@ def test_counted_steps_grow_with_what_is_kept(name: str) -> None:
 
 
 def test_counted_bytes_are_those_of_tensors_that_live() -> None:
-    from tl_multitrace.calibrate import LiveBytes
+    from tl_multitrace.sizing.calibrate import LiveBytes
 
     weight = torch.ones(1000)
     with LiveBytes() as live:

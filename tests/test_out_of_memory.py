@@ -13,8 +13,8 @@ from oracles import pairs_of, random_examples, soft_mask
 
 import tl_multitrace as mt
 from tiny_models import MODEL_NAMES, build
-from tl_multitrace.engine import Engine
-from tl_multitrace.outofmemory import is_out_of_memory
+from tl_multitrace.forward.engine import Engine
+from tl_multitrace.memory.exhausted import is_out_of_memory
 
 EXAMPLES = random_examples(7, seed=8, right=1, wrong=1, tokens=1)
 model_of = cache(lambda name=MODEL_NAMES[0], dtype=torch.float64: build(name, dtype))

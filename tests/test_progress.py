@@ -16,8 +16,9 @@ import pytest
 from typer.testing import CliRunner
 
 import tl_multitrace as mt
-from tl_multitrace import cli, progress
-from tl_multitrace.cli_logging import Level, logged
+from tl_multitrace import progress
+from tl_multitrace.cli import app as cli
+from tl_multitrace.cli.logs import Level, logged
 
 FACTS = [
     ("The Falcon Tower is in the city of", "Falcon Tower", " Rome"),
@@ -170,8 +171,8 @@ def test_a_log_file_has_times_and_steps(tmp_path: Path) -> None:
     result = CliRunner().invoke(cli.app, [*job, "--out", str(tmp_path / "run"), "--log-file", str(file)])
     assert result.exit_code == 0, result.output
     text = file.read_text()
-    assert re.search(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ INFO tl_multitrace.job: Loading demo$", text, re.MULTILINE)
-    assert re.search(r"INFO tl_multitrace.job: search: [\d.]+ s, \d+ prompt runs", text)
+    assert re.search(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ INFO tl_multitrace\.runs\.job: Loading demo$", text, re.M)
+    assert re.search(r"INFO tl_multitrace\.runs\.job: search: [\d.]+ s, \d+ prompt runs", text)
     assert "base run of 8 pairs" in text and "Loading demo" not in result.stderr
 
 

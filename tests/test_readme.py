@@ -15,7 +15,7 @@ from printed import disagreement
 from typer.testing import CliRunner
 
 import tl_multitrace as mt
-from tl_multitrace import cli
+from tl_multitrace.cli import app as cli
 from tl_multitrace.interop import FORMATS
 from tl_multitrace.solvers import SOLVERS
 
@@ -84,15 +84,15 @@ def commands() -> list[str]:
 def test_the_commands_exist(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
     monkeypatch.setattr(cli, "_do", lambda *_: done.append("run"))
-    monkeypatch.setattr("tl_multitrace.show.shown", lambda path: done.append("show") or [])
+    monkeypatch.setattr("tl_multitrace.cli.show.shown", lambda path: done.append("show") or [])
     for name in ("load_model", "load_facts"):
-        monkeypatch.setattr(f"tl_multitrace.cli_trace.{name}", lambda *_, **__: [])
+        monkeypatch.setattr(f"tl_multitrace.cli.trace.{name}", lambda *_, **__: [])
     for name in ("_trace_prompt", "_trace_facts"):
-        monkeypatch.setattr(f"tl_multitrace.cli_trace.{name}", lambda *_, **__: done.append("trace"))
-    monkeypatch.setattr("tl_multitrace.cli_convert.convert", lambda *_, **__: done.append("convert"))
-    monkeypatch.setattr("tl_multitrace.cli_reproduce.reproduce", lambda *_, **__: done.append("reproduce"))
+        monkeypatch.setattr(f"tl_multitrace.cli.trace.{name}", lambda *_, **__: done.append("trace"))
+    monkeypatch.setattr("tl_multitrace.cli.convert.convert", lambda *_, **__: done.append("convert"))
+    monkeypatch.setattr("tl_multitrace.cli.reproduce.reproduce", lambda *_, **__: done.append("reproduce"))
     healthy = mt.Diagnosis({"packages": {"tl_multitrace": mt.__version__}}, ())
-    monkeypatch.setattr("tl_multitrace.cli_doctor.doctor", lambda *_: done.append("doctor") or healthy)
+    monkeypatch.setattr("tl_multitrace.cli.doctor.doctor", lambda *_: done.append("doctor") or healthy)
     result = CliRunner().invoke(cli.app, shlex.split(command)[1:])
     assert result.exit_code == 0, result.output
     assert done == [shlex.split(command)[1]]

@@ -25,7 +25,7 @@ from render_cases import measured
 from test_report_browser import CHROMIUM, browse
 from typer.testing import CliRunner
 
-from tl_multitrace import cli
+from tl_multitrace.cli import app as cli
 from tl_multitrace.render import write_report
 
 VERSION = "4.14.1"

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 import tl_multitrace as mt
 from tiny_models import HAS_BRIDGE, bridge_from_hf, forked_rng, hooked_from_hf
-from tl_multitrace import cli
+from tl_multitrace.cli import app as cli
 from tl_multitrace.demo import load_demo_model
 from tl_multitrace.reproduce import EXPERIMENTS, Published, Reproduction, Row
 from tl_multitrace.reproduce.binding import VariableBinding, Wish

@@ -15,10 +15,10 @@ import pytest
 import torch
 from test_cli import QUICK, ROOT, call, finished
 
-from tl_multitrace import cli
-from tl_multitrace.cache import Cache
-from tl_multitrace.job import Job, Log
-from tl_multitrace.run_folder import writing
+from tl_multitrace.cli import app as cli
+from tl_multitrace.persist.cache import Cache
+from tl_multitrace.runs.folder import writing
+from tl_multitrace.runs.job import Job, Log
 
 __all__ = ["finished"]
 

@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 
 import tl_multitrace as mt
 from tiny_models import HAS_BRIDGE, build
-from tl_multitrace import cli
+from tl_multitrace.cli import app as cli
 from tl_multitrace.demo import load_demo_model
-from tl_multitrace.job import Job, Log, run_job
-from tl_multitrace.run_folder import rewrite_report
+from tl_multitrace.runs.folder import rewrite_report
+from tl_multitrace.runs.job import Job, Log, run_job
 
 SEARCH, ELSEWHERE = pairs_of(random_examples(6, seed=1)), pairs_of(random_examples(5, seed=2, wrong=1, tokens=2))
 

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 import tiny_models
 import tl_multitrace as mt
-from tl_multitrace import cli
-from tl_multitrace.job import Job, make_task
+from tl_multitrace.cli import app as cli
+from tl_multitrace.runs.job import Job, make_task
 from tl_multitrace.tasks.counterfact import PAPER_NOISE
 from tl_multitrace.tasks.readers.coreference import CONTEXTS, OBJECT, SEVERAL_PRONOUNS
 from tl_multitrace.tasks.readers.eap_ig import NO_LATER_YEAR

@@ -20,9 +20,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tl_multitrace.identity import weights_digest
 from tl_multitrace.last_mlp import LastMLP, Reads
-from tl_multitrace.offload import device_of, weights_of
-from tl_multitrace.weights_digest import weights_digest
+from tl_multitrace.memory.offload import device_of, weights_of
 
 HookFn = Callable[..., Any]
 """A TransformerLens forward hook: ``fn(activation, hook) -> activation | None``."""

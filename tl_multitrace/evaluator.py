@@ -17,23 +17,23 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_multitrace.answers import Answers
-from tl_multitrace.budget import Limits
-from tl_multitrace.calibrate import StepBytes, count_step
 from tl_multitrace.compat import ModelView
 from tl_multitrace.cost import Cost, new_cost
-from tl_multitrace.engine import Engine, Prefix
-from tl_multitrace.estimate import MemoryEstimate, plan_memory
-from tl_multitrace.finite import checked
-from tl_multitrace.gradients import Gradients
+from tl_multitrace.forward.engine import Engine, Prefix
+from tl_multitrace.forward.finite import checked
+from tl_multitrace.forward.gradients import Gradients
+from tl_multitrace.forward.held import held_sites
+from tl_multitrace.forward.restart import Restarts, RunState
+from tl_multitrace.forward.sources import Sources, base_of
 from tl_multitrace.groups import HookGroups
-from tl_multitrace.halving import Halving
-from tl_multitrace.held import held_sites
 from tl_multitrace.interventions import Intervention
+from tl_multitrace.memory.exhausted import trim
 from tl_multitrace.metrics import Metric
-from tl_multitrace.outofmemory import trim
-from tl_multitrace.restart import Restarts, RunState
 from tl_multitrace.rows import Batch, Rows
-from tl_multitrace.sources import Sources, base_of
+from tl_multitrace.sizing.budget import Limits
+from tl_multitrace.sizing.calibrate import StepBytes, count_step
+from tl_multitrace.sizing.estimate import MemoryEstimate, plan_memory
+from tl_multitrace.sizing.halving import Halving
 
 Start = tuple[int, Int[Tensor, " _"], list[Prefix]]
 """A block to start at, the masks that do, and the stored run of each."""

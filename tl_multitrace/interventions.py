@@ -26,7 +26,7 @@ from torch import Tensor
 
 from tl_multitrace.compat import EMBEDDING, ModelView
 from tl_multitrace.groups import Position
-from tl_multitrace.mixing import Places
+from tl_multitrace.groups.mixing import Places
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.rows import Rows
 from tl_multitrace.tokens import pad_rows

@@ -16,9 +16,9 @@ from typing import Any
 import psutil
 import torch
 
-from tl_multitrace import memory
 from tl_multitrace._version import __version__
 from tl_multitrace.compat import installed_version
+from tl_multitrace.memory import measured as memory
 
 RESULTS_DEPEND_ON = ("transformer_lens", "torch", "transformers", "numpy", "scipy", "circuitsvis")
 ALSO_NEEDED = ("pandas", "networkx", "pydantic", "safetensors", "matplotlib", "jaxtyping", "tqdm", "typer", "rich")

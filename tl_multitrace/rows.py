@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from tl_multitrace.mixing import Places
+from tl_multitrace.groups.mixing import Places
 from tl_multitrace.packing import Packing, answer_prefixes
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.tokens import NO_TOKEN, pad_rows

@@ -11,11 +11,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from tl_multitrace.budget import Limits
-from tl_multitrace.calibrate import StepBytes
 from tl_multitrace.compat import ModelView
 from tl_multitrace.distributed import ALONE, Ranks
-from tl_multitrace.estimate import MemoryEstimate, batch_and_step
 from tl_multitrace.evaluator import Evaluator
 from tl_multitrace.groups import HookGroups
 from tl_multitrace.interventions import Interchange, Intervention
@@ -23,6 +20,9 @@ from tl_multitrace.metrics import LogitDiff, Metric, as_metric
 from tl_multitrace.packing import can_pack
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.rows import Rows
+from tl_multitrace.sizing.budget import Limits
+from tl_multitrace.sizing.calibrate import StepBytes
+from tl_multitrace.sizing.estimate import MemoryEstimate, batch_and_step
 from tl_multitrace.validate import check_inputs
 
 

@@ -19,14 +19,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_multitrace.cache import Cache, bytes_of
-from tl_multitrace.calls import Calls, folder_of
 from tl_multitrace.cost import Cost
 from tl_multitrace.distributed import Found, Ranks, ranks_of
 from tl_multitrace.evaluator import Evaluator
 from tl_multitrace.groups import HookGroups
 from tl_multitrace.interventions import Intervention
 from tl_multitrace.metrics import Metric
+from tl_multitrace.persist.cache import Cache, bytes_of
+from tl_multitrace.persist.calls import Calls, folder_of
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.setup import Setup
 

@@ -21,7 +21,7 @@ import torch
 
 import tl_multitrace as mt
 from tiny_models import bridge_from_hf, forked_rng
-from tl_multitrace.memory import available
+from tl_multitrace.memory.measured import available
 
 ROUNDS = 5
 TOKENS = 32

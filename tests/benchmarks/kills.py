@@ -38,7 +38,7 @@ import torch
 torch.set_num_threads(1)
 from pathlib import Path
 import interrupted
-from tl_multitrace import cache
+from tl_multitrace.persist import cache
 cache.EVERY = 0.05
 interrupted.model()
 print("started", flush=True)
@@ -50,8 +50,8 @@ COMMAND = """
 import sys
 import torch
 torch.set_num_threads(1)
-from tl_multitrace import cache
-from tl_multitrace.cli import main
+from tl_multitrace.persist import cache
+from tl_multitrace.cli.app import main
 cache.EVERY = 0.05
 print("started", flush=True)
 main()

@@ -27,11 +27,11 @@ from torch import Tensor
 
 from tl_multitrace.answers import Answers
 from tl_multitrace.cost import HookError
-from tl_multitrace.engine import Prefix
 from tl_multitrace.flow.nodes import Edge, Nodes
 from tl_multitrace.flow.taps import Taps
+from tl_multitrace.forward.engine import Prefix
 from tl_multitrace.groups import ATTENTION_INPUTS, SITES
-from tl_multitrace.mixing import Plan, mix
+from tl_multitrace.groups.mixing import Plan, mix
 from tl_multitrace.progress import track
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.rows import Batch

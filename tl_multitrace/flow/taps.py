@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tl_multitrace.compat import HookFn
 from tl_multitrace.cost import HookError
-from tl_multitrace.mixing import mix
+from tl_multitrace.groups.mixing import mix
 
 
 @dataclass

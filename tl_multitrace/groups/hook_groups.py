@@ -174,7 +174,7 @@ class HookGroups:
             ValueError: mask of the wrong length or outside [0, 1]; an activation of another shape than the cached one.
             KeyError: the cache lacks a hook.
         """
-        from tl_multitrace.mixing import compile_plans, user_hooks
+        from tl_multitrace.groups.mixing import compile_plans, user_hooks
 
         return user_hooks(compile_plans(self), self.as_mask(mask), cache, pairs)
 

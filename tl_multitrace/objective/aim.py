@@ -16,10 +16,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_multitrace._version import __version__
-from tl_multitrace.calls import Loop
 from tl_multitrace.cost import Cost
 from tl_multitrace.groups import HookGroups
 from tl_multitrace.metrics import Metric
+from tl_multitrace.persist.calls import Loop
 from tl_multitrace.scores import Score
 from tl_multitrace.tracer import Tracer
 

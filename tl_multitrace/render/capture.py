@@ -14,8 +14,8 @@ from torch import Tensor
 from tl_multitrace.circuit import Circuit
 from tl_multitrace.compat import HookFn
 from tl_multitrace.groups import Component
+from tl_multitrace.groups.mixing import compile_plans, mix
 from tl_multitrace.interventions import NOISE_HOOK
-from tl_multitrace.mixing import compile_plans, mix
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.render.views import ExampleView, RunName, RunView, Views, trim
 from tl_multitrace.rows import Batch

@@ -12,13 +12,13 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tl_multitrace._version import __version__
-from tl_multitrace.cache import Cache, StateFile, Values, key_of
 from tl_multitrace.cost import Cost
 from tl_multitrace.distributed import Found, Ranks
 from tl_multitrace.evaluator import Evaluator
+from tl_multitrace.forward.restart import RunState
 from tl_multitrace.identity import digest_of
+from tl_multitrace.persist.cache import Cache, StateFile, Values, key_of
 from tl_multitrace.prompts import PromptPairs
-from tl_multitrace.restart import RunState
 
 
 @dataclass

@@ -13,13 +13,13 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tl_multitrace.cost import NonFiniteError
+from tl_multitrace.groups.mixing import Plan
 from tl_multitrace.interventions import GivenAblation, Run
-from tl_multitrace.mixing import Plan
+from tl_multitrace.memory.stores import Place, Store, StoreError, TensorStore, store_for
 from tl_multitrace.rows import Batch
-from tl_multitrace.stores import Place, Store, StoreError, TensorStore, store_for
 
 if TYPE_CHECKING:
-    from tl_multitrace.engine import Engine
+    from tl_multitrace.forward.engine import Engine
 
 logger = logging.getLogger(__name__)
 

@@ -14,15 +14,15 @@ from dataclasses import dataclass, field
 
 import torch
 
-from tl_multitrace.budget import BATCH_TOKENS, TILE_TOKENS, Limits, Room, batch_size_for, reading_pays, step_budget
-from tl_multitrace.calibrate import StepBytes, count_step, rough_step
 from tl_multitrace.compat import ModelView
-from tl_multitrace.engine import Engine
+from tl_multitrace.forward.engine import Engine
+from tl_multitrace.forward.restart import TILE_TOKENS, Restarts, keys_values_bytes
+from tl_multitrace.forward.sources import base_of
 from tl_multitrace.groups import HookGroups
-from tl_multitrace.restart import Restarts, keys_values_bytes
+from tl_multitrace.memory.stores import Place
 from tl_multitrace.rows import Rows
-from tl_multitrace.sources import base_of
-from tl_multitrace.stores import Place
+from tl_multitrace.sizing.budget import BATCH_TOKENS, Limits, Room, batch_size_for, reading_pays, step_budget
+from tl_multitrace.sizing.calibrate import StepBytes, count_step, rough_step
 
 MARGIN = 4
 """The rough guess of a step is never less than a quarter of what it takes."""

@@ -29,12 +29,12 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from tl_multitrace import machine
-from tl_multitrace.checkpoint import NAME, Checkpoint
 from tl_multitrace.distributed import ALONE, Ranks
 from tl_multitrace.files import File, locked, read_json, write_json
-from tl_multitrace.job import Job, Log
 from tl_multitrace.machine import versions
+from tl_multitrace.persist.checkpoint import NAME, Checkpoint
 from tl_multitrace.render import Run, write_report
+from tl_multitrace.runs.job import Job, Log
 from tl_multitrace.untrusted import member
 
 JUDGED = ("evaluation.json", "stability.json", "side_effects.json")

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_multitrace.answers import Answers
-from tl_multitrace.engine import Engine, Prefix
-from tl_multitrace.restart import Restarts
+from tl_multitrace.forward.engine import Engine, Prefix
+from tl_multitrace.forward.restart import Restarts
 from tl_multitrace.rows import Batch
 
 RUNS = 2

@@ -12,10 +12,10 @@ from rich.text import Text
 from tl_multitrace.causal_trace import CausalTokens, TraceGrid
 from tl_multitrace.circuit import Circuit
 from tl_multitrace.evaluation import SideEffects
-from tl_multitrace.job import Log
 from tl_multitrace.render import Run
 from tl_multitrace.reproduce import Reproduction
-from tl_multitrace.run_folder import REPORT, read_record, read_run
+from tl_multitrace.runs.folder import REPORT, read_record, read_run
+from tl_multitrace.runs.job import Log
 from tl_multitrace.scores import Score
 from tl_multitrace.solvers import SubsetPath
 from tl_multitrace.untrusted import load_json, printable

@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_multitrace.answers import Answers
+from tl_multitrace.memory.stores import rows_on
 from tl_multitrace.rows import Batch, Rows
-from tl_multitrace.stores import rows_on
 
 
 @dataclass

@@ -17,16 +17,16 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from tl_multitrace import cli_convert, cli_doctor, cli_reproduce, cli_trace
 from tl_multitrace._version import __version__
-from tl_multitrace.budget import bytes_from
-from tl_multitrace.cli_logging import Level, LogFile, LogLevel, logged
+from tl_multitrace.cli import convert, doctor, reproduce, trace
+from tl_multitrace.cli.logs import Level, LogFile, LogLevel, logged
 from tl_multitrace.distributed import Ranks, leave, ranks_of, started_by_torchrun
 from tl_multitrace.interventions import intervention_by_name
-from tl_multitrace.job import Job, Log, run_job
-from tl_multitrace.job_bounds import bound_from_text
 from tl_multitrace.metrics import BY_NAME, metric_by_name
-from tl_multitrace.run_folder import is_complete, rewrite_report, write_run, writing
+from tl_multitrace.runs.bounds import bound_from_text
+from tl_multitrace.runs.folder import is_complete, rewrite_report, write_run, writing
+from tl_multitrace.runs.job import Job, Log, run_job
+from tl_multitrace.sizing.budget import bytes_from
 from tl_multitrace.solvers import SOLVERS, solver_by_name
 from tl_multitrace.spec import Spec, budgets_from_text
 from tl_multitrace.tasks import tasks as task_table
@@ -274,7 +274,7 @@ def show(
     debug: Debug = False,
 ) -> None:
     """Print a saved circuit, path, trace or run."""
-    from tl_multitrace.show import shown
+    from tl_multitrace.cli.show import shown
 
     with _reported(debug):
         for item in shown(path):
@@ -300,7 +300,7 @@ def report(
 @app.command()
 def tasks(debug: Debug = False) -> None:
     """List the tasks."""
-    from tl_multitrace.show import task_list
+    from tl_multitrace.cli.show import task_list
 
     with _reported(debug):
         for item in task_list(task_table()):
@@ -329,7 +329,7 @@ def common(
 
 def _do(job: Job, out: Path, overwrite: bool, quiet: bool, resume: bool = False) -> None:
     """Run a job into its folder, on every process that ``torchrun`` started, and say what it found."""
-    from tl_multitrace.show import closing_lines
+    from tl_multitrace.cli.show import closing_lines
 
     ranks = ranks_of(started_by_torchrun())
     try:
@@ -394,7 +394,7 @@ def _tell_nobody(line: str) -> None:
     """Under ``--quiet``."""
 
 
-cli_trace.register(app, _reported, _say)
-cli_convert.register(app, _reported, _say)
-cli_reproduce.register(app, _reported, _say, _tell)
-cli_doctor.register(app, _reported)
+trace.register(app, _reported, _say)
+convert.register(app, _reported, _say)
+reproduce.register(app, _reported, _say, _tell)
+doctor.register(app, _reported)

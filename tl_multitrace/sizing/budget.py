@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 
-from tl_multitrace.calibrate import StepBytes
 from tl_multitrace.compat import ModelView
-from tl_multitrace.memory import available
+from tl_multitrace.memory.measured import available
+from tl_multitrace.memory.stores import Place
 from tl_multitrace.rows import Rows
-from tl_multitrace.stores import Place
+from tl_multitrace.sizing.calibrate import StepBytes
 
 SHARE = 0.6
 """Of what is free, how much stored activations and one batch may take; the rest is headroom."""
@@ -28,12 +28,6 @@ ACTIVATIONS = {"cpu": 256 << 20, "cuda": 4 << 30}
 
 BATCH_TOKENS = 2048
 """Tokens per forward at most: beyond it a larger batch is no faster."""
-
-TILE_TOKENS = {"cpu": 512, "cuda": 16384}
-"""Tokens per forward up to which several masks share a batch."""
-
-FORWARD_TOKENS = {"cpu": 24, "cuda": 4096}
-"""Tokens that take as long as starting a forward does."""
 
 READ_RATE = 1e9
 """Bytes per second that a file of activations is read at, as far as choosing a place goes."""

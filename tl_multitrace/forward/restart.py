@@ -18,15 +18,20 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_multitrace.budget import FORWARD_TOKENS, TILE_TOKENS
-from tl_multitrace.engine import Engine, Prefix
+from tl_multitrace.forward.engine import Engine, Prefix
+from tl_multitrace.forward.past import Past, keys_width
 from tl_multitrace.interventions import Run
-from tl_multitrace.outofmemory import is_out_of_memory
-from tl_multitrace.past import Past, keys_width
+from tl_multitrace.memory.exhausted import is_out_of_memory
+from tl_multitrace.memory.stores import rows_on
 from tl_multitrace.rows import Batch
-from tl_multitrace.stores import rows_on
 
 logger = logging.getLogger(__name__)
+
+TILE_TOKENS = {"cpu": 512, "cuda": 16384}
+"""Tokens per forward up to which several masks share a batch."""
+
+FORWARD_TOKENS = {"cpu": 24, "cuda": 4096}
+"""Tokens that take as long as starting a forward does."""
 
 PLACES = 1 << 20
 """Tokens looked at together for the first that a position chooses."""

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_multitrace.compat import ModelView
-from tl_multitrace.stores import rows_on
+from tl_multitrace.memory.stores import rows_on
 
 KeysValues = tuple[Float[Tensor, "rows ..."], Float[Tensor, "rows ..."]]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tl_multitrace.cost import NonFiniteError
-from tl_multitrace.engine import Engine
+from tl_multitrace.forward.engine import Engine
 from tl_multitrace.rows import Batch
 
 

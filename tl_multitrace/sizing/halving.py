@@ -10,9 +10,9 @@ import torch
 
 from tl_multitrace.answers import Answers
 from tl_multitrace.compat import ModelView
-from tl_multitrace.engine import Engine
-from tl_multitrace.outofmemory import does_not_fit, is_out_of_memory, release
-from tl_multitrace.restart import Restarts
+from tl_multitrace.forward.engine import Engine
+from tl_multitrace.forward.restart import Restarts
+from tl_multitrace.memory.exhausted import does_not_fit, is_out_of_memory, release
 from tl_multitrace.rows import Batch, Rows
 
 logger = logging.getLogger(__name__)

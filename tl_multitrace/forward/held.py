@@ -14,14 +14,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_multitrace.forward.sources import Sources
 from tl_multitrace.groups import HookGroups
+from tl_multitrace.groups.mixing import Plan, compile_plans, from_column, mix
 from tl_multitrace.interventions import Run
-from tl_multitrace.mixing import Plan, compile_plans, from_column, mix
 from tl_multitrace.rows import Batch
-from tl_multitrace.sources import Sources
 
 if TYPE_CHECKING:
-    from tl_multitrace.engine import Engine
+    from tl_multitrace.forward.engine import Engine
 
 
 @dataclass

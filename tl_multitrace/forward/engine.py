@@ -20,14 +20,14 @@ from torch import Tensor
 from tl_multitrace.answers import Answers
 from tl_multitrace.compat import BLOCK_INPUT, HookFn, ModelView, tracing
 from tl_multitrace.cost import Cost, HookError
+from tl_multitrace.forward.held import Held
+from tl_multitrace.forward.prefix import Prefix as Prefix  # part of this module's names
+from tl_multitrace.forward.sources import Sources
 from tl_multitrace.groups import HookGroups
-from tl_multitrace.held import Held
+from tl_multitrace.groups.mixing import compile_plans, from_column, mix
 from tl_multitrace.interventions import NOISE_HOOK, Intervention, Run
 from tl_multitrace.last_mlp import Reads
-from tl_multitrace.mixing import compile_plans, from_column, mix
-from tl_multitrace.prefix import Prefix as Prefix  # part of this module's names
 from tl_multitrace.rows import Attention, Batch, Rows
-from tl_multitrace.sources import Sources
 
 
 @dataclass(repr=False)  # TransformerLens names a hook by its repr: that of a bound method would print every tensor here

@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import torch
 
-from tl_multitrace.checkpoint import Checkpoint
 from tl_multitrace.compat import ModelView
 from tl_multitrace.cost import HookError, Ledger
 from tl_multitrace.distributed import ALONE, Ranks
@@ -21,12 +20,13 @@ from tl_multitrace.evaluation import evaluate, side_effects, stability
 from tl_multitrace.flow import expected_cost, information_flow
 from tl_multitrace.groups import HookGroups, mlps
 from tl_multitrace.interventions import intervention_by_name
-from tl_multitrace.job_bounds import constraints_of
 from tl_multitrace.loading import load_model
 from tl_multitrace.metrics import LogitDiff, OddsRatio, metric_by_name
 from tl_multitrace.objective import Goal, Objective
+from tl_multitrace.persist.checkpoint import Checkpoint
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.render import Run
+from tl_multitrace.runs.bounds import constraints_of
 from tl_multitrace.solvers import Solver, SubsetPath, select, solver_by_name
 from tl_multitrace.spec import budgets_from_text, describe_components, groups_from_text
 from tl_multitrace.tasks import Task, task, task_from_file, tasks
@@ -57,7 +57,7 @@ class Job:
         n: prompts to use, at most.
         held_out: share of the prompts kept for scoring afterwards; 0 for none.
         stability: searches to repeat on resampled prompts; 0 for none.
-        keep: tasks whose metric may change only so far, ``"neutral_text=0.02"``; see ``job_bounds.py``.
+        keep: tasks whose metric may change only so far, ``"neutral_text=0.02"``; see ``bounds.py``.
         align: what happens to prompts of different token length.
         seed: of prompts, split, search and intervals.
         device: default a GPU where there is one.

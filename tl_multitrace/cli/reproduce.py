@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from tl_multitrace.cli_logging import Level, LogFile, LogLevel
+from tl_multitrace.cli.logs import Level, LogFile, LogLevel
 from tl_multitrace.reproduce import EXPERIMENTS, experiment_by_name, reproduce
 from tl_multitrace.reproduce.result import CURVE, MARKDOWN, check_free
 

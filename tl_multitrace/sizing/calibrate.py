@@ -18,11 +18,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tl_multitrace.compat import ModelView
-from tl_multitrace.engine import Engine
+from tl_multitrace.forward.engine import Engine
+from tl_multitrace.forward.sources import Sources
 from tl_multitrace.groups import HookGroups
 from tl_multitrace.interventions import Interchange
 from tl_multitrace.rows import Rows
-from tl_multitrace.sources import Sources
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Memory: how much there is, where activations are kept, and what to do when it runs out."""
