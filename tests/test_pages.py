@@ -15,6 +15,7 @@ import pytest
 from public_names import PACKAGE, public_names
 from test_readme import disagreement
 
+from tiny_models import TL_MAJOR
 from tl_multitrace.files import File
 from tl_multitrace.interop import FORMATS
 from tl_multitrace.metrics import BY_NAME
@@ -22,6 +23,9 @@ from tl_multitrace.metrics import BY_NAME
 TUTORIALS = PACKAGE.parent / "tutorials"
 PAGES = TUTORIALS / "pages"
 FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^(?P=indent)```", re.MULTILINE | re.DOTALL)
+
+OF_THE_NEWEST = {"scaling"}
+"""Pages that show what the model itself takes in memory: another TransformerLens, another number."""
 
 
 def pages() -> list[Path]:
@@ -50,7 +54,7 @@ def test_the_code_runs_and_prints_what_it_says(page: Path, tmp_path: Path, monke
             with contextlib.redirect_stdout(io.StringIO()) as out:
                 exec(compile(fence["text"], page.name, "exec"), namespace)
             printed = out.getvalue()
-        elif fence["language"] == "text" and printed:
+        elif fence["language"] == "text" and printed and (TL_MAJOR >= 4 or page.stem not in OF_THE_NEWEST):
             assert (problem := disagreement(printed, fence["text"])) is None, problem
             printed = None
 

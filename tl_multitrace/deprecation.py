@@ -41,7 +41,7 @@ def deprecated(instead: str, *, removed_in: str) -> Callable[[Callable[P, T]], C
 
     def mark(function: Callable[P, T]) -> Callable[P, T]:
         @functools.wraps(function)
-        def old(*args: P.args, **kwargs: P.kwargs) -> T:
+        def old(*args: Any, **kwargs: Any) -> T:
             _warn(function.__qualname__.rpartition("<locals>.")[2], instead, removed_in)
             return function(*args, **kwargs)
 
@@ -81,7 +81,7 @@ def renamed_argument(old: str, new: str, *, removed_in: str) -> Callable[[Callab
             raise TypeError(f"{name} has no argument {new!r} to stand for {old!r}.")
 
         @functools.wraps(function)
-        def takes_old(*args: P.args, **kwargs: P.kwargs) -> T:
+        def takes_old(*args: Any, **kwargs: Any) -> T:
             if old in kwargs:
                 if new in kwargs or new in _by_place(function, len(args)):
                     raise TypeError(f"{name} got both {new!r} and its old name {old!r}: pass {new!r} alone.")
