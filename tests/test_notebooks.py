@@ -13,6 +13,7 @@ from check_notebooks import cells, differences, main, printed
 
 FOLDER = Path(__file__).resolve().parents[1] / "tutorials"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+COLAB = "https://colab.research.google.com"
 QUICKSTART = FOLDER / "01_quickstart.ipynb"
 
 each = pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
@@ -28,6 +29,13 @@ def test_a_notebook_installs_only_on_colab_and_has_one_switch(notebook: Path) ->
     assert '"google.colab" in sys.modules' in source(first) and "pip" in source(first)
     assert not any("pip install" in source(cell) for cell in rest)
     assert sum(source(cell).count('MODEL = "demo"  # or "gpt2"') for cell in rest) == 1
+
+
+@each
+def test_a_badge_opens_colab(notebook: Path) -> None:
+    first = source(json.loads(notebook.read_text(encoding="utf-8"))["cells"][0]).splitlines()
+    assert first[0].startswith("# ")
+    assert first[2].startswith(f"[![Open in Colab]({COLAB}/assets/colab-badge.svg)]({COLAB}/")
 
 
 @each

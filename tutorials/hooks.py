@@ -17,33 +17,24 @@ ELSEWHERE = {
     "benchmarks/index.md": ROOT / "tests/benchmarks/README.md",
     "benchmarks/CALIBRATION.md": ROOT / "tests/benchmarks/CALIBRATION.md",
     "benchmarks/RECOVERY.md": ROOT / "tests/benchmarks/RECOVERY.md",
+    "benchmarks/MEMORY.md": ROOT / "tests/benchmarks/MEMORY.md",
+    "benchmarks/BF16.md": ROOT / "tests/benchmarks/BF16.md",
 }
-MAYBE = {"Scaling": ("scaling.md", TUTORIALS / "scaling.md")}
-"""Pages that are in the menu where they have been written."""
-
 LINKS = {
     "../../tutorials/choosing_a_solver.md": "../choosing_a_solver.md",
     "../tests/benchmarks/RECOVERY.md": "benchmarks/RECOVERY.md",
     "../tests/benchmarks/CALIBRATION.md": "benchmarks/CALIBRATION.md",
+    "../tests/benchmarks/MEMORY.md": "benchmarks/MEMORY.md",
+    "../tests/benchmarks/BF16.md": "benchmarks/BF16.md",
     "../tests/benchmarks/README.md": "benchmarks/index.md",
 }
 
 
-def on_config(config: Any) -> Any:
-    """Put pages that exist into the menu, before the benchmarks."""
-    place = next(i for i, entry in enumerate(config.nav) if "Benchmarks" in entry)
-    for title, (name, file) in MAYBE.items():
-        if file.is_file() or (TUTORIALS / "pages" / name).is_file():
-            config.nav.insert(place, {title: name})
-    return config
-
-
 def on_files(files: Files, config: Any) -> Files:
     """Add pages, pictures and notebooks from where they are."""
-    maybe = {name: file for name, file in MAYBE.values() if file.is_file()}
     pictures = {f"img/{p.name}": p for p in sorted((TUTORIALS / "img").glob("*.png"))}
     notebooks = {f"notebooks/{p.name}": p for p in sorted(TUTORIALS.glob("*.ipynb"))}
-    for name, path in {**ELSEWHERE, **maybe, **pictures, **notebooks}.items():
+    for name, path in {**ELSEWHERE, **pictures, **notebooks}.items():
         files.append(File.generated(config, name, abs_src_path=str(path)))
     return files
 
@@ -64,7 +55,8 @@ def notebook_table() -> str:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         text = "".join(cells[0]["source"]).strip() or path.stem
         title, _, rest = text.partition("\n")
-        text = re.sub(r"\[!\[.*?\]\(.*?\)\]\(.*?\)|\*\*The question\.\*\*", "", " ".join(rest.split())).strip()
+        prose = re.sub(r"^\[!\[.*|\*\*The question\.\*\*", "", rest, flags=re.MULTILINE)  # without the badge
+        text = " ".join(prose.split())
         about = re.split(r"(?<=[.?!])\s", text, maxsplit=1)[0]
         lines.append(f"| [{title.lstrip('# ')}](notebooks/{path.name}) | {about} |")
     return "\n".join(lines)

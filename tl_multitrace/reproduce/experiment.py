@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from tl_multitrace._version import __version__
-from tl_multitrace.compat import ModelView, installed_version
+from tl_multitrace.compat import ModelView
+from tl_multitrace.machine import versions
 from tl_multitrace.reproduce.result import Curve, Reproduction, Row
 from tl_multitrace.scores import Score
 
@@ -139,11 +139,6 @@ class Work:
             cost={"equivalents": self.equivalents, "seconds": round(time.perf_counter() - self.began, 3)},
             provenance={"model": self.view.describe(), "versions": versions()},
         )
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
-    return {"tl_multitrace": __version__, **{p: installed_version(p) for p in ("transformer_lens", "torch", "numpy")}}
 
 
 def as_published(model: Any) -> Any:
