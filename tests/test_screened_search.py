@@ -38,6 +38,7 @@ def test_the_best_effect_at_every_size(name: str, direction: Direction) -> None:
     assert not missed(build(name), direction, found(name, direction))
 
 
+@pytest.mark.judges_a_method
 @pytest.mark.slow
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("name", [name for name in EVERY if name not in CHOSEN])
@@ -45,6 +46,7 @@ def test_the_best_effect_in_every_setting(name: str, direction: Direction) -> No
     assert not missed(build(name), direction, search(build(name), direction))
 
 
+@pytest.mark.judges_a_method
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(1, 5))
 @pytest.mark.parametrize("name", LARGE)
@@ -89,6 +91,7 @@ def test_never_worse_than_greedy(seed: int, odds: bool, direction: Any) -> None:
     assert ours.min() >= 0.99 and ours.mean() >= 1.0
 
 
+@pytest.mark.judges_a_method
 @pytest.mark.slow
 def test_rarely_worse_than_greedy_where_all_interact() -> None:
     """What screening cannot promise: over 24 searches, six in seven never worse, none by more than a twentieth."""
