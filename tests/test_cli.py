@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 import tl_multitrace as mt
 from tl_multitrace.cli import app as cli
+from tl_multitrace.distributed import RankError
 from tl_multitrace.runs.folder import OWN_FILES, read_run
 from tl_multitrace.runs.job import Job, Log, run_job
 from tl_multitrace.spec import budgets_from_text, groups_from_text
@@ -327,3 +328,17 @@ def test_solvers_by_name(name: str) -> None:
     from tl_multitrace.solvers import SOLVERS, solver_by_name
 
     assert type(solver_by_name(name)) in SOLVERS.values()
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (RankError("rank 1 is gone: start again"), "rank 1 is gone: start again"),
+        (ValueError("a budget of 0"), "a budget of 0"),
+        (KeyError("no task 'x'"), "no task 'x'"),
+        (TypeError("bad"), "TypeError: bad (add --debug for the traceback)"),
+        (ValueError(), "ValueError: no message (add --debug for the traceback)"),
+    ],
+)
+def test_an_error_of_ours_needs_no_name(error: Exception, line: str) -> None:
+    assert cli._one_line(error) == line

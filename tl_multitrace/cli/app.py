@@ -376,7 +376,7 @@ def _reported(debug: bool, quiet: bool = False, level: Level | None = None, path
 def _one_line(error: Exception) -> str:
     """What went wrong; with its kind where the message alone was not written for a user."""
     message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    own = type(error).__module__.partition(".")[0] == __package__
+    own = type(error).__module__.partition(".")[0] == __name__.partition(".")[0]
     if (own or isinstance(error, ValueError | OSError | KeyError)) and message:
         return message
     return f"{type(error).__name__}: {message or 'no message'} (add --debug for the traceback)"

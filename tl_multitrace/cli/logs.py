@@ -18,7 +18,7 @@ from typing import Annotated
 
 import typer
 
-PACKAGE = logging.getLogger(__package__)
+PACKAGE = logging.getLogger(__name__.partition(".")[0])
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
