@@ -199,7 +199,10 @@ def convert(
     if Path(target).exists() and not overwrite:
         raise FileExistsError(f"{target} exists. Choose another name, or pass overwrite=True to replace it.")
     item = read_circuit(source, source_format, shape=shape)
-    if edges is not None or nodes is not None:
-        item = as_graph(item, shape).keep(edges=edges, nodes=nodes)
-    write_circuit(item, target, target_format, shape=shape, overwrite=overwrite)
+    try:
+        if edges is not None or nodes is not None:
+            item = as_graph(item, shape).keep(edges=edges, nodes=nodes)
+        write_circuit(item, target, target_format, shape=shape, overwrite=overwrite)
+    except ValueError as error:
+        raise ValueError(f"{source} cannot be written as {target_format}: {error}") from error
     return item
