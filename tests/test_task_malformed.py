@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tl_multitrace.tasks.readers.text import wrong
 from tl_multitrace.tasks.readers.winobias import read_winobias
 from tl_multitrace.tasks.readers.winogender import read_winogender
 
@@ -227,3 +228,7 @@ def test_a_missing_winobias_file_is_missing_whatever_its_name(tmp_path: Path) ->
     for name in ("nowhere.txt", "pro_stereotyped_type1.txt.dev"):
         with pytest.raises(FileNotFoundError, match=name):
             read_winobias(tmp_path / name)
+
+
+def test_what_a_message_quotes_is_cut() -> None:
+    assert len(str(wrong("a.tsv", 7, f"also a sentence {'9' * 9000}", "8" * 9000))) < 600

@@ -10,7 +10,7 @@ from tl_multitrace.untrusted import MAX_BYTES
 def wrong(path: str | Path, line: int, expected: str, found: object = "nothing") -> ValueError:
     """The error of a malformed file: which file, which line, what was expected there and what stands there."""
     shown = found if isinstance(found, str) else repr(found)
-    return ValueError(f"{path}, line {line}: expected {expected}, found {_short(shown)}.")
+    return ValueError(f"{path}, line {line}: expected {_short(expected, 400)}, found {_short(shown)}.")
 
 
 def _short(text: str, most: int = 120) -> str:
