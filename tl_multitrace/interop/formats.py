@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tl_multitrace.circuit import Circuit
+from tl_multitrace.files import naming
 from tl_multitrace.interop.acdc import from_acdc, to_acdc
 from tl_multitrace.interop.auto_circuit import from_auto_circuit, to_auto_circuit
 from tl_multitrace.interop.circuits import as_graph
@@ -199,10 +200,8 @@ def convert(
     if Path(target).exists() and not overwrite:
         raise FileExistsError(f"{target} exists. Choose another name, or pass overwrite=True to replace it.")
     item = read_circuit(source, source_format, shape=shape)
-    try:
+    with naming(f"{source} cannot be written as {target_format}"):
         if edges is not None or nodes is not None:
             item = as_graph(item, shape).keep(edges=edges, nodes=nodes)
         write_circuit(item, target, target_format, shape=shape, overwrite=overwrite)
-    except ValueError as error:
-        raise ValueError(f"{source} cannot be written as {target_format}: {error}") from error
     return item
