@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from tl_multitrace.distributed import local_device
+from tl_multitrace.models.renamed import pass_on_cache
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ def load_model(
     dtype = parse_dtype(dtype)
     began = time.perf_counter()
     model = _load(name_or_path, device, dtype, trust_remote_code)
+    pass_on_cache(model)  # for good: text that the user generates later is to be right too
     logger.info("%s loaded on %s as %s in %.1f s", name_or_path, device, dtype, time.perf_counter() - began)
     return model
 
