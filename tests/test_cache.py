@@ -25,7 +25,7 @@ import tl_multitrace as mt
 from tiny_models import MODEL_NAMES, build
 from tl_multitrace.identity import digest_of
 from tl_multitrace.persist import cache as cache_module
-from tl_multitrace.persist.cache import Cache, StateFile, key_of, pack, read_folder, unpack, write_whole
+from tl_multitrace.engine.cache import Cache, StateFile, key_of, pack, read_folder, unpack, write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 KILLS = {"exhaustive": 1, "screened": 2, "screened within a bound": 1}

@@ -23,7 +23,7 @@ from tl_multitrace.memory import stores
 from tl_multitrace.memory.stores import FileStore, StoreError, TensorStore, store_for
 from tl_multitrace.rows import Rows
 from tl_multitrace.sizing import budget
-from tl_multitrace.sizing.budget import Limits, Room, bytes_from, measured_limit, power_of_two
+from tl_multitrace.engine.budget import Limits, Room, bytes_from, measured_limit, power_of_two
 from tl_multitrace.sizing.calibrate import count_step
 
 GIB = 1 << 30
@@ -214,7 +214,7 @@ def test_a_disk_that_fills_up_is_done_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     wanted = numbers(traced())
-    monkeypatch.setattr("tl_multitrace.sizing.estimate.reading_pays", lambda view, size: True)
+    monkeypatch.setattr("tl_multitrace.engine.estimate.reading_pays", lambda view, size: True)
     full = traced(memory_limit=0, cache_dir=tmp_path / "a")
     assert full.memory["source_place"] == "disk"
     full._engine.sources.store._file.truncate(0)  # type: ignore[union-attr]

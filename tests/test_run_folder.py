@@ -16,7 +16,7 @@ import torch
 from test_cli import QUICK, ROOT, call, finished
 
 from tl_multitrace.cli import app as cli
-from tl_multitrace.persist.cache import Cache
+from tl_multitrace.engine.cache import Cache
 from tl_multitrace.runs.folder import writing
 from tl_multitrace.runs.job import Job, Log
 

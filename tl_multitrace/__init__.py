@@ -8,6 +8,8 @@ from tl_multitrace.circuit import Circuit
 from tl_multitrace.compat import ModelView
 from tl_multitrace.cost import Cost, HookError, NonFiniteError
 from tl_multitrace.doctor import Diagnosis, doctor
+from tl_multitrace.engine.estimate import MemoryEstimate
+from tl_multitrace.engine.prepare import memory_estimate
 from tl_multitrace.evaluation import (
     CircuitComparison,
     CircuitReport,
@@ -76,8 +78,6 @@ from tl_multitrace.objective import Constraint, DemographicParityGap, EqualizedO
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.reproduce import Reproduction, reproduce
 from tl_multitrace.scores import Score
-from tl_multitrace.setup import memory_estimate
-from tl_multitrace.sizing.estimate import MemoryEstimate
 from tl_multitrace.solvers import (
     PGBCT,
     AttributionPatching,

@@ -11,18 +11,18 @@ A ``ModelView`` never changes the model outside its context managers, and each o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_multitrace.identity import weights_digest
-from tl_multitrace.last_mlp import LastMLP, Reads
-from tl_multitrace.memory.offload import device_of, weights_of
+from tl_multitrace.models.offload import device_of, weights_of
 from tl_multitrace.models.renamed import cache_keyword, cache_passed_on
 
 HookFn = Callable[..., Any]
@@ -306,7 +306,6 @@ class ModelView:
         position_ids: Int[Tensor, "batch pos"] | None = None,
         start_layer: int = 0,
         residual: Float[Tensor, "batch pos d_model"] | None = None,
-        reads: Reads | None = None,
         past: Any = None,
     ) -> Float[Tensor, "..."]:
         """Logits of one forward, or of its blocks from ``start_layer`` on when ``residual`` (their input) is given.
@@ -318,7 +317,6 @@ class ModelView:
             position_ids: positions other than 0, 1, 2 ...; bridges only.
             start_layer: first block that runs, at least 1 where ``residual`` is given.
             residual: input of block ``start_layer``.
-            reads: rows and columns whose logits will be read; the others may come out wrong.
             past: the model's own cache of keys and values before ``tokens``; the mask then covers both.
 
         Returns:
@@ -332,69 +330,72 @@ class ModelView:
         if position_ids is not None:
             options["position_ids"] = position_ids
         if past is not None:
-            options |= {cache_keyword(self.model): past, "use_cache": True} if self.is_bridge else {"past_kv_cache": past}
+            options |= (
+                {cache_keyword(self.model): past, "use_cache": True} if self.is_bridge else {"past_kv_cache": past}
+            )
             if residual is None and not self.is_bridge:  # which puts the mask of the stored tokens in front itself
                 options["attention_mask"] = attention_mask[:, -tokens.shape[1] :]
-        with self.last_mlp.only_at(reads):
-            if residual is None:
-                return self._full_run(tokens, options)
-            if self.is_bridge:
-                with self._blocks_skipped(start_layer, residual):
-                    return self._call(tokens, **options)
-            return self._call(residual, start_at_layer=start_layer, **options)
-
-    @property
-    def last_mlp(self) -> LastMLP:
-        """The MLP of the last block."""
-        if "_last_mlp" not in self.__dict__:
-            object.__setattr__(self, "_last_mlp", LastMLP(getattr(self.model.blocks[-1], "mlp", None)))
-        found: LastMLP = self.__dict__["_last_mlp"]
-        return found
+        if residual is not None and not self.is_bridge:
+            logits: Tensor = self.model(residual, start_at_layer=start_layer, **options)
+            return logits
+        with self._noted() if residual is None else self._blocks_skipped(start_layer, residual):
+            logits = self.model(tokens, **options)
+        return logits
 
     @contextmanager
     def _blocks_skipped(self, start_layer: int, residual: Tensor) -> Iterator[None]:
         # TransformerBridge.start_at_layer still runs the blocks before it (4.x) or does not exist (3.x): make them
         # identities instead, by shadowing `forward` on the instances, and put the stored residual in their place.
-        returns_tuple = self.__dict__["_returns_tuple"]  # a stored residual comes from a full run, which noted it
+        # Each gives what the block itself gives (a tensor, tuple or list), with this hidden state in it.
+        like = _containers[self.model]
 
-        def identity(*args: Any, **kwargs: Any) -> Any:
-            hidden = args[0] if args else kwargs["hidden_states"]
-            return (hidden,) if returns_tuple else hidden
+        def identity(layer: int) -> Callable[..., Any]:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                return like[layer](args[0] if args else kwargs["hidden_states"])
+
+            return forward
 
         blocks = list(self.model.blocks)
         try:
-            for block in blocks[: start_layer - 1]:
-                block.__dict__["forward"] = identity
-            last = (residual,) if returns_tuple else residual
+            for layer, block in enumerate(blocks[: start_layer - 1]):
+                block.__dict__["forward"] = identity(layer)
+            last = like[start_layer - 1](residual)
             blocks[start_layer - 1].__dict__["forward"] = lambda *args, **kwargs: last
             yield
         finally:
             for block in blocks[:start_layer]:
                 block.__dict__.pop("forward", None)
 
-    def _full_run(self, tokens: Tensor, options: dict[str, Any]) -> Tensor:
-        """A whole forward; on a bridge it also notes whether decoder layers return ``(hidden,)`` or ``hidden``."""
-        if not self.is_bridge or "_returns_tuple" in self.__dict__:
-            return self._call(tokens, **options)
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        """In a bridge's first whole run, note what each block's output looks like."""
+        if not self.is_bridge or self.model in _containers:
+            yield
+            return
+        found: dict[int, Callable[[Tensor], Any]] = {}
 
-        def note(module: Any, args: Any, output: Any) -> None:
-            object.__setattr__(self, "_returns_tuple", isinstance(output, tuple))
+        def noter(layer: int) -> Callable[..., None]:
+            def note(module: Any, args: Any, output: Any) -> None:
+                found[layer] = _container_like(output)
 
-        handle = self.model.blocks[0].register_forward_hook(note)
+            return note
+
+        handles = [block.register_forward_hook(noter(layer)) for layer, block in enumerate(self.model.blocks)]
         try:
-            return self._call(tokens, **options)
+            yield
+            _containers[self.model] = found
         finally:
-            handle.remove()
-
-    def _call(self, tokens: Tensor, **options: Any) -> Tensor:
-        logits: Tensor = self.model(tokens, **options)
-        return logits
+            for handle in handles:
+                handle.remove()
 
 
-@contextmanager
-def tracing(view: ModelView, hooks: Sequence[tuple[str, HookFn]]) -> Iterator[None]:
-    """``view.frozen()`` and ``view.attached(hooks)`` together: what one tracing session needs."""
-    with ExitStack() as stack:
-        stack.enter_context(view.frozen())
-        stack.enter_context(view.attached(hooks))
-        yield
+_containers: WeakKeyDictionary[Any, dict[int, Callable[[Tensor], Any]]] = WeakKeyDictionary()
+
+
+def _container_like(output: Any) -> Callable[[Tensor], Any]:
+    """What makes an output like a block's from a hidden state; what else was in it is None."""
+    if not isinstance(output, list | tuple):
+        return lambda hidden: hidden
+    kind, size = type(output), len(output)
+    at = next((i for i, part in enumerate(output) if isinstance(part, Tensor)), 0)
+    return lambda hidden: kind(hidden if i == at else None for i in range(size))

@@ -91,36 +91,42 @@ class Ranks:
         parts = min(n, -(-max(parts, PARTS) // self.size) * self.size)
         return [list(everyone.tensor_split(parts)[rank :: self.size]) for rank in range(self.size)]
 
-    def gathered(
-        self, call: str, counts: Sequence[int], rows: int, totals: int, cost: Cost, run: Callable[[], Found]
+    def joined(
+        self,
+        call: str,
+        counts: Sequence[int],
+        rows: int,
+        totals: int,
+        cost: Cost,
+        before: Cost,
+        own: Found | None,
+        error: Exception | None,
     ) -> Found:
-        """Run this rank's part of a call, and get everyone's: examples rank after rank, sums over all of them.
+        """Everyone's part of a call: examples rank after rank, sums over all of them.
 
         Args:
-            call: what is asked for, the same on every rank.
+            call: what was asked for, the same on every rank.
             counts: examples per rank.
             rows: rows of numbers per example.
             totals: sums.
             cost: charged with what the others' parts cost; seconds are those of the slowest rank.
-            run: computes this rank's part.
+            before: the cost before this rank's part.
+            own: this rank's part, unless it failed.
+            error: why it failed.
 
         Raises:
             RankError: another rank failed or was lost, or was asked for something else.
         """
-        if self.size == 1:
-            return run()
-        before, own, error = cost.copy(), None, None
-        try:
-            own = run()
-        except Exception as failed:
-            error = failed
-        said = [error is not None, zlib.crc32(call.encode()), *(cost - before).numbers]
-        headers = self._exchange(torch.tensor(said, dtype=torch.float64))
-        self._check(headers, call, error)
+        if self.size > 1:
+            said = [error is not None, zlib.crc32(call.encode()), *(cost - before).numbers]
+            headers = self._exchange(torch.tensor(said, dtype=torch.float64))
+            self._check(headers, call, error)
+            _charge(cost, before, headers[:, 2:])
+        if error is not None:
+            raise error
         assert own is not None
-        _charge(cost, before, headers[:, 2:])
         width = rows * max(counts)
-        if not width + totals:
+        if self.size == 1 or not width + totals:
             return own
         mine = torch.zeros(width + totals, dtype=torch.float64)
         mine[: own.each.numel()] = own.each.double().cpu().flatten()
@@ -156,13 +162,14 @@ class Ranks:
 
     def after_first(self, do: Callable[[], Any]) -> None:
         """Let the first rank do something, such as writing files; the others wait, and fail where it fails."""
-
-        def run() -> Found:
+        error: Exception | None = None
+        try:
             if self.first:
                 do()
-            return Found(torch.zeros(0, 0), torch.zeros(0))
-
-        self.gathered("the first rank's work", [0] * self.size, 0, 0, Cost(), run)
+        except Exception as failed:
+            error = failed
+        nothing = Found(torch.zeros(0, 0), torch.zeros(0))
+        self.joined("the first rank's work", [0] * self.size, 0, 0, Cost(), Cost(), nothing, error)
 
     def _exchange(self, mine: Tensor) -> Tensor:
         """Everyone's tensor of one shape, stacked by rank."""

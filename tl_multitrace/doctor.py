@@ -17,7 +17,7 @@ import torch
 from tl_multitrace import machine
 from tl_multitrace.compat import ModelView, installed_version
 from tl_multitrace.loading import load_model
-from tl_multitrace.memory import measured as memory
+from tl_multitrace.models import memory
 from tl_multitrace.self_test import Check, SelfTest, public, tried
 
 SUPPORTED = ((2, 16), (5,))

@@ -9,8 +9,8 @@ then computes the same as with one row per continuation is tried before it is re
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -19,8 +19,6 @@ from torch import Tensor
 from tl_multitrace.compat import ModelView
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.tokens import NO_TOKEN, pad_rows
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -78,8 +76,14 @@ def answer_prefixes(candidates: Int[Tensor, "k t"]) -> tuple[list[list[int]], li
     return prefixes, which
 
 
-def can_pack(view: ModelView, pairs: PromptPairs) -> bool:
-    """Whether some prompt has several continuations to run, and the model computes them right in one row."""
+def can_pack(view: ModelView, pairs: PromptPairs, trials: Any) -> bool:
+    """Whether some prompt has several continuations to run, and the model computes them right in one row.
+
+    Args:
+        view: the model.
+        pairs: the prompts.
+        trials: what the model allows.
+    """
     if not view.is_bridge or view.attends_locally:
         return False
     prefixes = [answer_prefixes(candidates)[0] for candidates in pairs.candidates]
@@ -89,25 +93,7 @@ def can_pack(view: ModelView, pairs: PromptPairs) -> bool:
         return False
     widest = int(torch.where(several, tokens, 0).argmax())
     prompt = pairs.base_tokens[widest, : pairs.lengths[widest]].tolist()
-    try:
-        return _same_logits(view, prompt, prefixes[widest])
-    except Exception as error:  # every model refuses such a mask in its own way; one row each always works
-        logger.debug("%s does not run packed rows: %s", view.name, error)
-        return False
-
-
-def _same_logits(view: ModelView, prompt: list[int], prefixes: list[list[int]]) -> bool:
-    """Whether a packed row gives every continuation the logits that a row of its own gives."""
-    alone = pad_rows([prompt + prefix for prefix in prefixes], 0)
-    lengths = torch.tensor([len(prompt) + len(prefix) for prefix in prefixes])
-    together = torch.tensor([prompt + [t for prefix in prefixes for t in prefix]])
-    size = torch.tensor([together.shape[1]])
-    mask, position = Packing.of([prefixes]).attention(slice(None), size, together.shape[1])
-    real = (torch.arange(alone.shape[1]) < lengths[:, None]).long()
-    device = view.device
-    with view.frozen(), torch.no_grad():
-        wanted = view.run(alone.to(device), real.to(device)).log_softmax(-1)
-        found = view.run(together.to(device), mask.to(device), position_ids=position.to(device)).log_softmax(-1)
-    wanted = torch.cat([wanted[i, len(prompt) : n] for i, n in enumerate(lengths.tolist())])
-    tolerance = torch.finfo(found.dtype).eps ** 0.5
-    return bool(torch.allclose(found[0, len(prompt) :], wanted, atol=tolerance, rtol=tolerance))
+    row = [*prompt, *(t for prefix in prefixes[widest] for t in prefix)]
+    mask, position = Packing.of([prefixes[widest]]).attention(slice(None), torch.tensor([len(row)]), len(row))
+    found: bool = trials.packing(prompt, prefixes[widest], row, mask, position)
+    return found

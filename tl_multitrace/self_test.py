@@ -11,7 +11,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from tl_multitrace.compat import ModelView
 from tl_multitrace.cost import HookError
+from tl_multitrace.engine.forward import Forward, padded, run, session
 from tl_multitrace.groups import HookGroups
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.spec import groups_from_text
@@ -174,20 +175,19 @@ class SelfTest:
     def _plain(self, groups: HookGroups, mask: Float[np.ndarray, " groups"]) -> Float[Tensor, " n"]:
         """The metric with the source run's activations put in whole, by hooks of TransformerLens alone."""
         chosen = {s.hook_name for sites, on in zip(groups.sites, mask, strict=True) if on for s in sites}
-        seen: dict[str, Tensor] = {}
-        record = [(name, _recorder(name, seen)) for name in chosen]
-        put = [(name, _replacer(name, seen)) for name in chosen]
-        with torch.no_grad(), self.view.frozen():
-            with self.view.attached(record):
-                self._logits(self.pairs.source_tokens)
-            with self.view.attached(put):
-                logits = self._logits(self.pairs.base_tokens)
+        with torch.no_grad(), session(self.view):
+            seen = run(self.view, replace(self._run(self.pairs.source_tokens), keep=frozenset(chosen))).kept
+            ones = torch.ones(1, device=self.view.device)
+            put = {name: [(value, ones)] for name, value in seen.items()}
+            logits = self._last(replace(self._run(self.pairs.base_tokens), put=put))
         right, wrong = self.pairs.candidates[:, 0, 0], self.pairs.candidates[:, 1, 0]
         return logits.gather(1, right[:, None])[:, 0] - logits.gather(1, wrong[:, None])[:, 0]
 
-    def _logits(self, tokens: Int[Tensor, "n pos"]) -> Float[Tensor, "n vocab"]:
-        found: Tensor = self.model(tokens.to(self.view.device))
-        return found[:, -1].double().cpu()
+    def _run(self, tokens: Int[Tensor, "n pos"]) -> Forward:
+        return padded(tokens.tolist(), self.view.device)
+
+    def _last(self, forward: Forward) -> Float[Tensor, "n vocab"]:
+        return run(self.view, forward).logits[:, -1].double().cpu()
 
     def _any_kind(self) -> str:
         if not self.kinds:
@@ -215,28 +215,14 @@ class SelfTest:
         )
 
     def _speed(self) -> str:
-        with torch.no_grad(), self.view.frozen():
+        with torch.no_grad(), session(self.view):
             seconds = min(self._timed() for _ in range(3))
         return f"{1000 * seconds:.1f} ms per forward of {self.pairs.base_tokens.numel()} tokens"
 
     def _timed(self) -> float:
         began = time.perf_counter()
-        self._logits(self.pairs.base_tokens)  # comes to the CPU, so that a GPU has finished
+        self._last(self._run(self.pairs.base_tokens))  # comes to the CPU, so that a GPU has finished
         return time.perf_counter() - began
-
-
-def _recorder(name: str, seen: dict[str, Tensor]) -> Callable[..., None]:
-    def record(act: Tensor, hook: Any) -> None:
-        seen[name] = act.detach().clone()
-
-    return record
-
-
-def _replacer(name: str, seen: dict[str, Tensor]) -> Callable[..., Tensor]:
-    def put(act: Tensor, hook: Any) -> Tensor:
-        return seen[name]
-
-    return put
 
 
 def _remedy(kind: str) -> str:

@@ -21,8 +21,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tl_multitrace.compat import HookFn, ModelView, tracing
-from tl_multitrace.cost import HookError, NonFiniteError
+from tl_multitrace.compat import HookFn, ModelView
+from tl_multitrace.cost import NonFiniteError
+from tl_multitrace.engine.forward import padded, run, session
 from tl_multitrace.groups import SITES, Component, HookGroups
 from tl_multitrace.metrics import AnswerLogProb
 from tl_multitrace.prompts import PromptPairs
@@ -168,23 +169,14 @@ def means(
         NonFiniteError: a mean is not finite.
     """
     sums: dict[str, Tensor] = {}
-    weight: list[Tensor] = []
-
-    def adder(name: str) -> HookFn:
-        def add(act: Tensor, hook: Any = None) -> None:
-            total = torch.einsum("bp...,bp->...", act.detach().double(), weight[-1])
-            sums[name] = sums[name] + total if name in sums else total
-
-        return add
-
-    with tracing(view, [(name, adder(name)) for name in names]), torch.no_grad():
+    one = torch.zeros(1, dtype=torch.long, device=view.device)
+    with session(view), torch.no_grad():
         for rows, n in zip(tokens.split(CHUNK), lengths.split(CHUNK), strict=True):
-            real = (torch.arange(int(n.max())) < n[:, None]).long().to(view.device)
-            weight.append(real.double())
-            view.run(rows[:, : real.shape[1]].to(view.device), real)
-    silent = [name for name in names if name not in sums]
-    if silent:
-        raise HookError(f"the hook {silent[0]} does not fire on {type(view.model).__name__}: choose other components.")
+            prompts = padded([row[:k].tolist() for row, k in zip(rows, n.tolist(), strict=True)], view.device)
+            weight = prompts.attention.mask.double()
+            for name, act in run(view, replace(prompts, keep=frozenset(names), reads=(one, one))).kept.items():
+                total = torch.einsum("bp...,bp->...", act.double(), weight.to(act.device))
+                sums[name] = sums[name] + total if name in sums else total
     dtype = torch.float64 if view.dtype == torch.float64 else torch.float32
     broken = [name for name, total in sums.items() if not bool(total.isfinite().all())]
     if broken:

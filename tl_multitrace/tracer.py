@@ -1,17 +1,18 @@
-"""The engine's front: per-example effects ``F(mask)`` and their derivative ``dF/dmask``, of any model.
+"""What a user calls: per-example effects ``F(mask)`` and their derivative ``dF/dmask``, of any model.
 
     act <- (1 - m) * act_running + m * act_source        one mask entry m per hook group
     effect(m) = metric(m) - metric(0)
 
-An :class:`~tl_multitrace.evaluator.Evaluator` computes them for the prompts of this process, in an order of its own.
-Here they come together: in the caller's order, over all ranks of ``torch.distributed``, and from the disk where an
-earlier run has computed them. Everything is counted in ``tracer.cost``.
+The work is done batch by batch (``engine.batches``), shared with other processes and kept on disk (``engine.shared``);
+here it comes in the caller's order. Everything is counted in ``tracer.cost``.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +20,24 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_multitrace.compat import ModelView
 from tl_multitrace.cost import Cost
 from tl_multitrace.distributed import Found, Ranks, ranks_of
-from tl_multitrace.evaluator import Evaluator
+from tl_multitrace.engine.cache import Cache, bytes_of
+from tl_multitrace.engine.estimate import MemoryEstimate
+from tl_multitrace.engine.forward import session
+from tl_multitrace.engine.prepare import counted_estimate, prepare
+from tl_multitrace.engine.shared import SharedCalls, folder_of
 from tl_multitrace.groups import HookGroups
 from tl_multitrace.interventions import Intervention
 from tl_multitrace.metrics import Metric
-from tl_multitrace.persist.cache import Cache, bytes_of
-from tl_multitrace.persist.calls import Calls, folder_of
 from tl_multitrace.prompts import PromptPairs
-from tl_multitrace.setup import Setup
+from tl_multitrace.rows import Rows
 
 logger = logging.getLogger(__name__)
 
 
-class Tracer(Evaluator):
+class Tracer:
     """Evaluates masks over hook groups on a prompt set.
 
     Args:
@@ -47,9 +51,8 @@ class Tracer(Evaluator):
         memory_limit: bytes of stored activations and one batch together, such as ``6_000_000_000`` or ``"6GiB"``; the
             weights are not counted. On a GPU it holds for its memory and for host memory, each alone. Default: three
             fifths of what is free in either, rounded down to a power of two; no more is taken than the trace needs.
-            What does not fit on the GPU goes to host memory, source activations that fit nowhere to a file in
-            ``cache_dir`` where reading is cheaper than a forward, else they are recomputed per batch, which ``cost``
-            counts. See :meth:`memory_estimate`.
+            What does not fit on the GPU goes to host memory; source activations that fit nowhere are recomputed per
+            batch, which ``cost`` counts. See :meth:`memory_estimate`.
         held: sites that :meth:`effects` may freeze at the base run's values (severed paths).
         progress: show progress bars in loops over this tracer.
         distributed: share the prompts with the other processes that ``torchrun`` started; every process runs the same
@@ -90,11 +93,12 @@ class Tracer(Evaluator):
         distributed: bool | Ranks = False,
         cache_dir: str | Path | None = None,
     ) -> None:
-        self.model, self.pairs = model, pairs
+        self.model, self.pairs, self.groups = model, pairs, groups
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.given_limit, self.given_ranks = memory_limit, ranks_of(distributed)
         self.ranks = self.given_ranks.for_examples(len(pairs))
-        made = Setup.of(
+        self.progress = bool(progress) and self.ranks.first
+        made = prepare(
             model,
             pairs,
             groups,
@@ -103,32 +107,21 @@ class Tracer(Evaluator):
             batch_size=batch_size,
             dtype=dtype,
             memory_limit=memory_limit,
-            cache_dir=self.cache_dir,
+            frozen=held,
             ranks=self.ranks,
         )
-        self.progress = bool(progress) and self.ranks.first
-        super().__init__(
-            made.view,
-            made.whole,
-            made.dealt[self.ranks.rank],
-            groups,
-            made.metric,
-            made.intervention,
-            dtype=made.dtype,
-            limits=made.limits,
-            step=made.step,
-            held=held,
-            eager=self.ranks.shared,
-        )
-        dealt, whole = made.dealt, made.whole
-        counts = [sum(map(len, parts)) for parts in dealt]
-        order = torch.argsort(whole.order[torch.cat([torch.cat(parts) for parts in dealt])])
-        self.calls = Calls(self, self.ranks, counts, order)
+        self.batches = made.batches
+        self.metric, self.intervention = made.batches.metric, made.batches.runs.intervention
+        self.dtype: torch.dtype = made.batches.runs.dtype
+        self.calls = SharedCalls(made.batches, self.ranks, made.counts, made.order)
+        self._base_metric = self.calls.make("the base run", [], 1, 0, self._started, keep=False).each[0]
         if self.cache_dir is not None:
-            folder = folder_of(self.cache_dir, self, pairs, sum(map(len, dealt)))
-            self.calls.cache = Cache(folder, self.ranks)
-        self._base_metric = self.calls.begin()
+            self.calls.cache = Cache(folder_of(self.cache_dir, made.batches, pairs, made.parts), self.ranks)
         logger.info("base run of %d pairs on %s: %s", self.n, self.view.device, self.memory)
+
+    def _started(self) -> Found:
+        self.batches.start()
+        return Found(self.batches.base_values[None], torch.zeros(0))
 
     # ------------------------------------------------------------------ facts
 
@@ -141,9 +134,34 @@ class Tracer(Evaluator):
         return len(self.pairs)
 
     @property
+    def view(self) -> ModelView:
+        """The model."""
+        return self.batches.runs.view
+
+    @property
+    def rows(self) -> Rows:
+        """This process's prompts as rows, in the order in which they run."""
+        return self.batches.runs.rows
+
+    @property
+    def batch_size(self) -> int:
+        """Prompt pairs per forward, now."""
+        return self.batches.size
+
+    @property
+    def halved(self) -> int:
+        """How often batches were halved because memory ran out."""
+        return self.batches.halved
+
+    @property
+    def memory_limit(self) -> int:
+        """Bytes that stored activations and one batch may take on the model's device."""
+        return self.batches.plan.limits.device
+
+    @property
     def cost(self) -> Cost:
         """Forwards, backwards and seconds so far, base and source runs included."""
-        return self._engine.cost
+        return self.batches.runs.cost
 
     @property
     def base_metric(self) -> Float[Tensor, " n"]:
@@ -151,22 +169,38 @@ class Tracer(Evaluator):
         return self._base_metric
 
     @property
+    def optimisations(self) -> dict[str, str]:
+        """What was tried on this model so far, by name: ``"on (...)"``, or ``"off, because ..."``."""
+        trials = self.batches.runs.trials.done.values()
+        return {t.name: f"on ({t.why})" if t.on else f"off, because {t.why}" for t in trials}
+
+    @property
     def memory(self) -> dict[str, Any]:
         """Where stored activations are, their bytes, the limit they are held against, and batches halved so far."""
-        places = self._plan.places
+        own, plan = self.batches, self.batches.plan
         return {
             "limit": self.memory_limit,
-            "left": self._plan.left,
-            "source_bytes": self._engine.sources.needed,
-            "source_kept": self._engine.sources.keeps,
-            "source_place": self._engine.sources.place,
-            "block_input_bytes": self._plan.bytes_per_run if self._origin.residuals else 0,
-            "block_input_place": places["block_inputs"],
-            "keys_values_bytes": self._restarts.stored_bytes,
-            "keys_values_place": places["keys_values"],
+            "left": plan.left,
+            "source_bytes": own.runs.sources.needed,
+            "source_kept": own.runs.sources.keeps,
+            "source_place": own.runs.sources.place,
+            "block_input_bytes": plan.bytes_per_run if own.origin.residuals else 0,
+            "block_input_place": plan.places["block_inputs"],
+            "keys_values_bytes": own.restarts.stored_bytes,
+            "keys_values_place": plan.places["keys_values"],
             "batch_size": self.batch_size,
             "halved": self.halved,
         }
+
+    def memory_estimate(self) -> MemoryEstimate:
+        """What this trace takes, by item, and where it is kept; what one batch takes is counted on one prompt pair."""
+        return counted_estimate(self.batches)
+
+    @contextmanager
+    def session(self) -> Iterator[Tracer]:
+        """Keep weights frozen over several calls; solvers do this for you."""
+        with session(self.view):
+            yield self
 
     def on(self, pairs: PromptPairs | None = None, **changes: Any) -> Tracer:
         """A tracer on other ``pairs``, such as held-out ones, or other arguments (``changes``); None: this one's."""
@@ -197,18 +231,17 @@ class Tracer(Evaluator):
 
     def forget(self) -> None:
         """Drop block inputs stored by earlier calls: the next call costs, and rounds, as it would on a fresh tracer."""
-        self.calls.forget()
+        self.batches.restarts.forget()
 
     @property
     def causal(self) -> bool:
         """Whether it was found that tokens do not act on earlier ones, so that runs restart at later tokens."""
 
-        def run() -> Found:
-            with self.session():
-                found = float(self._restarts.causal)
+        def work() -> Found:
+            found = float(self.batches.restarts.causal)
             return Found(torch.zeros(0, self.rows.n_examples), torch.tensor([found]))
 
-        return bool(self.calls.make("causal", [], 0, 1, run, keep=False).sums[0] == self.ranks.size)
+        return bool(self.calls.make("causal", [], 0, 1, work, keep=False).sums[0] == self.ranks.size)
 
     # ------------------------------------------------------------------ effects
 
@@ -248,22 +281,24 @@ class Tracer(Evaluator):
         """
         stacked = self.groups.as_masks(masks).to(self.dtype).cpu()
         stored = None if reference is None else self._references(reference)
-        counted = _Ticks(tick, len(stacked) * self.n)
-
-        def run() -> Found:
-            values = self._metric_values(stacked, stored, held, counted)
-            return Found(values - self._base_values, torch.zeros(0))
-
-        found = self.calls.make("effects", [bytes_of(stacked), bytes_of(stored), bytes_of(held)], len(stacked), 0, run)
+        counted, own = _Ticks(tick, len(stacked) * self.n), self.batches
+        done = own.base_values.new_full((len(stacked), own.n), torch.nan)
+        given = [bytes_of(stacked), bytes_of(stored), bytes_of(held)]
+        work = partial(own.effects, stacked, stored, held, counted, done)
+        found = self.calls.make("effects", given, len(stacked), 0, work)
         counted.finish()
         return found.each
+
+    def _references(self, reference: Any) -> Float[Tensor, "r groups"]:
+        several = isinstance(reference, Tensor) and reference.ndim == 2
+        return self.groups.as_masks(reference if several else [reference]).to(self.dtype)
 
     def log_effect(self, mask: Any) -> Float[Tensor, " n"]:
         """Change of the metric's inner quantity under a ``mask``, per example: for ``OddsRatio`` log-odds, in nats."""
         values = self.groups.as_mask(mask).cpu()
 
         def run() -> Found:
-            return Found(self._inner_changes(values)[None], torch.zeros(0))
+            return Found(self.batches.inner_changes(values)[None], torch.zeros(0))
 
         return self.calls.make("log_effect", [bytes_of(values)], 1, 0, run).each[0]
 
@@ -296,7 +331,7 @@ class Tracer(Evaluator):
         values = self.groups.as_mask(mask).cpu()
 
         def run() -> Found:
-            effects, gradient = self._slopes(values, inner, as_reference, dtype)
+            effects, gradient = self.batches.slopes(values, inner, as_reference, dtype)
             return Found(torch.cat([effects[None], gradient.T]), torch.zeros(0))
 
         given = [bytes_of(values), f"{inner} {as_reference} {dtype}".encode()]
@@ -308,7 +343,7 @@ class Tracer(Evaluator):
         values = self.groups.as_mask(mask).cpu()
 
         def run() -> Found:
-            total = self._slope_sum(values, dtype)
+            total = self.batches.slope_sum(values, dtype)
             return Found(total.new_zeros(0, self.rows.n_examples), total)
 
         given = [bytes_of(values), str(dtype).encode()]
@@ -327,7 +362,7 @@ class Tracer(Evaluator):
         values = self.groups.as_mask(mask).cpu()
 
         def run() -> Found:
-            changes = self._predictions(values, dtype)
+            changes = self.batches.predictions(values, dtype)
             return Found(changes.new_zeros(0, self.rows.n_examples), changes)
 
         given = [bytes_of(values), str(dtype).encode()]
@@ -350,7 +385,7 @@ class Tracer(Evaluator):
         own = None if examples is None else self._own(wanted)
 
         def run() -> Found:
-            effects, total = self._loss_slope(values, loss, own, len(wanted))
+            effects, total = self.batches.loss_slope(values, loss, own, len(wanted))
             return Found(effects[None], total)
 
         given = [bytes_of(values.cpu()), bytes_of(wanted)]
@@ -364,10 +399,6 @@ class Tracer(Evaluator):
         place = torch.full((self.n,), -1, dtype=torch.long)
         place[self.rows.order] = torch.arange(self.rows.n_examples)
         return place[wanted][place[wanted] >= 0]
-
-    def _unsorted(self, values: Float[Tensor, "k n"]) -> Float[Tensor, "k n"]:
-        """Values of this process's examples in the caller's order, where they are all."""
-        return values[:, torch.argsort(self.rows.order).to(values.device)]
 
 
 class _Ticks:

@@ -15,7 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_multitrace.causal_trace.reading import Answer, Prompt, Reading, Span, Subject, unnumbered
-from tl_multitrace.compat import ModelView, tracing
+from tl_multitrace.compat import ModelView
+from tl_multitrace.engine.forward import padded, run
 from tl_multitrace.prompts import PromptPairs
 
 
@@ -145,12 +146,9 @@ class Question:
 
 def clean_run(view: ModelView, ids: Sequence[int], position: int, steps: int) -> Float[Tensor, "steps vocab"]:
     """Log probabilities of the untouched model at ``steps`` positions from ``position`` on."""
-    tokens = torch.tensor([list(ids)], device=view.device)
-
-    def gather(act: Tensor, hook: Any) -> Tensor:
-        return act[:, position : position + steps].contiguous()
-
-    with tracing(view, [(view.unembed_input, gather)]), torch.no_grad():
-        logits = view.run(tokens, torch.ones_like(tokens))
+    at = torch.arange(position, position + steps, device=view.device)
+    plain = replace(padded([list(ids)], view.device), reads=(torch.zeros_like(at), at))
+    with torch.no_grad():
+        logits = run(view, plain).logits
     dtype = torch.float64 if view.dtype == torch.float64 else torch.float32
     return logits[0].to(dtype).log_softmax(-1).cpu()

@@ -21,12 +21,12 @@ from tl_multitrace._version import __version__
 from tl_multitrace.cli import convert, doctor, reproduce, trace
 from tl_multitrace.cli.logs import Level, LogFile, LogLevel, logged
 from tl_multitrace.distributed import Ranks, leave, ranks_of, started_by_torchrun
+from tl_multitrace.engine.budget import bytes_from
 from tl_multitrace.interventions import intervention_by_name
 from tl_multitrace.metrics import BY_NAME, metric_by_name
 from tl_multitrace.runs.bounds import bound_from_text
 from tl_multitrace.runs.folder import is_complete, rewrite_report, write_run, writing
 from tl_multitrace.runs.job import Job, Log, run_job
-from tl_multitrace.sizing.budget import bytes_from
 from tl_multitrace.solvers import SOLVERS, solver_by_name
 from tl_multitrace.spec import Spec, budgets_from_text
 from tl_multitrace.tasks import tasks as task_table

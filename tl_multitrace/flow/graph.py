@@ -100,7 +100,7 @@ def information_flow(
     runs = PathPatching(tracer, nodes, prompts, _numbers(patched, nodes))
     whole = torch.zeros(len(nodes.groups))
     whole[: len(chosen)] = 1.0
-    total = float(runs.effect(whole).double().mean())
+    total = float(runs.tracer.effect(whole).double().mean())
     effects = runs.direct_effects(progress)
     facts = _facts(runs, total, patched)
     return _graph(nodes, effects, facts, _Rule(total, min_share, significant, seed, runs.noise), prompts)
@@ -173,17 +173,17 @@ def _numbers(patched: Sequence[Component | str], nodes: Nodes) -> list[int]:
 
 def _facts(runs: PathPatching, total: float, patched: Sequence[Component | str]) -> dict[str, Any]:
     """What was measured, in types that every graph format holds."""
-    cost = runs.cost
+    tracer, cost = runs.tracer, runs.tracer.cost
     return {
         "tl_multitrace": __version__,
-        "model": runs.view.name,
-        "metric": runs.metric.name or "custom",
-        "unit": runs.metric.unit or "effect",
-        "intervention": runs.intervention.name,
+        "model": tracer.view.name,
+        "metric": tracer.metric.name or "custom",
+        "unit": tracer.metric.unit or "effect",
+        "intervention": tracer.intervention.name,
         "patched": " ".join(c if isinstance(c, str) else c.label for c in patched),
-        "n": runs.n,
-        "prompts": runs.pairs.digest(),
-        "n_layers": runs.view.n_layers,
+        "n": tracer.n,
+        "prompts": tracer.pairs.digest(),
+        "n_layers": tracer.view.n_layers,
         "circuit_effect": total,
         "forward_equivalents": float(cost.equivalents),
         "seconds": float(cost.seconds),

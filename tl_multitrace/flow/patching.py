@@ -18,8 +18,8 @@ Memory: the attention and MLP outputs of one batch, and queries, keys and values
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -27,9 +27,9 @@ from torch import Tensor
 
 from tl_multitrace.answers import Answers
 from tl_multitrace.cost import HookError
+from tl_multitrace.engine.forward import session
+from tl_multitrace.engine.sources import StoredRun
 from tl_multitrace.flow.nodes import Edge, Nodes
-from tl_multitrace.flow.taps import Taps
-from tl_multitrace.forward.engine import Prefix
 from tl_multitrace.groups import ATTENTION_INPUTS, SITES
 from tl_multitrace.groups.mixing import Plan, mix
 from tl_multitrace.progress import track
@@ -68,7 +68,7 @@ class Job:
     value: Float[Tensor, "rows ..."]
 
 
-class PathPatching(Tracer):
+class PathPatching:
     """Measures the edges between some nodes.
 
     Args:
@@ -79,7 +79,7 @@ class PathPatching(Tracer):
     """
 
     def __init__(self, tracer: Tracer, nodes: Nodes, pairs: PromptPairs, patched: Sequence[int] = ()) -> None:
-        super().__init__(
+        self.tracer = Tracer(
             tracer.model,
             pairs,
             nodes.groups,
@@ -89,10 +89,11 @@ class PathPatching(Tracer):
             dtype=tracer.dtype,
             memory_limit=tracer.given_limit,
         )
-        self.nodes, self.taps = nodes, Taps()
-        self.background = torch.zeros(len(nodes.groups), device=self.view.device, dtype=self.dtype)
+        self.nodes, self.groups, self.view = nodes, nodes.groups, self.tracer.view
+        self._own, self._runs = self.tracer.batches, self.tracer.batches.runs
+        self.background = torch.zeros(len(nodes.groups), device=self.view.device, dtype=self.tracer.dtype)
         self.background[list(patched)] = 1.0
-        self._reference_inputs = Prefix(self.background.cpu().numpy())
+        self._reference_inputs = StoredRun(self.background.cpu().numpy())
         eps = torch.finfo(self.view.dtype).eps
         self._rounding = 16 * eps if eps < 1e-4 else 0.0  # half precision: runs that agree agree exactly
         layers = range(self.view.n_layers)
@@ -102,7 +103,7 @@ class PathPatching(Tracer):
     @property
     def noise(self) -> float:
         """Size of an effect that may be rounding alone."""
-        return 4 * self._rounding * max(1.0, float(self._base_values.abs().max()))
+        return 4 * self._rounding * max(1.0, float(self._own.base_values.abs().max()))
 
     # ------------------------------------------------------------------ all edges
 
@@ -113,34 +114,32 @@ class PathPatching(Tracer):
             HookError: the model ignores edits at queries, keys, values or layer outputs, or does not compute them.
             NonFiniteError: the metric became NaN or infinite.
         """
-        found = self._surviving(lambda: self._all_edges(progress))
-        return {edge: self._unsorted(values[None])[0].cpu() for edge, values in found.items()}
+        found: dict[Edge, Tensor] = {}
+        for attempt in self._own.attempts():
+            with attempt:
+                found = self._all_edges(progress)
+        return {edge: self._own.unsorted(values[None])[0].cpu() for edge, values in found.items()}
 
     def _all_edges(self, progress: bool | None) -> dict[Edge, Float[Tensor, " n"]]:
         """The same with prompts in internal order."""
         found: dict[Edge, Tensor] = {}
-        with self._tapped(), torch.no_grad():
-            self._probe(self.rows.batch(torch.tensor([0]), self.view.device))
-            work = [(i, s) for i in range(len(self._batches)) for s in range(len(self.groups))]
+        with session(self.view), torch.no_grad():
+            self._probe(self._runs.rows.batch(torch.tensor([0]), self.view.device))
+            work = [(i, s) for i in range(len(self._own.parts)) for s in range(len(self.groups))]
             reference: Reference | None = None
             means: list[float] = []
             for i, sender in track(work, "senders", progress, lambda: self._so_far(means)):
-                if reference is None or reference.batch is not self._batches[i]:
-                    reference = self._reference(self._batches[i], self._base[i])
+                if reference is None or reference.batch is not self._own.parts[i]:
+                    reference = self._reference(self._own.parts[i], self._own.base[i])
                 for edge, values in self._from(sender, reference):
-                    zeros = torch.zeros(self.rows.n_examples, dtype=self.dtype, device=self.view.device)
+                    zeros = torch.zeros(self._own.n, dtype=self.tracer.dtype, device=self.view.device)
                     found.setdefault(edge, zeros)[reference.batch.examples] = values
                     means.append(float(values.mean()))
         return found
 
     def _so_far(self, means: Sequence[float]) -> dict[str, float | None]:
         """The strongest edge in any batch, and the cost, for a progress bar."""
-        return {"effect": max(means, key=abs, default=None), "cost": self.cost.equivalents}
-
-    @contextmanager
-    def _tapped(self) -> Iterator[None]:
-        with self.session(), self.view.attached([(name, self.taps.hook(name)) for name in self._points()]):
-            yield
+        return {"effect": max(means, key=abs, default=None), "cost": self.tracer.cost.equivalents}
 
     def _points(self) -> list[str]:
         """Hook points that are watched or kept: layer outputs, the receivers' own, and what attention reads."""
@@ -156,18 +155,30 @@ class PathPatching(Tracer):
     def _input(which: str, layer: int) -> str:
         return ATTENTION_INPUTS[which].format(layer=layer)
 
-    def _run(self, batch: Batch, masks: Float[Tensor, "k groups"], layer: int = 0) -> Answers:
-        start = layer if layer in self._reference_inputs.residuals else 0
-        return self._engine.answers(batch, masks[:, None], start=start, prefix=self._reference_inputs)
+    def _run(
+        self, batch: Batch, masks: Float[Tensor, "k groups"], layer: int = 0, **more: Any
+    ) -> tuple[Answers, dict[str, Tensor]]:
+        """Answers from a layer on, and what ``keep_after`` names: the activation that is there, with ``put`` in it."""
+        at = self._reference_inputs
+        start = max((i for i in at.residuals if i <= layer), default=0)
+        # what happens before the first block that runs has happened in the stored run
+        more = {what: self._from_layer(start, given) if start else given for what, given in more.items()}
+        seen: dict[str, Tensor] = {}
+        return self._runs.answers(batch, masks[:, None], start=start, runs=[at], seen=seen, **more), seen
+
+    @staticmethod
+    def _from_layer(start: int, given: Any) -> Any:
+        late = [name for name in given if int(name.split(".")[1]) >= start]
+        return {name: given[name] for name in late} if isinstance(given, Mapping) else frozenset(late)
 
     def _reference(self, batch: Batch, base: Answers) -> Reference:
-        keeps = self._plan.stored_runs > 1
-        with self.taps.doing(record=self._points()) as seen:
-            record = [self._reference_inputs] if keeps else []
-            answers = self._engine.answers(batch, self.background[None, None], record=record)
+        record = [self._reference_inputs] if self._own.plan.stored_runs > 1 else []
+        seen: dict[str, Tensor] = {}
+        mask = self.background[None, None]
+        answers = self._runs.answers(batch, mask, record=record, keep_after=frozenset(self._points()), seen=seen)
         quiet = {name: seen[name] for name in (*self._attention_out, *self._mlp_out)}
-        values = self.metric(answers, base)
-        self._check(values, batch, self.background[None, None], "the metric", answers.token_logp)
+        values = self.tracer.metric(answers, base)
+        self._own.check(values, batch, mask, "the metric", answers.token_logp)
         return Reference(batch, base, seen, values, quiet)
 
     # ------------------------------------------------------------------ one sender
@@ -188,7 +199,7 @@ class PathPatching(Tracer):
         if self.background[sender]:
             return True
         name = self.nodes[sender].hook_name
-        source, base = self._engine.sources.get(self._engine, name, at.batch), at.values[name]
+        source, base = self._runs.sources.get(self._runs, name, at.batch), at.values[name]
         changed = mix(base, source, self._share(name, [sender], at.batch)) - base
         return bool(changed.abs().max() > self._rounding * base.abs().max())
 
@@ -202,8 +213,9 @@ class PathPatching(Tracer):
         record = {self._input(x, layer) for x in ATTENTION_INPUTS for layer in self._layers(receivers)}
         record |= {self.nodes[r].hook_name for r in receivers if not self.nodes.is_attention(r)}
         kept = {name: value for name, value in at.quiet.items() if name != own}
-        with self.taps.doing(record=record, kept=kept) as seen:
-            answers = self._run(at.batch, mask[None], self.nodes[sender].layer)
+        answers, seen = self._run(
+            at.batch, mask[None], self.nodes[sender].layer, keep_after=frozenset(record), hide=kept
+        )
         return seen, self._effect(answers, at)[0]
 
     def _mlp_jobs(self, sender: int, receivers: Sequence[int], inputs: Mapping[str, Tensor]) -> list[Job]:
@@ -223,8 +235,9 @@ class PathPatching(Tracer):
         swaps = {
             (name := self._input(x, layer)): (inputs[name], only[i]) for i, x in enumerate(ways) for layer in layers
         }
-        with self.taps.doing(record={self.nodes[r].hook_name for r in found}, kept=at.quiet, swaps=swaps) as seen:
-            self._run(at.batch, self.background.expand(len(ways), -1), layers[0])
+        outs = frozenset(self.nodes[r].hook_name for r in found)
+        masks = self.background.expand(len(ways), -1)
+        _, seen = self._run(at.batch, masks, layers[0], keep_after=outs, hide=at.quiet, put=swaps)
         outputs = {name: value.unflatten(0, (len(ways), -1)) for name, value in seen.items()}
         return [
             Job(Edge(sender, r, x), (name := self.nodes[r].hook_name), outputs[name][ways.index(x)])
@@ -242,7 +255,7 @@ class PathPatching(Tracer):
 
     def _measure(self, jobs: Sequence[Job], at: Reference) -> Iterator[tuple[Job, Float[Tensor, " e"]]]:
         """Effects of receivers' outputs, several in one forward where they are of one layer."""
-        size = max(1, self._restarts.tile // at.batch.tokens.numel())
+        size = max(1, self._own.restarts.tile // at.batch.tokens.numel())
         for hook in dict.fromkeys(job.hook for job in jobs):
             here = [job for job in jobs if job.hook == hook]
             for first in range(0, len(here), size):
@@ -252,20 +265,20 @@ class PathPatching(Tracer):
     def _effects_of(self, jobs: Sequence[Job], hook: str, at: Reference) -> Float[Tensor, "k e"]:
         receivers = [job.edge.receiver for job in jobs if job.edge.receiver is not None]
         swap = torch.stack([job.value for job in jobs]), self._share(hook, receivers, at.batch)
-        with self.taps.doing(swaps={hook: swap}):
-            answers = self._run(at.batch, self.background.expand(len(jobs), -1), self.nodes[receivers[0]].layer)
+        masks = self.background.expand(len(jobs), -1)
+        answers, _ = self._run(at.batch, masks, self.nodes[receivers[0]].layer, put={hook: swap})
         return self._effect(answers, at)
 
     def _effect(self, answers: Answers, at: Reference) -> Float[Tensor, "k e"]:
         k = len(answers.right) // len(at.metric)
-        values = self.metric(answers, at.base.repeated(k))
-        self._check(values, at.batch, None, "the metric", answers.token_logp)
+        values = self.tracer.metric(answers, at.base.repeated(k))
+        self._own.check(values, at.batch, None, "the metric", answers.token_logp)
         return values.reshape(k, -1) - at.metric
 
     def _share(self, hook: str, nodes: Sequence[int], batch: Batch) -> Float[Tensor, "k ..."]:
         """Where each of some nodes has its activation."""
-        plan: Plan = self._engine.plans[hook]
-        masks = torch.zeros(len(nodes), 1, len(self.groups), device=self.view.device, dtype=self.dtype)
+        plan: Plan = self._runs.plans[hook]
+        masks = torch.zeros(len(nodes), 1, len(self.groups), device=self.view.device, dtype=self.tracer.dtype)
         masks[torch.arange(len(nodes)), 0, list(nodes)] = 1.0
         return plan.share(masks, plan.selection(batch.places), batch.places)
 
@@ -277,11 +290,11 @@ class PathPatching(Tracer):
         Raises:
             HookError: it ignores either.
         """
-        at = self._reference(batch, self._base[0].picked(self._base[0].right.new_zeros(1, dtype=torch.long)))
+        base = self._own.base[0]
+        at = self._reference(batch, base.picked(base.right.new_zeros(1, dtype=torch.long)))
         for names in (self._attention_out, self._mlp_out):
             poison = {name: torch.full_like(at.values[name], torch.nan) for name in names}
-            with self.taps.doing(kept=poison):
-                answers = self._run(batch, self.background[None])
+            answers, _ = self._run(batch, self.background[None], hide=poison)
             if names and bool(answers.token_logp[answers.present].isfinite().any()):
                 self._ignored(names[0])
         for which in ATTENTION_INPUTS if batch.tokens.shape[1] > 1 else ():  # one token attends to itself alone
@@ -296,8 +309,7 @@ class PathPatching(Tracer):
             value = torch.randn(at.values[name].shape, generator=noise).to(at.values[name])
             swaps[name] = value, torch.ones(1, 1, 1, 1, device=self.view.device)
         outs = [self._attention_out[layer] for layer in names]
-        with self.taps.doing(record=outs, kept=at.quiet, swaps=swaps) as seen:
-            self._run(batch, self.background[None])
+        _, seen = self._run(batch, self.background[None], keep_after=frozenset(outs), hide=at.quiet, put=swaps)
         if names and all(torch.equal(seen[name], at.values[name]) for name in outs):
             self._ignored(next(iter(names.values())))
 

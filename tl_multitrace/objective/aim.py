@@ -17,9 +17,9 @@ from torch import Tensor
 
 from tl_multitrace._version import __version__
 from tl_multitrace.cost import Cost
+from tl_multitrace.engine.shared import Loop
 from tl_multitrace.groups import HookGroups
 from tl_multitrace.metrics import Metric
-from tl_multitrace.persist.calls import Loop
 from tl_multitrace.scores import Score
 from tl_multitrace.tracer import Tracer
 

@@ -22,12 +22,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_multitrace.cost import Cost
+from tl_multitrace.engine.shared import Loop
 from tl_multitrace.groups import HookGroups
 from tl_multitrace.objective.aim import Latest, TracerAim
 from tl_multitrace.objective.goals import Constraint, Goal, Reading, common_groups
 from tl_multitrace.objective.predict import RESAMPLES, changes_of, key_of, linear, predicted, resampled
 from tl_multitrace.objective.reduce import Mean
-from tl_multitrace.persist.calls import Loop
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.scores import Score
 from tl_multitrace.tracer import Tracer

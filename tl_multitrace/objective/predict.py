@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_multitrace.evaluator import CLAMP
+from tl_multitrace.engine.batches import CLAMP
 from tl_multitrace.objective.goals import Reading
 from tl_multitrace.objective.reduce import Mean
 from tl_multitrace.scores import Score

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,10 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_multitrace.circuit import Circuit
-from tl_multitrace.compat import HookFn
+from tl_multitrace.engine.forward import Forward
 from tl_multitrace.groups import Component
-from tl_multitrace.groups.mixing import compile_plans, mix
-from tl_multitrace.interventions import NOISE_HOOK
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.render.views import ExampleView, RunName, RunView, Views, trim
 from tl_multitrace.rows import Batch
@@ -111,9 +108,9 @@ def _example(tracer: Tracer, circuit: Circuit, pair: int, effect: float, shown: 
     candidates, names, n_right = _answers(tracer.pairs, pair)
     words = {side: _words(tracer, pair, side) for side in ("base", "source")}
     runs: dict[RunName, RunView] = {}
-    for name, tokens, hooks in _runs(tracer, circuit, batch):
+    for name, forward in _runs(tracer, circuit, batch):
         side = words["source"] if name == "source" else words["base"]
-        runs[name] = _run(tracer, tokens, hooks, side, candidates, shown, f"pair {pair}, {name} run")
+        runs[name] = _view(tracer, forward, side, candidates, shown, f"pair {pair}, {name} run")
     return ExampleView(
         pair=pair,
         label=tracer.pairs.labels[pair] if tracer.pairs.labels else "",
@@ -147,70 +144,29 @@ def _words(tracer: Tracer, pair: int, side: str) -> list[str]:
     return [f"#{t}" for t in tokens[pair, : int(lengths[pair])].tolist()]
 
 
-Hooks = list[tuple[str, HookFn]]
-
-
-def _runs(tracer: Tracer, circuit: Circuit, batch: Batch) -> Iterator[tuple[RunName, Tensor, Hooks]]:
-    """Tokens and interventions of the three runs; the source run only where it is a run of this prompt's partner."""
-    base = tracer.intervention.base_run(tracer.rows, tracer.view)
-    index = batch.rows
-    noise = _noise_hooks(base.noise, index)
-    yield "base", batch.tokens, noise
-    if tracer.intervention.aligned:
-        source = tracer.intervention.source_run(tracer.rows, tracer.view)
-        assert source is not None
-        width = int(source.lengths[index].max())
-        yield "source", source.tokens[index, :width].to(tracer.view.device), _noise_hooks(source.noise, index)
-    yield "patched", batch.tokens, [*noise, *_patch_hooks(tracer, circuit, batch)]
-
-
-def _noise_hooks(noise: Tensor | None, rows: Any) -> Hooks:
-    if noise is None:
-        return []
-    added = noise[rows]
-    return [(NOISE_HOOK, lambda act, hook=None: (act + added[:, : act.shape[1]].to(act)).contiguous())]
-
-
-def _patch_hooks(tracer: Tracer, circuit: Circuit, batch: Batch) -> Hooks:
-    """The circuit's own hooks, reading the same source activations as the tracer does, whatever the intervention."""
+def _runs(tracer: Tracer, circuit: Circuit, batch: Batch) -> Iterator[tuple[RunName, Forward]]:
+    """The three runs, as the tracer makes them; the source run only where it is a run of this prompt's partner."""
+    runs = tracer.batches.runs
     mask = tracer.groups.as_mask(circuit.mask).to(tracer.view.device, tracer.dtype)[None, None]
-    hooks: Hooks = []
-    with tracer.session():
-        for name, plan in compile_plans(tracer.groups).items():
-            if bool((circuit.mask[plan.entries()] != 0).any()):
-                here = plan.to(tracer.view.device)
-                share = here.share(mask, here.selection(batch.places), batch.places)
-                hooks.append((name, _mixer(tracer._engine.sources.get(tracer._engine, name, batch), share)))
-    return hooks
+    yield "base", runs.forward(batch)
+    source = tracer.intervention.source_run(runs.whole, tracer.view) if tracer.intervention.aligned else None
+    if source is not None:
+        yield "source", runs.of_run(source, batch.rows)
+    with tracer.session():  # activations that are not kept are taken anew
+        yield "patched", runs.forward(batch, mask)
 
 
-def _mixer(source: Tensor, share: Tensor) -> HookFn:
-    return lambda act, hook=None: mix(act, source, share)
-
-
-def _run(
-    tracer: Tracer,
-    tokens: Int[Tensor, "rows pos"],
-    hooks: Hooks,
-    words: list[str],
-    candidates: Int[Tensor, " k"],
-    shown: _Shown,
-    where: str,
+def _view(
+    tracer: Tracer, forward: Forward, words: list[str], candidates: Int[Tensor, " k"], shown: _Shown, where: str
 ) -> RunView:
-    kept: dict[str, Tensor] = {}
-
-    def keep(name: str) -> HookFn:
-        def grab(act: Tensor, hook: Any = None) -> None:
-            kept[name] = act[:1].detach().float().cpu()
-
-        return grab
-
-    view, n = tracer.view, len(words)
-    reads = [(name, keep(name)) for name in sorted(shown.hooks)]
-    with view.frozen(), view.attached([*hooks, *reads]), torch.no_grad():
-        # a row may hold answer tokens after the prompt; causal attention keeps them from the prompt's own activations
-        logits = view.run(tokens, torch.ones_like(tokens))
-    probabilities = logits[0, :n].float().softmax(-1)[:, candidates.to(logits.device)].cpu()
+    """What a run shows of its first row, at every token of the prompt."""
+    n = len(words)
+    columns = torch.arange(n, device=tracer.view.device)
+    wanted = replace(forward, keep_after=frozenset(shown.hooks), reads=(torch.zeros_like(columns), columns))
+    with torch.no_grad():
+        ran = tracer.batches.runs.ran(wanted, 0.0)
+    kept = {name: value[:1].float().cpu() for name, value in ran.kept_after.items()}
+    probabilities = ran.logits[0].float().softmax(-1)[:, candidates.to(ran.logits.device)].cpu()
     return RunView(
         words=words,
         attention=[_rounded(kept[c.hook_name][0, c.index, :n, :n], f"{where}, {c.label}") for c in shown.heads],

@@ -32,8 +32,8 @@ from tl_multitrace import machine
 from tl_multitrace.distributed import ALONE, Ranks
 from tl_multitrace.files import File, locked, read_json, write_json
 from tl_multitrace.machine import versions
-from tl_multitrace.persist.checkpoint import NAME, Checkpoint
 from tl_multitrace.render import Run, write_report
+from tl_multitrace.runs.checkpoint import NAME, Checkpoint
 from tl_multitrace.runs.job import Job, Log
 from tl_multitrace.untrusted import member
 

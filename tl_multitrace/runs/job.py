@@ -23,10 +23,10 @@ from tl_multitrace.interventions import intervention_by_name
 from tl_multitrace.loading import load_model
 from tl_multitrace.metrics import LogitDiff, OddsRatio, metric_by_name
 from tl_multitrace.objective import Goal, Objective
-from tl_multitrace.persist.checkpoint import Checkpoint
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.render import Run
 from tl_multitrace.runs.bounds import constraints_of
+from tl_multitrace.runs.checkpoint import Checkpoint
 from tl_multitrace.solvers import Solver, SubsetPath, select, solver_by_name
 from tl_multitrace.spec import budgets_from_text, describe_components, groups_from_text
 from tl_multitrace.tasks import Task, task, task_from_file, tasks

@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_multitrace.persist.calls import Loop
+from tl_multitrace.engine.shared import Loop
 from tl_multitrace.solvers.search import Search, subset
 from tl_multitrace.solvers.soft import Run, bracket, fill, minibatches, pinned, sweep, tell
 

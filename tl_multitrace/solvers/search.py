@@ -19,8 +19,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tl_multitrace.engine.shared import Loop
 from tl_multitrace.objective import Aim, Objective, aim_of
-from tl_multitrace.persist.calls import Loop
 from tl_multitrace.progress import bar, tell
 from tl_multitrace.tracer import Tracer
 

@@ -15,7 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_multitrace.compat import ModelView
-from tl_multitrace.memory.stores import rows_on
+from tl_multitrace.cost import HookError
+from tl_multitrace.engine.sources import rows_on
 
 KeysValues = tuple[Float[Tensor, "rows ..."], Float[Tensor, "rows ..."]]
 
@@ -46,6 +47,9 @@ class Past:
         if view.is_bridge:
             cache, seen = _recorder()
             run(cache)
+            silent = [layer for layer in range(view.n_layers) if layer not in seen]
+            if silent:
+                raise HookError(f"the attention of layer {silent[0]} stores no keys and values")
             return cls(view, tuple(seen[layer] for layer in range(view.n_layers)), axis=2)
         cache = _hooked_cache(view, rows)
         run(cache)

@@ -18,8 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tl_multitrace.compat import ModelView
-from tl_multitrace.forward.engine import Engine
-from tl_multitrace.forward.sources import Sources
+from tl_multitrace.engine.forward import session
+from tl_multitrace.engine.mask_runs import MaskRuns
+from tl_multitrace.engine.trials import trials_of
 from tl_multitrace.groups import HookGroups
 from tl_multitrace.interventions import Interchange
 from tl_multitrace.rows import Rows
@@ -96,27 +97,27 @@ def count_step(view: ModelView, rows: Rows, groups: HookGroups, dtype: torch.dty
         HookError: a hook point that does not fire.
     """
     rows = _only(rows, _largest(rows))
-    engine = Engine(view, rows, groups, Interchange(), Sources(chunk=1), dtype)
+    trials = trials_of(view, rows.base[0, : rows.lengths[0]].tolist())
+    runs = MaskRuns(view, rows, groups, Interchange(), dtype, trials, whole=rows)
     known = _counted.setdefault(view.model, {})
-    asked = (view.device, view.dtype, dtype, rows.base.shape, rows.source.shape, len(groups), tuple(engine.plans))
+    asked = (view.device, view.dtype, dtype, rows.base.shape, rows.source.shape, len(groups), tuple(runs.plans))
     if asked not in known:
-        known[asked] = _count(engine)
+        known[asked] = _count(runs)
     return known[asked]
 
 
-def _count(engine: Engine) -> StepBytes:
-    view, rows, groups, dtype = engine.view, engine.rows, engine.groups, engine.dtype
-    batch = rows.batch(torch.tensor([0]), view.device)
-    ones = torch.ones(1, batch.n_rows, len(groups), dtype=dtype, device=view.device)
-    with engine.session():
+def _count(runs: MaskRuns) -> StepBytes:
+    batch = runs.rows.batch(torch.tensor([0]), runs.view.device)
+    ones = torch.ones(1, batch.n_rows, len(runs.groups), dtype=runs.dtype, device=runs.view.device)
+    with session(runs.view):
         with torch.no_grad():
-            engine.sources.prepare(engine)  # kept, and so not counted: the plan says where they are
-            engine.answers(batch, ones)  # the first forward notes things about the model
+            runs.sources.prepare(runs)  # kept, and so not counted: the plan says where they are
+            runs.answers(batch, ones)  # the first forward notes things about the model
             with LiveBytes() as forward:
-                engine.answers(batch, ones)
+                runs.answers(batch, ones)
         with torch.enable_grad(), LiveBytes() as backward:
             leaf = ones.clone().requires_grad_()
-            torch.autograd.grad(engine.answers(batch, leaf).token_logp.sum(), leaf)
+            torch.autograd.grad(runs.answers(batch, leaf).token_logp.sum(), leaf)
     return StepBytes(forward.peak, backward.peak, batch.n_rows, counted=True)
 
 

@@ -3,29 +3,23 @@
 Blocks before the first that a mask changes give what they gave before: a run restarts from the stored input of that
 block. In a causal model the same holds for tokens: those before the first that a mask touches, and those that base and
 source have in common at the start, are left alone, and the later ones find their keys and values stored. Whether a
-model is causal and takes stored keys and values is tried out, not assumed: where the trial fails, every token runs.
+model can do either is tried, not assumed (``trials``): where a trial fails, every block, or every token, runs.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_multitrace.forward.engine import Engine, Prefix
-from tl_multitrace.forward.past import Past, keys_width
-from tl_multitrace.interventions import Run
-from tl_multitrace.memory.exhausted import is_out_of_memory
-from tl_multitrace.memory.stores import rows_on
+from tl_multitrace.engine.mask_runs import MaskRuns
+from tl_multitrace.engine.past import Past, keys_width
+from tl_multitrace.engine.sources import StoredRun, rows_on
 from tl_multitrace.rows import Batch
-
-logger = logging.getLogger(__name__)
 
 TILE_TOKENS = {"cpu": 512, "cuda": 16384}
 """Tokens per forward up to which several masks share a batch."""
@@ -39,77 +33,52 @@ PLACES = 1 << 20
 MIN_RUNS = 4
 """Runs for which storing keys and values (one forward) begins to pay."""
 
-
-@dataclass(frozen=True)
-class RunState:
-    """What calls have left behind that later calls' cost and rounding depend on.
-
-    Attributes:
-        asked: runs asked for so far.
-        tried: whether keys and values were tried.
-        references: masks of the stored runs.
-        answered: whether those runs' answers are stored too, as they are where the runs were made for their own sake.
-        early: whether those runs were stored before keys and values were tried, and ran whole.
-    """
-
-    asked: int = 0
-    tried: bool = False
-    references: Float[np.ndarray, "r groups"] = field(default_factory=lambda: np.zeros((0, 0)))
-    answered: bool = True
-    early: bool = False
-
-    def key(self) -> bytes:
-        """The same for states that the next call cannot tell apart."""
-        asked = -1 if self.tried else self.asked
-        said = f"{asked} {self.answered} {self.early} {self.references.shape} "
-        return said.encode() + self.references.tobytes()
+Plans = list[tuple[int, Int[Tensor, " jobs"], list[StoredRun]]]
+"""A block to start at, the masks that do, and the stored run of each."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Restarts:
     """Stored runs, and which masks may restart from them, where, and together.
 
     Attributes:
-        engine: runs the masks.
-        batches: what it runs them on.
+        runs: run the masks.
+        batches: what they run on.
         origin: the base run.
         limit: bytes of keys and values that may be kept.
         references: runs under other masks.
-        eager: store keys and values as soon as there are runs enough, whatever their tokens would save.
+        eager: store keys and values as soon as there are runs enough, whatever their tokens would save, so that every
+            process does alike.
         several: whether block inputs of other runs than the base run may be kept.
         device: where keys and values are kept; None: the model's.
     """
 
-    engine: Engine
+    runs: MaskRuns
     batches: list[Batch]
-    origin: Prefix
-    limit: int
-    references: list[Prefix] = field(default_factory=list)
+    origin: StoredRun
+    limit: int = 0
+    references: list[StoredRun] = field(default_factory=list)
     eager: bool = False
     several: bool = True
     device: torch.device | None = None
     _past: Past | None = None
-    _tried: bool = False
-    _early: bool = False
     _asked: int = 0
     _differences: Int[Tensor, " rows"] | None = None
     _columns: Int[np.ndarray, " groups"] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     def __post_init__(self) -> None:
-        device = self.engine.view.device.type
+        device = self.runs.view.device.type
         self.tile, self.overhead = TILE_TOKENS.get(device, 512), FORWARD_TOKENS.get(device, 24)
 
     # ------------------------------------------------------------------ from which block
 
-    def by_first_block(
-        self, masks: Float[np.ndarray, "k groups"], *, with_references: bool = True
-    ) -> list[tuple[int, Int[Tensor, " jobs"], list[Prefix]]]:
+    def by_first_block(self, masks: Float[np.ndarray, "k groups"], *, with_references: bool = True) -> Plans:
         """Masks grouped by where they can restart: ``(first block, mask numbers, stored run of each)``.
 
         A mask that does not differ from a stored run whose answers are known starts after the last block.
         """
         runs = [self.origin, *(self.references if with_references else ())]
-        plans: dict[int, list[tuple[int, Prefix]]] = {}
+        plans: dict[int, list[tuple[int, StoredRun]]] = {}
         for j, mask in enumerate(masks):
             starts = [self._first_block(mask, run) for run in runs]
             best = int(np.argmax(starts))
@@ -118,13 +87,13 @@ class Restarts:
             (start, torch.tensor([j for j, _ in jobs]), [r for _, r in jobs]) for start, jobs in sorted(plans.items())
         ]
 
-    def _first_block(self, mask: Float[np.ndarray, " groups"], run: Prefix) -> int:
+    def _first_block(self, mask: Float[np.ndarray, " groups"], run: StoredRun) -> int:
         changed = np.flatnonzero(mask != run.mask)
         if not len(changed):
             if run is self.origin or run.answers:
-                return self.engine.view.n_layers
+                return self.runs.view.n_layers
             changed = np.flatnonzero(mask)
-        layer = int(self.engine.first_layers[changed].min())
+        layer = min(self.runs.starts[i] for i in changed)
         return layer if layer in run.residuals else 0
 
     def set_references(self, masks: Float[Tensor, "r groups"]) -> None:
@@ -140,85 +109,49 @@ class Restarts:
         for batch in self.batches:
             for part, column in self.tiles(wanted, batch):
                 self._record_runs(masks[part], batch, [records[p] for p in part], column)
-        self.keep(records)
+        self.references = records
 
-    def keep(self, records: list[Prefix]) -> None:
-        """Restart from these runs from now on."""
-        self.references, self._early = records, bool(records) and not self._tried
-
-    def _record_runs(self, masks: Float[Tensor, "k groups"], batch: Batch, records: list[Prefix], column: int) -> None:
-        view, k = self.engine.view, len(masks)
+    def _record_runs(
+        self, masks: Float[Tensor, "k groups"], batch: Batch, records: list[StoredRun], column: int
+    ) -> None:
+        view, k = self.runs.view, len(masks)
         past = self.cache(batch, column, k) if column else None
-        mask = masks[:, None].to(view.device)
-        answers = self.engine.answers(batch, mask, record=records, column=column, past=past)
+        answers = self.runs.answers(batch, masks[:, None].to(view.device), record=records, column=column, past=past)
         each = torch.arange(len(batch.examples), device=view.device)
         for i, record in enumerate(records):
             record.answers.append(answers.picked(each + i * len(each)))
             self.complete(record, batch, column)
 
-    def complete(self, record: Prefix, batch: Batch, column: int) -> None:
+    def complete(self, record: StoredRun, batch: Batch, column: int) -> None:
         """Tokens before the first that was run are those of the base run."""
         for layer, inputs in record.residuals.items() if column else ():
             rows = rows_on(inputs.device, batch.rows)
             inputs[rows, :column] = self.origin.residuals[layer][rows, :column]
 
-    def new_references(self, masks: Float[Tensor, "r groups"]) -> list[Prefix]:
+    def new_references(self, masks: Float[Tensor, "r groups"]) -> list[StoredRun]:
         """Empty references for masks, in the memory of the last ones; none where block inputs are not kept."""
         values = masks.detach().cpu().double().numpy()
         if not (self.several and self.origin.residuals and values.any()):
             return []
         kept, self.references = self.references, []
         buffers = [r.residuals for r in kept[: len(values)]] + [{} for _ in values[len(kept) :]]
-        return [Prefix(mask, residuals) for mask, residuals in zip(values, buffers, strict=True)]
+        return [StoredRun(mask, residuals) for mask, residuals in zip(values, buffers, strict=True)]
 
     def forget(self) -> None:
         """Drop stored runs, keys and values, so that what follows depends on nothing evaluated before."""
-        self._past, self._tried, self._asked = None, False, 0
-        self.keep([])
-
-    # ------------------------------------------------------------------ what was stored
-
-    @property
-    def state(self) -> RunState:
-        """What is stored, by what it was stored for."""
-        masks = np.array([run.mask for run in self.references]).reshape(len(self.references), len(self.engine.groups))
-        answered = all(run.answers for run in self.references)
-        return RunState(self._asked, self._tried, masks, answered, self._early)
-
-    def repeat(self, state: RunState, slope: Callable[[Tensor], None]) -> None:
-        """Store what calls stored that led to a state, in their order.
-
-        Args:
-            state: which.
-            slope: stores the block inputs of a derivative at a mask: a run without answers.
-        """
-        self.forget()
-        if state.tried and not state.early:
-            _ = self.causal
-        masks = torch.from_numpy(state.references).to(self.engine.dtype)
-        if len(masks) and state.answered:
-            with torch.no_grad():
-                self.set_references(masks)
-        elif len(masks):
-            slope(masks[0])
-        if state.tried:
-            _ = self.causal
-        self._asked = state.asked
+        self._past, self._asked, self.references = None, 0, []
 
     # ------------------------------------------------------------------ from which token, and together
 
     def consider(self, n_runs: int) -> None:
         """Store keys and values where the runs that were asked for so far, and these, make it worth it."""
         self._asked += n_runs
-        if self._tried or self._asked < MIN_RUNS:
+        if self._past is not None or self._asked < MIN_RUNS:
             return
-        if self.eager:
-            _ = self.causal
-            return
-        groups, width = self._group_columns(), self.engine.rows.base.shape[1]
+        groups, width = self._group_columns(), self.runs.rows.base.shape[1]
         saved = np.mean([np.maximum(groups, self._common(batch)).mean() for batch in self.batches]) / width
-        if self._asked * saved > 1:
-            _ = self.causal
+        if (self.eager or self._asked * saved > 1) and self.causal:
+            self._past = self._stored()
 
     def tiles(self, masks: Float[np.ndarray, "k groups"], batch: Batch) -> Iterator[tuple[Int[Tensor, " jobs"], int]]:
         """Which of the masks that start at one block share a forward over a batch, and the first column it runs."""
@@ -238,13 +171,13 @@ class Restarts:
             yield torch.from_numpy(order[at : at + count].copy()), column
             at += count
 
-    def gradient_start(self, batch: Batch) -> tuple[int, Any]:
+    def gradient_start(self, batch: Batch) -> tuple[int, object]:
         """The first token that any mask changes, and the stored keys and values of those before it."""
-        column = int(self._first_columns(np.ones((1, len(self.engine.groups))), batch)[0])
+        column = int(self._first_columns(np.ones((1, len(self.runs.groups))), batch)[0])
         return column, self.cache(batch, column, 1) if column else None
 
     def _first_columns(self, masks: Float[np.ndarray, "k groups"], batch: Batch) -> Int[np.ndarray, " k"]:
-        if not self._tried or not self.causal:
+        if self._past is None:
             return np.zeros(len(masks), dtype=np.int64)
         group_columns, latest = self._group_columns(), int(batch.read_position.min())
         first = [group_columns[on].min() if len(on := np.flatnonzero(m)) else latest for m in masks]
@@ -253,20 +186,20 @@ class Restarts:
     def _common(self, batch: Batch) -> int:
         """Columns at the start of a batch that have the same activations in the base and the source run."""
         if self._differences is None:
-            self._differences = self.engine.sources.first_difference(self.engine)
+            self._differences = self.runs.sources.first_difference(self.runs)
         rows = batch.rows if isinstance(batch.rows, slice) else batch.rows.cpu()
         return min(int(self._differences[rows].min()), int(batch.read_position.min()))
 
     def _group_columns(self) -> Int[np.ndarray, " groups"]:
         """Per group, the first column that it touches in any row."""
         if not len(self._columns):
-            sites = self.engine.groups.sites
+            sites = self.runs.groups.sites
             found = {p: self._first_column(p) for p in {s.position for group in sites for s in group}}
             self._columns = np.array([min(found[s.position] for s in group) for group in sites], dtype=np.int64)
         return self._columns
 
     def _first_column(self, position: object) -> int:
-        whole = self.engine.whole or self.engine.rows  # other processes, which have other rows, start at the same
+        whole = self.runs.whole  # other processes, which have other rows, start at the same
         parts = torch.arange(whole.n_examples).split(max(1, PLACES // whole.base.shape[1]))
         chosen = (whole.batch(part, torch.device("cpu")).places.select(position) for part in parts)  # type: ignore[arg-type]
         return min(int(c.long().argmax(-1).min()) for c in chosen)
@@ -275,11 +208,9 @@ class Restarts:
 
     @property
     def causal(self) -> bool:
-        """Whether tokens before a change are left alone, and a run may start after them; tried once."""
-        if not self._tried:
-            self._tried = True
-            self._past = self._stored() if self._possible() and self._trial() else None
-        return self._past is not None
+        """Whether tokens before a change are left alone, and a run may start after them."""
+        stored = all(sources.keeps for sources in self.runs.stored)
+        return stored and 0 < keys_values_bytes(self.runs) <= self.limit and self.runs.trials.start_tokens
 
     @property
     def stored_bytes(self) -> int:
@@ -292,67 +223,27 @@ class Restarts:
         assert self._past is not None
         return self._past.cache(batch.rows, column, k)
 
-    def _possible(self) -> bool:
-        engine = self.engine
-        stored = engine.sources.keeps and (engine.held is None or engine.held.values.keeps)
-        return stored and 0 < keys_values_bytes(engine) <= self.limit
-
     def _stored(self) -> Past:
-        rows, stored = self.engine.rows, None
+        rows, stored = self.runs.rows, None
         for batch in self.batches:
-            part = self._record(batch)
+            with torch.no_grad():
+                part = Past.record(
+                    self.runs.view,
+                    batch.n_rows,
+                    lambda cache, here=batch: self.runs.answers(here, past=cache),  # type: ignore[misc]
+                )
             stored = stored or part.room_for(len(rows), rows.base.shape[1], self.device)
             stored.put(batch.rows, part)
         assert stored is not None
         return stored
 
-    def _record(self, batch: Batch) -> Past:
-        with torch.no_grad():
-            return Past.record(
-                self.engine.view, batch.n_rows, lambda cache: self.engine.answers(batch, column=0, past=cache)
-            )
 
-    def _trial(self) -> bool:
-        """Change the last tokens of one example, and see whether a restart there gives what the whole run gives."""
-        engine = self.engine
-        batch = engine.rows.batch(self.batches[0].examples[:1].cpu(), engine.view.device)
-        column, before, spent = int(batch.read_position.min()), engine.base, engine.cost.copy()
-        try:
-            past = self._record(batch)
-            with torch.no_grad():
-                base = engine.answers(batch).token_logp
-                engine.set_base(_perturbed(engine, before, column))
-                whole = engine.answers(batch).token_logp
-                part = engine.answers(batch, column=column, past=past.cache(slice(None), column, 1)).token_logp
-        except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError, AssertionError) as error:
-            if is_out_of_memory(error):
-                raise
-            logger.info("%s takes no stored keys and values (%s): every token runs.", engine.view.name, error)
-            return False
-        finally:
-            if before is not None:
-                engine.set_base(before)
-            if self.eager:  # every process tries for itself: no part of the prompts' cost
-                engine.cost.become(spent)
-        differs = bool((whole - base)[batch.present].abs().max() > 1e-6)
-        return differs and torch.allclose(whole[batch.present], part[batch.present], atol=1e-4, rtol=1e-4)
-
-
-def keys_values_bytes(engine: Engine) -> int:
+def keys_values_bytes(runs: MaskRuns) -> int:
     """Bytes of the base run's keys and values; 0 where runs cannot restart from them."""
-    view, rows = engine.view, engine.rows
-    plain = rows.packing is None and not any(p.pattern for p in engine.hooked.values())
+    view, rows = runs.view, runs.rows
+    plans = {**runs.frozen_plans, **runs.plans}
+    plain = rows.packing is None and not any(p.pattern for p in plans.values())
+    # in lower precision a run over some of the tokens rounds differently from a whole one
     if not plain or view.dtype not in (torch.float32, torch.float64) or rows.base.shape[1] <= 2:
         return 0
     return 2 * rows.base.numel() * view.n_layers * keys_width(view) * view.dtype.itemsize
-
-
-def _perturbed(engine: Engine, base: Run | None, column: int) -> Run:
-    """The base run with other embeddings from a column on."""
-    rows, view = engine.rows, engine.view
-    run = Run(rows.base, rows.lengths) if base is None else base
-    noise = torch.zeros(*rows.base.shape, view.d_model) if run.noise is None else run.noise.clone()
-    spread = float(view.embed(rows.base[0]).float().std()) or 1.0
-    draw = torch.randn(rows.base.shape[1] - column, view.d_model, generator=torch.Generator().manual_seed(0))
-    noise[:, column:] += 3 * spread * draw
-    return replace(run, noise=noise)

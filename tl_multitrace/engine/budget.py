@@ -10,15 +10,13 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-from tl_multitrace.compat import ModelView
-from tl_multitrace.memory.measured import available
-from tl_multitrace.memory.stores import Place
+from tl_multitrace.engine.sources import Place
+from tl_multitrace.engine.step_bytes import StepBytes
+from tl_multitrace.models.memory import available
 from tl_multitrace.rows import Rows
-from tl_multitrace.sizing.calibrate import StepBytes
 
 SHARE = 0.6
 """Of what is free, how much stored activations and one batch may take; the rest is headroom."""
@@ -28,12 +26,6 @@ ACTIVATIONS = {"cpu": 256 << 20, "cuda": 4 << 30}
 
 BATCH_TOKENS = 2048
 """Tokens per forward at most: beyond it a larger batch is no faster."""
-
-READ_RATE = 1e9
-"""Bytes per second that a file of activations is read at, as far as choosing a place goes."""
-
-WORK_RATE = {"cpu": 5e10, "cuda": 1e14}
-"""Operations per second of a forward, by device type, as far as choosing a place goes."""
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
 UNITS["Ti"] = 1 << 40
@@ -64,20 +56,18 @@ class Limits:
     Attributes:
         device: on the model's device.
         host: in host memory, beside a GPU; 0 for a model that is itself there.
-        folder: where activations may go to a file.
     """
 
     device: int
     host: int = 0
-    folder: Path | None = None
 
     @classmethod
-    def of(cls, device: torch.device, given: int | str | None = None, folder: Path | None = None) -> Limits:
+    def of(cls, device: torch.device, given: int | str | None = None) -> Limits:
         """What was given, in each of the two memories; else what is measured."""
         beside = device.type not in ("cpu", "mps")  # whose memory is the host's
         if given is not None:
-            return cls(bytes_from(given), bytes_from(given) if beside else 0, folder)
-        return cls(measured_limit(device), measured_limit("cpu") if beside else 0, folder)
+            return cls(bytes_from(given), bytes_from(given) if beside else 0)
+        return cls(measured_limit(device), measured_limit("cpu") if beside else 0)
 
 
 def measured_limit(device: torch.device | str) -> int:
@@ -140,9 +130,3 @@ def batch_size_for(rows: Rows, step: StepBytes, limit: int, kind: str) -> int:
 def step_budget(limit: int, kind: str) -> int:
     """Bytes for one batch."""
     return min(limit // 2, ACTIVATIONS.get(kind, ACTIVATIONS["cpu"]))
-
-
-def reading_pays(view: ModelView, per_token: int) -> bool:
-    """Whether reading stored activations of a token from a file is faster than computing them again."""
-    weights = sum(p.numel() for p in view.model.blocks.parameters())
-    return bool(per_token / READ_RATE < 2 * weights / WORK_RATE.get(view.device.type, WORK_RATE["cpu"]))

@@ -3,8 +3,7 @@
 The model's weights are there already. One batch must fit, so its forward and backward come first. What is left of the
 limit goes to what saves most: source activations (without them a batch's every visit takes a second forward), then the
 block inputs of the base run and of one more that evaluations restart from, then keys and values. Each goes to the
-model's device, else, beside a GPU, to host memory. Source activations that fit into neither go to a file in the run's
-folder, where reading them is faster than a forward (on a CPU it is, on a GPU it is not); else they are recomputed.
+model's device, else, beside a GPU, to host memory. Source activations that fit into neither are recomputed per batch.
 """
 
 from __future__ import annotations
@@ -15,14 +14,13 @@ from dataclasses import dataclass, field
 import torch
 
 from tl_multitrace.compat import ModelView
-from tl_multitrace.forward.engine import Engine
-from tl_multitrace.forward.restart import TILE_TOKENS, Restarts, keys_values_bytes
-from tl_multitrace.forward.sources import base_of
+from tl_multitrace.engine.budget import BATCH_TOKENS, Limits, Room, batch_size_for, step_budget
+from tl_multitrace.engine.mask_runs import MaskRuns
+from tl_multitrace.engine.restart import TILE_TOKENS, Restarts, keys_values_bytes
+from tl_multitrace.engine.sources import Place
+from tl_multitrace.engine.step_bytes import StepBytes, count_step, rough_step
 from tl_multitrace.groups import HookGroups
-from tl_multitrace.memory.stores import Place
 from tl_multitrace.rows import Rows
-from tl_multitrace.sizing.budget import BATCH_TOKENS, Limits, Room, batch_size_for, reading_pays, step_budget
-from tl_multitrace.sizing.calibrate import StepBytes, count_step, rough_step
 
 MARGIN = 4
 """The rough guess of a step is never less than a quarter of what it takes."""
@@ -30,7 +28,6 @@ MARGIN = 4
 PLACES: dict[Place, str] = {
     "device": "on the model's device",
     "host": "in host memory, moved per batch",
-    "disk": "in a file, read per batch",
     "recomputed": "recomputed per batch",
     "none": "not kept",
 }
@@ -100,22 +97,17 @@ class MemoryEstimate:
         """Bytes in host memory, beside a model on a GPU."""
         return self._at("host")
 
-    @property
-    def disk(self) -> int:
-        """Bytes in a file."""
-        return self._at("disk")
-
-    def follow(self, engine: Engine, restarts: Restarts) -> None:
-        """Tell the parts of an evaluator where to keep what they keep.
+    def follow(self, runs: MaskRuns, restarts: Restarts) -> None:
+        """Tell those that keep something where to keep it.
 
         Args:
-            engine: its kept source activations and block inputs are placed.
+            runs: their source activations and block inputs are placed.
             restarts: their keys and values are placed, and the runs they keep are limited.
         """
         host = torch.device("cpu")
-        for sources in engine.kept:
-            sources.place, sources.folder = self.places["source_activations"], self.limits.folder
-        engine.inputs_on = host if self.places["block_inputs"] == "host" else None
+        for sources in runs.stored:
+            sources.place = self.places["source_activations"]
+        runs.inputs_on = host if self.places["block_inputs"] == "host" else None
         restarts.limit = self.keys_values if self.places["keys_values"] != "none" else 0
         restarts.device = host if self.places["keys_values"] == "host" else None
         restarts.several = self.stored_runs > 1
@@ -151,36 +143,35 @@ def _text(size: int) -> str:
     return f"{value:.2f} GiB"
 
 
-def plan_memory(engine: Engine, batch_size: int, step: StepBytes, limits: Limits) -> MemoryEstimate:
+def plan_memory(runs: MaskRuns, batch_size: int, step: StepBytes, limits: Limits) -> MemoryEstimate:
     """Decide where everything goes.
 
     Args:
-        engine: of the trace; nothing has run yet.
+        runs: of the trace; nothing has run yet.
         batch_size: prompt pairs per forward.
         step: what one prompt pair takes.
         limits: what may be taken.
     """
-    view, rows, room = engine.view, engine.rows, Room(limits)
-    kind, per_row = view.device.type, max(1, sum(engine.sources.row_bytes(engine).values()))
+    view, rows, room = runs.view, runs.rows, Room(limits)
+    kind, per_row = view.device.type, max(1, sum(runs.sources.row_bytes(runs).values()))
     tile = _tile_tokens(step, rows.base.shape[1], limits.device, kind)
     in_tile = max(1, tile // (rows.base.shape[1] * step.rows))
     one_batch = per_row * step.rows * batch_size
     backward, forward = step.backward * batch_size, step.forward * max(batch_size, in_tile)
-    sources = _source_bytes(engine)
+    sources = _source_bytes(runs)
     room.device = max(0, room.device - backward)
     where: Place = room.take(sources)
     if where == "none":
-        pays = limits.folder is not None and reading_pays(view, per_row // rows.base.shape[1])
-        where = "disk" if pays else "recomputed"
+        where = "recomputed"
     if where != "device":
         room.device = max(0, room.device - one_batch)
         forward, backward = forward + one_batch, backward + one_batch
     if sources:
         forward = max(forward, 2 * (step.forward * batch_size + one_batch))  # the source run takes two batches at once
-    per_run = block_input_bytes(engine)
-    runs = next((runs for runs in (2, 1) if runs * per_run <= max(room.device, room.host)), 2)
-    at_inputs = room.take(runs * per_run) if per_run else "none"
-    keys_values = keys_values_bytes(engine)
+    per_run = block_input_bytes(runs)
+    stored = next((n for n in (2, 1) if n * per_run <= max(room.device, room.host)), 2)
+    at_inputs = room.take(stored * per_run) if per_run else "none"
+    keys_values = keys_values_bytes(runs)
     restarts = keys_values > 0 and where != "recomputed"
     return MemoryEstimate(
         device=str(view.device),
@@ -188,12 +179,12 @@ def plan_memory(engine: Engine, batch_size: int, step: StepBytes, limits: Limits
         batch_size=batch_size,
         weights=weight_bytes(view),
         source_activations=sources,
-        block_inputs=runs * per_run,
-        stored_runs=runs if at_inputs != "none" else 0,
+        block_inputs=stored * per_run,
+        stored_runs=stored if at_inputs != "none" else 0,
         keys_values=keys_values,
         forward=forward,
         backward=backward,
-        masks=2 * rows.n_examples * len(engine.groups) * engine.dtype.itemsize,
+        masks=2 * rows.n_examples * len(runs.groups) * runs.dtype.itemsize,
         needed=sources + 2 * per_run + keys_values + step.backward * batch_size,
         places={
             "source_activations": where,
@@ -205,18 +196,17 @@ def plan_memory(engine: Engine, batch_size: int, step: StepBytes, limits: Limits
     )
 
 
-def _source_bytes(engine: Engine) -> int:
-    """Bytes of source activations, and of the base run's at held sites."""
-    own = engine.sources.needed or engine.sources.measure(engine)
-    if engine.held is None:
+def _source_bytes(runs: MaskRuns) -> int:
+    """Bytes of source activations, and of the base run's at frozen sites."""
+    own = runs.sources.needed or runs.sources.measure(runs)
+    if runs.frozen is None:
         return own
-    return own + (engine.held.values.needed or engine.held.values.measure(engine, base_of(engine)))
+    return own + (runs.frozen.needed or runs.frozen.measure(runs, runs.base))
 
 
-def block_input_bytes(engine: Engine) -> int:
+def block_input_bytes(runs: MaskRuns) -> int:
     """Bytes of the block inputs that evaluations restart from, one per first block of a group."""
-    layers = len({int(layer) for layer in engine.first_layers} - {0})
-    return int(layers * engine.rows.base.numel() * engine.view.d_model * engine.view.dtype.itemsize)
+    return int(len(runs.start_layers) * runs.rows.base.numel() * runs.view.d_model * runs.view.dtype.itemsize)
 
 
 def batch_and_step(

@@ -1,1 +1,0 @@
-"""Memory: how much there is, where activations are kept, and what to do when it runs out."""

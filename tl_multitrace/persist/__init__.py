@@ -1,1 +1,0 @@
-"""What outlives a call: results cached by content, states of a loop, and checkpoints of a run."""
