@@ -158,7 +158,8 @@ class MeanAblation(Intervention):
     """Replace by the mean activation over a reference prompt set.
 
     Args:
-        reference: prompts whose *base* side is averaged; default: the pairs' own source prompts.
+        reference: prompts whose *source* side is averaged, as :meth:`Circuit.ablate` does (``reference.swap()`` gives
+            the other side); default: the pairs themselves.
         per_position: one mean per position (prompts must line up from the left) instead of one over all tokens.
             Attention weights always take one mean per position.
 
@@ -185,7 +186,7 @@ class MeanAblation(Intervention):
         """The reference prompts."""
         if self.reference is None:  # prompts, not rows: no prompt counts twice for having two answers
             return Run(rows.pairs.source_tokens, rows.pairs.source_lengths)
-        return Run(self.reference.base_tokens, self.reference.lengths)
+        return Run(self.reference.source_tokens, self.reference.source_lengths)
 
 
 @dataclass(frozen=True)

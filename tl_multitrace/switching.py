@@ -22,9 +22,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_multitrace.compat import HookFn, ModelView
-from tl_multitrace.cost import NonFiniteError
-from tl_multitrace.engine.forward import padded, run, session
+from tl_multitrace.engine.means import mean_activations
 from tl_multitrace.groups import SITES, Component, HookGroups
+from tl_multitrace.interventions import Run
 from tl_multitrace.metrics import AnswerLogProb
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.validate import check_inputs
@@ -32,9 +32,6 @@ from tl_multitrace.validate import check_inputs
 How = Literal["mean", "zero"]
 Values = Mapping[str, Float[Tensor, "..."]]
 """Per hook name a vector that stands for every position: ``[head, d_head]``, ``[d_mlp]`` or ``[d_model]``."""
-
-CHUNK = 32
-"""Reference prompts per forward."""
 
 
 @dataclass(frozen=True, repr=False, eq=False)  # two switches are the same only if they are one
@@ -168,22 +165,9 @@ def means(
         HookError: a hook point does not fire.
         NonFiniteError: a mean is not finite.
     """
-    sums: dict[str, Tensor] = {}
-    one = torch.zeros(1, dtype=torch.long, device=view.device)
-    with session(view), torch.no_grad():
-        for rows, n in zip(tokens.split(CHUNK), lengths.split(CHUNK), strict=True):
-            prompts = padded([row[:k].tolist() for row, k in zip(rows, n.tolist(), strict=True)], view.device)
-            weight = prompts.attention.mask.double()
-            for name, act in run(view, replace(prompts, keep=frozenset(names), reads=(one, one))).kept.items():
-                total = torch.einsum("bp...,bp->...", act.double(), weight.to(act.device))
-                sums[name] = sums[name] + total if name in sums else total
     dtype = torch.float64 if view.dtype == torch.float64 else torch.float32
-    broken = [name for name, total in sums.items() if not bool(total.isfinite().all())]
-    if broken:
-        raise NonFiniteError(
-            f"the mean activations at {broken[0]} are not finite. Check the weights and the reference prompts."
-        )
-    return {name: (total / int(lengths.sum())).to(dtype) for name, total in sums.items()}
+    found = mean_activations(view, dict.fromkeys(names, False), Run(tokens, lengths))
+    return {name: mean.to(dtype) for name, mean in found.items()}
 
 
 # ---------------------------------------------------------------------- what the hooks do

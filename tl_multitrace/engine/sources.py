@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_multitrace.answers import Answers
-from tl_multitrace.cost import NonFiniteError
+from tl_multitrace.engine.means import mean_activations, refuse_non_finite
 from tl_multitrace.groups.mixing import Plan
 from tl_multitrace.interventions import GivenAblation, Run
 from tl_multitrace.rows import Batch, Rows
@@ -153,12 +153,24 @@ class Sources:
         if isinstance(intervention, GivenAblation):
             values = {name: intervention.values[name].to(view.device, view.dtype) for name in self.plans}
             for name, value in values.items():
-                _refuse(value[None], f"the values given for {name}")
+                refuse_non_finite(value[None], f"the values given for {name}")
             return {name: value[None, None] for name, value in values.items()}
-        if intervention.averages:
-            assert self._run is not None
-            return means(runs, self.plans, self._run, self.chunk, per_position=intervention.averages == "position")
-        return {}
+        return self._means(runs) if intervention.averages else {}
+
+    def _means(self, runs: MaskRuns) -> dict[str, Tensor]:
+        """Means over the prompts of the source run, over all tokens or per position."""
+        assert self._run is not None
+        run, per_position = self._run, runs.intervention.averages == "position"
+        patterns = {name: plan.pattern for name, plan in self.plans.items()}
+        found = mean_activations(runs.view, patterns, run, per_position=per_position, chunk=self.chunk)
+        runs.cost.forwards += 1
+        for name, plan in self.plans.items():
+            if per_position or plan.pattern:
+                _checked_width(runs, plan, run)
+                found[name] = _widened(runs, plan, found[name][None])
+            else:
+                found[name] = found[name][None, None]
+        return {name: mean.to(runs.view.dtype) for name, mean in found.items()}
 
     def get(self, runs: MaskRuns, name: str, batch: Batch) -> Tensor:
         """Source activation of a batch's rows at a hook point, as wide as the batch."""
@@ -267,41 +279,7 @@ class Sources:
         return self._batch_values
 
 
-# ---------------------------------------------------------------------- means
-
-
-def means(runs: MaskRuns, plans: Mapping[str, Plan], run: Run, chunk: int, *, per_position: bool) -> dict[str, Tensor]:
-    """Mean activations of a run at hook points, over prompts and positions or per position, as one row for all.
-
-    Raises:
-        NonFiniteError: an activation is not finite.
-        ValueError: there is no mean for some positions of the prompts.
-    """
-    sums: dict[str, Tensor] = {}
-    counts: dict[str, Tensor] = {}
-    total, full = len(run.tokens), run.tokens.shape[1]
-    for first in range(0, total, chunk):
-        index = torch.arange(first, min(first + chunk, total))
-        values = runs.kept(run, index, plans)
-        runs.cost.forwards += len(index) / total
-        real = torch.arange(full) < run.lengths[index][:, None]
-        for name, value in values.items():
-            _refuse(value, f"the run that means are taken of is not finite at {name}", first)
-            pattern = plans[name].pattern
-            weight = real[:, : value.shape[-1 if pattern else 1]].to(value.device, value.dtype)
-            _accumulate(name, value, weight, pattern, full, sums, counts)
-    found = {}
-    for name, value in sums.items():
-        if per_position or plans[name].pattern:
-            _check_width(runs, plans[name], run)
-            mean = _widened(runs, plans[name], (value / counts[name].clamp_min(1))[None])
-        else:
-            mean = (value.sum(0) / counts[name].sum(0))[None, None]
-        found[name] = mean.to(runs.view.dtype)
-    return found
-
-
-def _check_width(runs: MaskRuns, plan: Plan, run: Run) -> None:
+def _checked_width(runs: MaskRuns, plan: Plan, run: Run) -> None:
     answers = "everywhere" in plan.selectors
     have = int(run.lengths.max())
     want = runs.rows.base.shape[1] if answers else int(runs.rows.pairs.lengths.max())
@@ -318,38 +296,6 @@ def _widened(runs: MaskRuns, plan: Plan, value: Tensor) -> Tensor:
     missing = max(0, runs.rows.base.shape[1] - value.shape[-1 if plan.pattern else 1])
     pad = [0, missing] * 2 if plan.pattern else [0, 0] * (value.ndim - 2) + [0, missing]
     return torch.nn.functional.pad(value, pad)
-
-
-def _refuse(value: Tensor, what: str, first: int | None = None) -> None:
-    """Refuse a tensor that is not finite: a mean of it, or a value for every prompt, would spoil all of them."""
-    if bool(value.isfinite().all()):
-        return
-    if first is None:
-        raise NonFiniteError(f"{what} are not finite in {value.dtype}. Look at what they were computed from.")
-    row = first + int((~value.isfinite()).flatten(1).any(1).nonzero()[0])
-    raise NonFiniteError(f"{what}, prompt {row}. Check the weights and the reference prompts.")
-
-
-def _accumulate(
-    name: str,
-    value: Tensor,
-    weight: Tensor,
-    pattern: bool,
-    full: int,
-    sums: dict[str, Tensor],
-    counts: dict[str, Tensor],
-) -> None:
-    value = value.double()
-    if pattern:
-        seen = (weight[:, None, :, None] * weight[:, None, None, :]).double()
-        missing = full - value.shape[-1]
-        pad = [0, missing, 0, missing]
-    else:
-        seen = weight.double().reshape(*weight.shape, *[1] * (value.ndim - 2))
-        pad = [0, 0] * (value.ndim - 2) + [0, full - value.shape[1]]
-    total, count = (torch.nn.functional.pad(x.sum(0), pad) for x in (value * seen, seen))
-    sums[name] = sums[name] + total if name in sums else total
-    counts[name] = counts[name] + count if name in counts else count
 
 
 def _moved(value: Tensor, shift: Int[Tensor, " b"], width: int, pattern: bool) -> Tensor:
