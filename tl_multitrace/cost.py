@@ -42,6 +42,7 @@ class Cost:
         forwards: forward passes over the whole prompt set; a restart from layer k of L counts (L - k) / L.
         backwards: backward passes to the mask, counted alike (one costs about 0.9 of a forward with frozen weights).
         seconds: time spent inside them.
+        off: optimisations that this model does not allow, with the reason of each: runs were whole there.
 
     Examples:
         >>> import tl_multitrace as mt
@@ -57,6 +58,7 @@ class Cost:
     forwards: float = 0.0
     backwards: float = 0.0
     seconds: float = 0.0
+    off: tuple[str, ...] = ()
 
     @property
     def equivalents(self) -> float:
@@ -64,7 +66,8 @@ class Cost:
         return self.forwards + self.backwards
 
     def __sub__(self, other: Cost) -> Cost:
-        return Cost(self.forwards - other.forwards, self.backwards - other.backwards, self.seconds - other.seconds)
+        spent = (mine - theirs for mine, theirs in zip(self.numbers, other.numbers, strict=True))
+        return Cost(*spent, self.off)
 
     @property
     def numbers(self) -> tuple[float, float, float]:
@@ -72,12 +75,12 @@ class Cost:
         return self.forwards, self.backwards, self.seconds
 
     def become(self, other: Cost) -> None:
-        """Take over the numbers of ``other``."""
+        """Take over the numbers of ``other``; what is off stays off."""
         self.forwards, self.backwards, self.seconds = other.forwards, other.backwards, other.seconds
 
     def copy(self) -> Cost:
         """A snapshot."""
-        return Cost(self.forwards, self.backwards, self.seconds)
+        return Cost(*self.numbers, self.off)
 
 
 @dataclass

@@ -55,6 +55,11 @@ class Diagnosis:
         """Checks that failed."""
         return tuple(check for check in self.checks if check.status == "failed")
 
+    @property
+    def warnings(self) -> tuple[Check, ...]:
+        """Checks that found something off: numbers are right, and cost more."""
+        return tuple(check for check in self.checks if check.status == "warning")
+
     def to_dict(self) -> dict[str, Any]:
         """Everything, for JSON."""
         facts = {section: dict(lines) for section, lines in self.facts.items()}
@@ -77,9 +82,10 @@ class Diagnosis:
         yield "checks"
         for check in self.checks:
             yield f"  {check.status:<8}  {check.name}: {check.found}"
-            if check.status == "failed":
+            if check.status in ("failed", "warning"):
                 yield f"            -> {check.remedy}"
-        yield f"{len(self.failed)} of {len(self.checks)} checks failed" if self.failed else "All checks passed"
+        ended = f"{len(self.failed)} of {len(self.checks)} checks failed" if self.failed else "All checks passed"
+        yield ended + (f", {len(self.warnings)} with a warning" if self.warnings else "")
 
 
 def doctor(

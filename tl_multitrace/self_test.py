@@ -29,7 +29,7 @@ from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.spec import groups_from_text
 from tl_multitrace.tracer import Tracer
 
-Status = Literal["ok", "failed", "left out"]
+Status = Literal["ok", "warning", "failed", "left out"]
 
 KINDS = {
     "heads": "heads",
@@ -42,6 +42,9 @@ KINDS = {
 """What is tried, as text for :func:`~tl_multitrace.spec.groups_from_text`."""
 
 PROMPTS, WIDTH = 4, 8
+
+NEW_TOKENS = 6
+"""Tokens that are generated with and without stored keys and values."""
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 0.03, torch.bfloat16: 0.2}
 """Largest difference from the plain run, as a share of the largest effect; batches and restarts round differently."""
@@ -61,7 +64,8 @@ class Check:
 
     Attributes:
         name: what.
-        status: ``"ok"``, ``"failed"``, or ``"left out"`` where it does not apply.
+        status: ``"ok"``, ``"warning"`` where it works but costs more, ``"failed"``, or ``"left out"`` where it does not
+            apply.
         found: what came out, in a line.
         remedy: what to do where it failed.
     """
@@ -138,7 +142,8 @@ class SelfTest:
         for name, kind in KINDS.items():
             yield self._of_kind(name, kind)
         yield tried("gradients", self._gradients, "use solvers that need none: Greedy(), TopK()")
-        yield tried("restarts", self._restarts, "report this, with the whole output")
+        yield tried("generation", self._generation, "load the model with tl_multitrace.load_model, which mends this")
+        yield from self._optimisations()
         yield tried("speed", self._speed, "report this, with the whole output")
 
     def _of_kind(self, name: str, kind: str) -> Check:
@@ -201,18 +206,33 @@ class SelfTest:
             raise Disagreement("the derivative to the mask is zero everywhere")
         return f"reach the mask, largest {float(gradient.abs().max()):.2g} nats"
 
-    def _restarts(self) -> str:
+    def _generation(self) -> str:
+        """Greedy text with stored keys and values is the text without."""
+        generate = getattr(self.model, "generate", None)
+        if generate is None:
+            return "this model does not generate"
+        room = min(NEW_TOKENS, self.view.n_ctx - self.pairs.base_tokens.shape[1] if self.view.n_ctx else NEW_TOKENS)
+        options = {"max_new_tokens": room, "do_sample": False, "stop_at_eos": False, "verbose": False}
+        prompt = self.pairs.base_tokens[:1].to(self.view.device)
+        with torch.no_grad():
+            stored, whole = (generate(prompt, use_past_kv_cache=on, **options) for on in (True, False))
+        differ = (stored != whole).flatten().nonzero()
+        if len(differ):
+            new = int(differ[0]) - prompt.shape[1] + 1
+            raise Disagreement(
+                f"greedy text with stored keys and values differs from the text without, from new token {new} on: "
+                "what model.generate() writes is wrong"
+            )
+        return f"{room} greedy tokens are the same with and without stored keys and values"
+
+    def _optimisations(self) -> Iterator[Check]:
+        """What is tried on a model before it is relied on, each on or off."""
         tracer = self.tracer(self._any_kind())
-        last = int(np.argmax(tracer.groups.first_layers))
-        before = tracer.cost.forwards
-        tracer.effect(torch.eye(len(tracer.groups))[last])
-        spent = tracer.cost.forwards - before
-        blocks = "used" if tracer.memory["block_input_bytes"] else "not used"
-        tokens = "used" if tracer.causal else "not used"
-        return (
-            f"stored block inputs {blocks} (a component of the last layer costs {spent:.2f} of a forward), stored keys "
-            f"and values {tokens}"
-        )
+        trials = tracer.batches.runs.trials
+        _ = trials.start_tokens, trials.padding
+        for trial in trials.done.values():
+            said = f"on ({trial.why})" if trial.on else f"off, because {public(trial.why)}"
+            yield Check(trial.name, "ok" if trial.on else "warning", said, "runs are right without, and cost more")
 
     def _speed(self) -> str:
         with torch.no_grad(), session(self.view):

@@ -161,7 +161,9 @@ class Tracer:
     @property
     def cost(self) -> Cost:
         """Forwards, backwards and seconds so far, base and source runs included."""
-        return self.batches.runs.cost
+        cost = self.batches.runs.cost
+        cost.off = tuple(f"{name}: {said}" for name, said in self.optimisations.items() if said.startswith("off"))
+        return cost
 
     @property
     def base_metric(self) -> Float[Tensor, " n"]:

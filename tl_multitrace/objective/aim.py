@@ -359,5 +359,6 @@ class TracerAim:
             "metric": tracer.metric.name or "custom",
             "metric_unit": tracer.metric.unit,
             "intervention": tracer.intervention.describe(),
+            **({"off": list(tracer.cost.off)} if tracer.cost.off else {}),
             **({"out_of_memory": {"halved": tracer.halved, "batch_size": tracer.batch_size}} if tracer.halved else {}),
         }
