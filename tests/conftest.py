@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 # Before transformers or a BLAS is imported, or they have no effect.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 
-from tiny_models import MODEL_NAMES, TL_MAJOR, build, word_tokenizer
+from tiny_models import build, few, word_tokenizer
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -27,12 +28,14 @@ def pytest_configure() -> None:
     torch.set_num_threads(1)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What judges a method over hundreds of problems says the same on every TransformerLens: once is enough."""
-    again = pytest.mark.skip(reason="judges a method on many problems: on the newest TransformerLens alone")
-    for item in items:
-        if TL_MAJOR < 4 and item.get_closest_marker("judges_a_method"):
-            item.add_marker(again)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out ``nightly`` tests unless ``-m`` names them; in addopts, any other ``-m`` would bring them back."""
+    if re.search(r"\bnightly\b", config.option.markexpr or ""):
+        return
+    left_out = [item for item in items if item.get_closest_marker("nightly")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("nightly")]
 
 
 def _random_states() -> dict[str, Any]:
@@ -51,9 +54,9 @@ def unmoved_random_state(request: pytest.FixtureRequest) -> Iterator[None]:
         pytest.fail(f"the test moved the global random state of {' and '.join(moved)}; use a generator of its own")
 
 
-@pytest.fixture(params=MODEL_NAMES)
+@pytest.fixture(params=few("native", "attn-only"))
 def tiny_model(request: pytest.FixtureRequest) -> Any:
-    """Each tiny model in turn, freshly built, with a word tokenizer."""
+    """Tiny models in turn, freshly built, with a word tokenizer."""
     return build(request.param, tokenizer=word_tokenizer())
 
 
