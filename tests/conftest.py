@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 
 # Before transformers or a BLAS is imported, or they have no effect.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -18,24 +17,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from nightly import pytest_collection_modifyitems as pytest_collection_modifyitems  # the hook itself
 
 from tiny_models import build, few, word_tokenizer
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+REAL_MODELS = "TL_MULTITRACE_REAL_MODELS"
 
 
 def pytest_configure() -> None:
     torch.set_num_threads(1)
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out ``nightly`` tests unless ``-m`` names them; in addopts, any other ``-m`` would bring them back."""
-    if re.search(r"\bnightly\b", config.option.markexpr or ""):
-        return
-    left_out = [item for item in items if item.get_closest_marker("nightly")]
-    if left_out:
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if not item.get_closest_marker("nightly")]
 
 
 def _random_states() -> dict[str, Any]:
@@ -66,3 +57,14 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"the public data sets are not at ../shared/data ({SHARED_DATA})")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def real_models() -> Path:
+    """The folder that ``real_models/make.py`` filled; skips where there is none."""
+    folder = os.environ.get(REAL_MODELS)
+    if not folder:
+        pytest.skip(f"no real models: `python tests/real_models/make.py FOLDER`, then set {REAL_MODELS}=FOLDER")
+    if not Path(folder).is_dir():
+        pytest.fail(f"{REAL_MODELS}={folder} is no folder")
+    return Path(folder)

@@ -10,7 +10,7 @@ import torch
 import tl_multitrace as mt
 from tiny_models import MODEL_NAMES, build, few
 
-pytestmark = pytest.mark.lens
+pytestmark = [pytest.mark.lens, pytest.mark.costs]
 
 GENERATOR = torch.Generator().manual_seed(0)
 BASE = torch.randint(3, 60, (5, 9), generator=GENERATOR)
