@@ -17,22 +17,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from nightly import pytest_collection_modifyitems as pytest_collection_modifyitems  # the hook itself
 
-from tiny_models import MODEL_NAMES, TL_MAJOR, build, word_tokenizer
+from tiny_models import build, few, word_tokenizer
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+REAL_MODELS = "TL_MULTITRACE_REAL_MODELS"
 
 
 def pytest_configure() -> None:
     torch.set_num_threads(1)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What judges a method over hundreds of problems says the same on every TransformerLens: once is enough."""
-    again = pytest.mark.skip(reason="judges a method on many problems: on the newest TransformerLens alone")
-    for item in items:
-        if TL_MAJOR < 4 and item.get_closest_marker("judges_a_method"):
-            item.add_marker(again)
 
 
 def _random_states() -> dict[str, Any]:
@@ -51,9 +45,9 @@ def unmoved_random_state(request: pytest.FixtureRequest) -> Iterator[None]:
         pytest.fail(f"the test moved the global random state of {' and '.join(moved)}; use a generator of its own")
 
 
-@pytest.fixture(params=MODEL_NAMES)
+@pytest.fixture(params=few("native", "attn-only"))
 def tiny_model(request: pytest.FixtureRequest) -> Any:
-    """Each tiny model in turn, freshly built, with a word tokenizer."""
+    """Tiny models in turn, freshly built, with a word tokenizer."""
     return build(request.param, tokenizer=word_tokenizer())
 
 
@@ -63,3 +57,14 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"the public data sets are not at ../shared/data ({SHARED_DATA})")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def real_models() -> Path:
+    """The folder that ``real_models/make.py`` filled; skips where there is none."""
+    folder = os.environ.get(REAL_MODELS)
+    if not folder:
+        pytest.skip(f"no real models: `python tests/real_models/make.py FOLDER`, then set {REAL_MODELS}=FOLDER")
+    if not Path(folder).is_dir():
+        pytest.fail(f"{REAL_MODELS}={folder} is no folder")
+    return Path(folder)

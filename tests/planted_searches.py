@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from functools import cache
 from typing import Any
+
+import pytest
 
 import tl_multitrace as mt
 from tl_multitrace.demo.planted import Direction, PlantedCircuit
@@ -12,7 +15,15 @@ from tl_multitrace.demo.planted import build as build_anew
 SLACK = 0.01
 """Share of the target by which an effect may fall short of the best and still count as the best."""
 
+HARD = ("and_of_ors", "key_query_and", "decoys", "mini_ioi", "and3_soft", "majority")
+"""Circuits that at least one solver misses at every size of model."""
+
 build = cache(build_anew)  # no search changes a model
+
+
+def nightly_but(kept: Collection[str], names: Sequence[str]) -> list[Any]:
+    """Parameters for every name, of which those not ``kept`` wait for ``-m nightly``."""
+    return [name if name in kept else pytest.param(name, marks=pytest.mark.nightly) for name in names]
 
 
 def search(circuit: PlantedCircuit, direction: Direction, solver: Any = None, **options: Any) -> mt.SubsetPath:

@@ -22,7 +22,6 @@ ROOMS = [
         for room in (
             "causal_trace",
             "demo",
-            "deprecation",
             "evaluation",
             "flow",
             "interop",
@@ -46,13 +45,11 @@ class Public:
         name: as a user writes it, such as ``tl_multitrace.solvers.Choice``.
         what: the object itself.
         doc: its docstring; of a constant the string under it.
-        parameters: names that a caller passes.
     """
 
     name: str
     what: Any
     doc: str
-    parameters: tuple[str, ...] = ()
 
     @property
     def is_class(self) -> bool:
@@ -76,15 +73,6 @@ def constants() -> dict[str, str]:
     return {name: doc for path in sorted(PACKAGE.rglob("*.py")) for name, doc in under_constants(path).items()}
 
 
-def parameters_of(what: Any) -> tuple[str, ...]:
-    """What a caller passes, without ``self`` and without fields that start with an underscore."""
-    try:
-        names = list(inspect.signature(what).parameters)
-    except (TypeError, ValueError):
-        return ()
-    return tuple(n for n in names if n not in ("self", "cls") and not n.startswith("_"))
-
-
 def own_doc(what: Any) -> str:
     """The docstring of this object, not one that it inherits."""
     return inspect.cleandoc(what.__doc__ or "")
@@ -102,7 +90,7 @@ def public_names() -> tuple[Public, ...]:
                 continue
             called = inspect.isclass(what) or inspect.isroutine(what)
             doc = own_doc(what) if called else constants().get(name, "")
-            found[id(what)] = Public(f"{room}.{name}", what, doc, parameters_of(what) if called else ())
+            found[id(what)] = Public(f"{room}.{name}", what, doc)
     return tuple(found.values())
 
 
@@ -120,7 +108,7 @@ def methods(owner: Public) -> Iterator[Public]:
         function = unwrapped(member)
         if function is None or name.startswith("_") or function.__qualname__ != f"{owner.what.__qualname__}.{name}":
             continue
-        yield Public(f"{owner.name}.{name}", function, own_doc(function), parameters_of(function))
+        yield Public(f"{owner.name}.{name}", function, own_doc(function))
 
 
 def every_method() -> tuple[Public, ...]:

@@ -14,16 +14,19 @@ import pytest
 import torch
 
 import tl_multitrace as mt
-from tiny_models import MODEL_NAMES, build, word_tokenizer
+from tiny_models import build, few, word_tokenizer
 from tl_multitrace.causal_trace import CausalTokens, TokenReplacement, causal_tokens
 from trace_oracle import PlainTrace, gaussian
 
-pytestmark = pytest.mark.filterwarnings("ignore:the model does not predict", "ignore:the corruption")
+pytestmark = [
+    pytest.mark.lens,
+    pytest.mark.filterwarnings("ignore:the model does not predict", "ignore:the corruption"),
+]
 
 IDS, SPAN, ANSWER = [5, 17, 42, 8, 30, 11], (1, 5), 9
 SAMPLES, NOISE, STD, SEED = 2, 3.0, 0.4, 7
 GIVEN = [5, 3, 4, 21, 33, 11]
-SHAPES = [n for n in MODEL_NAMES if n.split("-", 1)[1] in ("gpt2", "llama", "neox")]
+SHAPES = [n for n in few() if "gemma2" not in n]
 
 
 @cache

@@ -8,15 +8,18 @@ import pytest
 import torch
 
 import tl_multitrace as mt
-from tiny_models import HAS_BRIDGE, MODEL_NAMES, N_LAYERS, build, word_tokenizer
+from tiny_models import HAS_BRIDGE, N_LAYERS, build, few, word_tokenizer
 from tl_multitrace.causal_trace import TokenReplacement, TraceGrid, causal_trace
 from trace_oracle import PlainTrace, frozen_sites, gaussian, unit_cells, window_cells
 
-pytestmark = pytest.mark.filterwarnings("ignore:the model does not predict", "ignore:window", "ignore:the corruption")
+pytestmark = [
+    pytest.mark.lens,
+    pytest.mark.filterwarnings("ignore:the model does not predict", "ignore:window", "ignore:the corruption"),
+]
 
 IDS, SPAN, ANSWER = [5, 17, 42, 8, 30, 11], (1, 3), 9
 SAMPLES, NOISE, STD, SEED = 2, 3.0, 0.4, 7
-SHAPES = [n for n in MODEL_NAMES if n.split("-", 1)[1] in ("gpt2", "llama", "neox")]
+SHAPES = [n for n in few() if "gemma2" not in n]
 
 _models: dict[str, Any] = {}
 
@@ -89,7 +92,7 @@ def test_heads_and_neurons_equal_the_plain_loop(name: str, kind: str, units: lis
     assert_same(severed, plain(model).grid(cells, frozen_sites(cells, ["mlp", "attn"], N_LAYERS)))
 
 
-@pytest.mark.parametrize("name", [n for n in MODEL_NAMES if n not in SHAPES])
+@pytest.mark.parametrize("name", [n for n in few("native", "attn-only") if n not in SHAPES])
 def test_the_other_architectures_equal_the_plain_loop_too(name: str) -> None:
     model = build(name)
     for kind in ("resid", "attn"):

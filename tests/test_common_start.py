@@ -8,7 +8,9 @@ import pytest
 import torch
 
 import tl_multitrace as mt
-from tiny_models import MODEL_NAMES, build
+from tiny_models import MODEL_NAMES, build, few
+
+pytestmark = [pytest.mark.lens, pytest.mark.costs]
 
 GENERATOR = torch.Generator().manual_seed(0)
 BASE = torch.randint(3, 60, (5, 9), generator=GENERATOR)
@@ -17,7 +19,7 @@ LENGTHS = torch.tensor([9, 7, 8, 9, 6])
 ANSWERS = torch.randint(3, 60, (5,), generator=GENERATOR)
 
 
-@pytest.mark.parametrize("name", MODEL_NAMES)
+@pytest.mark.parametrize("name", few("native"))
 def test_tokens_in_common_at_the_start_are_left_alone(name: str) -> None:
     model = build(name)
     source = torch.cat([BASE[:, :4], SOURCE[:, 4:]], 1)
@@ -48,7 +50,7 @@ def test_what_source_and_base_have_in_common() -> None:
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
-@pytest.mark.parametrize("name", MODEL_NAMES)
+@pytest.mark.parametrize("name", few("native"))
 def test_gradients_leave_them_alone_too(name: str, dtype: torch.dtype | None) -> None:
     """The derivative, the block inputs stored with it, and a minibatch's loss: as over the whole rows, for less."""
     model = build(name).to(torch.float32)

@@ -22,6 +22,8 @@ from tl_multitrace.demo.packing import ALWAYS, attention_mask, rows, sentence_ro
 from tl_multitrace.demo.tokenizer import load_tokenizer
 from tl_multitrace.demo.train import TrainConfig, run, text_digest, train
 
+pytestmark = pytest.mark.lens
+
 # Two families are learned in part: see tests/test_demo_families.py.
 LEAST = {"variable_binding": 0.65, "corr2cause": 0.7}
 HAS_BRIDGE = importlib.util.find_spec("transformer_lens.model_bridge") is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
 import functools
 import importlib
@@ -65,15 +66,52 @@ def demo_once(name: str) -> Any:
     return load_model(name)
 
 
+# ------------------------------------------------------------------------------------- what examples need not define
+def set_up() -> dict[str, str]:
+    """The names that the package's docstring gives to all examples, with the expression behind each."""
+    lines = [ast.parse(e.source).body[0] for e in doctest.DocTestParser().get_examples(str(mt.__doc__))]
+    made = [line for line in lines if isinstance(line, ast.Assign)]
+    return {ast.unparse(line.targets[0]): ast.unparse(line.value) for line in made}
+
+
+class Names(dict[str, Any]):
+    """Makes a name when it is asked for; once for all examples, but for the tracer, whose cost they print."""
+
+    def __missing__(self, name: str) -> Any:
+        if name not in set_up():
+            raise KeyError(name)
+        return made(name) if name == "tracer" else made_once(name)
+
+
+def made(name: str) -> Any:
+    return eval(set_up()[name], {"mt": mt}, Names())
+
+
+made_once = functools.cache(made)
+
+
+def given_to(example: doctest.DocTest) -> dict[str, Any]:
+    """Those of the names that an example uses."""
+    tree = ast.parse("".join(e.source for e in example.examples))
+    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    return {"mt": mt, **{name: Names()[name] for name in set_up() if name in used}}
+
+
 @pytest.mark.parametrize("example", EXAMPLES, ids=[test.name.removeprefix("tl_multitrace.") for test in EXAMPLES])
 @pytest.mark.filterwarnings("ignore::tl_multitrace.LeftOut")
 def test_the_example_gives_what_it_shows(example: doctest.DocTest) -> None:
     if example.name.rpartition(".")[2] in NEEDS_NEWEST and not has_newest():
         pytest.skip("this TransformerLens has no such results")
     said: list[str] = []
+    example.globs.update(given_to(example))
     runner = doctest.DocTestRunner(optionflags=FLAGS, verbose=False)
     runner.run(example, out=said.append, clear_globs=True)
     assert runner.failures == 0, "".join(said)
+
+
+def test_the_names_are_those_of_the_page() -> None:
+    assert set(set_up()) == {"model", "task", "pairs", "groups", "tracer", "path", "circuit"}
+    assert "<!-- names -->" in (PACKAGE.parent / "tutorials/pages/api/index.md").read_text(encoding="utf-8")
 
 
 def test_no_example_is_skipped() -> None:

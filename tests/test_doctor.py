@@ -16,11 +16,13 @@ from test_package import project
 from typer.testing import CliRunner
 
 import tl_multitrace as mt
-from tiny_models import MODEL_NAMES, build
+from tiny_models import build, few
 from tl_multitrace import machine, self_test
 from tl_multitrace.cli import app as cli
 from tl_multitrace.doctor import SUPPORTED
 from tl_multitrace.self_test import KINDS, SelfTest, public, tried
+
+pytestmark = pytest.mark.lens
 
 KIND_NAMES = set(KINDS)
 
@@ -163,7 +165,7 @@ def test_weights_that_are_not_finite_are_found() -> None:
     assert f"{len(found.failed)} of {len(found.checks)} checks failed" in repr(found)
 
 
-@pytest.mark.parametrize("name", [n for n in MODEL_NAMES if n.endswith("attn-only")])
+@pytest.mark.parametrize("name", [n for n in few("attn-only") if n.endswith("attn-only")])
 def test_a_model_without_mlps_leaves_them_out(name: str) -> None:
     checks = by_name(SelfTest(build(name)).checks())
     assert checks["neurons"].status == checks["MLP layers"].status == "left out"

@@ -14,7 +14,7 @@ from oracles import Plain, activations, logit_diff, odds_ratio, pairs_of, random
 from simulated_tasks import circuit_of
 
 import tl_multitrace as mt
-from tiny_models import HAS_BRIDGE, MODEL_NAMES, build
+from tiny_models import HAS_BRIDGE, build, few
 from tl_multitrace.evaluation import random_sets
 from tl_multitrace.groups import Component
 from tl_multitrace.objective import aim_of
@@ -74,7 +74,8 @@ def plain_faithfulness(kept: list[int], **options: Any) -> float:
 
 
 # ------------------------------------------------------------------------------------------- the scores themselves
-@pytest.mark.parametrize("name", MODEL_NAMES)
+@pytest.mark.lens
+@pytest.mark.parametrize("name", few())
 def test_effects_equal_plain_hooks_on_every_model(name: str) -> None:
     of = build(name)
     found = mt.evaluate(circuit(of=of), held_out(), draws=0)

@@ -16,8 +16,7 @@ from tl_multitrace.evaluation import shuffled_answers
 TASKS = 200
 
 
-@pytest.mark.judges_a_method
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_held_out_intervals_cover_the_known_effect() -> None:
     """200 tasks whose effect on the whole population of prompts is known; each is seen through a sample of 48."""
     covered = np.zeros((TASKS, 2), dtype=bool)
@@ -42,16 +41,14 @@ def nulls() -> tuple[list[mt.Significance], list[mt.Significance]]:
     return on_held_out, on_search
 
 
-@pytest.mark.judges_a_method
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_under_the_null_few_circuits_are_significant() -> None:
     results = nulls()[0]
     assert 0 < np.mean([r.p_zero <= 0.05 for r in results]) <= 0.09
     assert np.mean([r.significant() for r in results]) <= 0.07
 
 
-@pytest.mark.judges_a_method
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_on_the_prompts_of_the_search_the_same_test_is_too_kind() -> None:
     """Why the test is for held-out prompts: nothing is to be found here either, and more is."""
     results = nulls()[1]

@@ -16,6 +16,8 @@ from tiny_models import HAS_BRIDGE, build
 from tl_multitrace.causal_trace import causal_trace
 from tl_multitrace.forward.finite import checked
 
+pytestmark = pytest.mark.lens
+
 NAME = "bridge-native" if HAS_BRIDGE else "hooked-native"
 BROKEN = 99
 """A token whose embedding is NaN in the broken model."""

@@ -15,6 +15,8 @@ from tiny_models import HAS_BRIDGE, HAS_HOOKED, TL_MAJOR, build
 from tl_multitrace.flow.nodes import Nodes
 from tl_multitrace.flow.patching import PathPatching
 
+pytestmark = pytest.mark.lens
+
 FAMILIES = ("gpt2", "llama", "neox", "gemma2", "native-gqa", "attn-only")
 APIS = [*(["hooked"] if HAS_HOOKED else []), *(["bridge"] if HAS_BRIDGE else [])]
 MODELS = [f"{api}-{family}" for api in APIS for family in FAMILIES]

@@ -14,6 +14,8 @@ import tl_multitrace as mt
 from tiny_models import HAS_BRIDGE, build
 from tl_multitrace.groups import Component
 
+pytestmark = pytest.mark.lens
+
 API = "bridge" if HAS_BRIDGE else "hooked"
 model_of = cache(lambda family: build(f"{API}-{family}", torch.float64))
 EXAMPLES = random_examples(4, tokens=3)  # 8, 7, 6 and 5 tokens

@@ -15,6 +15,8 @@ import tl_multitrace as mt
 from tiny_models import N_HEADS, N_LAYERS, TL_MAJOR, build
 from tl_multitrace.interop import Edge, Shape, scores_of_graph
 
+pytestmark = pytest.mark.lens
+
 
 def has(module: str, name: str) -> bool:
     """Whether the installed TransformerLens has this."""

@@ -15,6 +15,8 @@ import tl_multitrace as mt
 from tiny_models import MODEL_NAMES, build
 from tl_multitrace.interventions import intervention_by_name
 
+pytestmark = pytest.mark.lens
+
 model_of = cache(lambda: build(MODEL_NAMES[0], torch.float64))
 EXAMPLES = random_examples(4, seed=2, tokens=2)
 PATTERN = "blocks.1.attn.hook_pattern"

@@ -26,6 +26,8 @@ from tl_multitrace.sizing import budget
 from tl_multitrace.engine.budget import Limits, Room, bytes_from, measured_limit, power_of_two
 from tl_multitrace.sizing.calibrate import count_step
 
+pytestmark = pytest.mark.lens
+
 GIB = 1 << 30
 EXAMPLES = random_examples(6, seed=5, right=1, wrong=1, tokens=1)
 model_of = cache(lambda name=MODEL_NAMES[0], dtype=torch.float64: build(name, dtype))

@@ -11,10 +11,23 @@ import torch
 from oracles import Plain, binary_mask, pairs_of, random_examples, soft_mask
 
 import tl_multitrace as mt
-from tiny_models import FAMILIES, HAS_BRIDGE, HAS_HOOKED, MODEL_NAMES, TL_MAJOR, build, build_pair, float64_is_exact
+from tiny_models import (
+    FAMILIES,
+    HAS_BRIDGE,
+    HAS_HOOKED,
+    MODEL_NAMES,
+    TL_MAJOR,
+    build,
+    build_pair,
+    few,
+    float64_is_exact,
+)
 from tl_multitrace.groups import SITES, SiteKind
 
+pytestmark = pytest.mark.lens
+
 every_model = pytest.mark.parametrize("name", MODEL_NAMES)
+few_models = pytest.mark.parametrize("name", few())
 
 
 @cache
@@ -54,7 +67,7 @@ def close(name: str, ours: torch.Tensor, plain: torch.Tensor) -> None:
 
 
 # ------------------------------------------------------------------------------------------------- identities
-@every_model
+@few_models
 def test_mask_0_is_the_model_itself_to_the_bit(name: str) -> None:
     model, groups = model_of(name), some_groups(model_of(name))
     base, source = torch.tensor([EXAMPLES[0].base]), torch.tensor([EXAMPLES[0].source])
@@ -73,7 +86,7 @@ def test_mask_0_is_the_model_itself_to_the_bit(name: str) -> None:
     assert torch.equal(tracer.effect(torch.full((len(groups),), 1e-30)), torch.zeros(3, dtype=torch.float64))
 
 
-@every_model
+@few_models
 def test_last_residual_gives_the_source_run(name: str) -> None:
     model, groups = model_of(name), mt.residual(model_of(name), [2], site="post")
     base, source = torch.tensor([EXAMPLES[0].base]), torch.tensor([EXAMPLES[0].source])
@@ -180,7 +193,7 @@ def failing_metric(error: type[BaseException], calls: int) -> Any:
     return metric
 
 
-@every_model
+@few_models
 @pytest.mark.parametrize("calls", [0, 2])
 def test_model_comes_back_after_an_exception_in_the_metric(name: str, calls: int) -> None:
     model = model_of(name)
@@ -190,8 +203,8 @@ def test_model_comes_back_after_an_exception_in_the_metric(name: str, calls: int
     assert state_of(model) == before
 
 
-@every_model
-@pytest.mark.parametrize("firing", [1, 3, 8])  # while hooks are checked, in the source run, later
+# while hooks are checked, in the source run, later
+@pytest.mark.parametrize(("name", "firing"), [*((name, 3) for name in few()), (few()[0], 1), (few()[0], 8)])
 def test_model_comes_back_after_ctrl_c_inside_a_hook(name: str, firing: int) -> None:
     model = model_of(name)
     point = model.hook_dict["blocks.2.hook_attn_out"]
@@ -215,7 +228,7 @@ def test_model_comes_back_after_ctrl_c_inside_a_hook(name: str, firing: int) -> 
 
 
 # ------------------------------------------------------------------------------------------ hooks that are lost
-@every_model
+@few_models
 def test_a_hook_that_does_not_fire_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of(name)
     before = state_of(model)
@@ -226,7 +239,7 @@ def test_a_hook_that_does_not_fire_is_refused(name: str, monkeypatch: pytest.Mon
     assert state_of(model) == before
 
 
-@every_model
+@pytest.mark.parametrize("name", few("native"))
 def test_edits_of_attention_weights_count_or_are_refused(name: str) -> None:
     model = model_of(name)
     if not loses_patterns(name):
@@ -236,7 +249,7 @@ def test_edits_of_attention_weights_count_or_are_refused(name: str) -> None:
         mt.Tracer(model, pairs_of(EXAMPLES), mt.heads(model, site="pattern"))
 
 
-@every_model
+@pytest.mark.parametrize("name", few("attn-only", "gpt2-compat"))
 def test_facts_read_from_the_model(name: str) -> None:
     view = mt.ModelView(model_of(name))
     assert (view.n_layers, view.n_heads, view.d_model, view.d_head, view.d_vocab) == (3, 4, 32, 8, 128)

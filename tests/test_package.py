@@ -20,7 +20,6 @@ PACKAGE = ROOT / "tl_multitrace"
 # A room may import those above it in this list, and never one below. A new room is a new line.
 ROOMS = [
     "_version",
-    "deprecation",
     "progress",
     "memory",
     "last_mlp",

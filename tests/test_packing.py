@@ -8,10 +8,12 @@ import pytest
 import torch
 
 import tl_multitrace as mt
-from tiny_models import D_VOCAB, MODEL_NAMES, TL_MAJOR, build
+from tiny_models import D_VOCAB, MODEL_NAMES, TL_MAJOR, build, few
 from tl_multitrace import setup as tracer_setup
 from tl_multitrace.last_mlp import LastMLP
 from tl_multitrace.packing import Packing
+
+pytestmark = pytest.mark.lens
 
 WINDOWED = ("bridge-gemma2", "bridge-gemma2-compat")
 SITES = ("pattern", "z")
@@ -38,7 +40,7 @@ def test_attention_of_a_packed_row() -> None:
     assert seen == [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 1, 4]]
 
 
-@pytest.mark.parametrize("name", MODEL_NAMES)
+@pytest.mark.parametrize("name", few("attn-only"))
 def test_packed_only_where_the_model_is_right(name: str) -> None:
     tracer = mt.Tracer(build(name), some_pairs(), mt.heads(build(name)))
     packed = name.startswith("bridge-") and name not in WINDOWED
@@ -46,7 +48,7 @@ def test_packed_only_where_the_model_is_right(name: str) -> None:
     assert len(tracer.rows) == (5 if packed else 9)
 
 
-@pytest.mark.parametrize("name", [n for n in MODEL_NAMES if n.startswith("bridge-")])
+@pytest.mark.parametrize("name", [n for n in few() if n.startswith("bridge-")])
 @pytest.mark.parametrize("site", SITES)
 def test_same_effects_and_gradients(name: str, site: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     if site == "pattern" and TL_MAJOR == 3 and any(kind in name for kind in ("native", "attn-only")):
@@ -81,7 +83,7 @@ def test_same_effects_under_other_interventions(intervention: mt.Intervention, m
     torch.testing.assert_close(packed.effect(mask), alone.effect(mask), **TOLERANCE)
 
 
-@pytest.mark.parametrize("name", MODEL_NAMES)
+@pytest.mark.parametrize("name", few("attn-only"))
 def test_last_mlp_at_the_reads_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build(name, dtype=torch.float64)
     groups = mt.heads(model)

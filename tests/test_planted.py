@@ -13,6 +13,7 @@ import pytest
 import torch
 from jaxtyping import Bool
 from planted_brute_force import AXIS, effects, gradient_at_empty, hook_name, logit_diff, masks_of
+from planted_searches import HARD, nightly_but
 from torch import Tensor
 
 from tl_multitrace.demo import planted as planted_room
@@ -21,6 +22,7 @@ from tl_multitrace.demo.planted import build as build_anew
 
 SMALL = [*cases("small"), *cases("small", leaks=True), *cases("small", rotated=True, leaks=True)]
 LARGE = [*cases("large"), *cases("large", rotated=True, leaks=True)]
+KEPT = [*cases("small", rotated=True, leaks=True), *(f"{name}-large-rotated-leaks" for name in HARD)]
 HARMFUL = {"decoys", "inhibitor", "mini_ioi"}
 SIGN = {"noising": -1.0, "restoring": 1.0}  # times an effect: how far it went the wanted way
 CLOSE = 1e-4 * UNIT
@@ -54,7 +56,7 @@ def smallest(codes: list[int]) -> set[int]:
     return set(kept)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", nightly_but(KEPT, SMALL))
 def test_all_subsets_agree(name: str) -> None:
     """Minimal sets and the best effect per size, found again among every subset of the candidates."""
     circuit = build(name)
@@ -71,7 +73,7 @@ def test_all_subsets_agree(name: str) -> None:
         assert smallest(codes[moved >= enough].tolist()) == sets_to_codes(circuit, circuit.minimal[direction])
 
 
-@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize("name", nightly_but(KEPT, LARGE))
 def test_large_models_hold_the_stated_sets(name: str) -> None:
     circuit = build(name)
     assert len(circuit.components) >= (2000 if circuit.kind == "neuron" else 96)
@@ -94,7 +96,7 @@ def check_minimal(circuit: PlantedCircuit, direction: Direction) -> None:
     assert (SIGN[direction] * effects(circuit, direction, masks_of(circuit, smaller)) < enough).all()
 
 
-@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize("name", nightly_but(KEPT, LARGE))
 def test_no_random_set_beats_the_stated_best(name: str) -> None:
     """Sets drawn around the planted components, where a better one would hide."""
     circuit = build(name)
@@ -121,7 +123,7 @@ def draw(circuit: PlantedCircuit, planted: Sequence[Component], size: int, gener
     return frozenset(chosen)
 
 
-@pytest.mark.parametrize("name", [*cases("small"), *LARGE])
+@pytest.mark.parametrize("name", nightly_but(KEPT, [*cases("small"), *LARGE]))
 def test_silent_components_do_nothing_alone(name: str) -> None:
     """So a ranking by single effects puts leaks first, and no minimal set of silent members among its top."""
     circuit = build(name)
@@ -185,7 +187,10 @@ def test_smooth_and_is_entered_through_a_loss() -> None:
     assert ((alone < -0.02 * UNIT) & (alone > -0.03 * UNIT)).all()
 
 
-@pytest.mark.parametrize("name", [*cases("small"), *cases("small", leaks=True), *LARGE])
+IDLE = [*cases("small"), *cases("small", leaks=True), *LARGE]
+
+
+@pytest.mark.parametrize("name", nightly_but([*cases("small", leaks=True), *KEPT], IDLE))
 def test_idle_components_work_without_effect(name: str) -> None:
     """Idle heads and neurons differ between the runs and write something, yet move the answer only by their leak."""
     circuit = build(name)

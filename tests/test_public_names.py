@@ -1,4 +1,4 @@
-"""Every public name says what it is: docstring, arguments, shapes, units, errors, and an example."""
+"""Every public name says what it is: a sentence, shapes, units, errors, and an example. All offenders at once."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ import inspect
 import re
 import textwrap
 import types
+from collections.abc import Iterable
 from typing import Any
 
-import pytest
 from public_names import PACKAGE, Public, every_method, public_names
 
 from tl_multitrace.objective import Aim, Objective, TracerAim
 from tl_multitrace.solvers import SOLVERS, Solver
 
 SECTION = re.compile(r"^(Args|Attributes|Returns|Yields|Raises|Warns|Examples):$", re.MULTILINE)
-ENTRY = re.compile(r"^ {4}(\*{0,2}\w+)(?: \([^)]*\))?:", re.MULTILINE)
 NUMBERS = {"float", "float | None"}
 UNIT = re.compile(
     r"nats|unit|probabilit|share|relative|percent|seconds|forward|standard deviation|p-value|overlap|size of|score|p\("
@@ -27,20 +26,10 @@ UNIT = re.compile(
 SHAPE = re.compile(r"(Float|Int|Bool|Shaped|Num)\[")
 
 
-def names(public: tuple[Public, ...]) -> list[Any]:
-    return [pytest.param(one, id=one.name.removeprefix("tl_multitrace.")) for one in public]
-
-
 def sections(doc: str) -> dict[str, str]:
     """The parts of a docstring under its headings; what stands before them under ``""``."""
     parts = SECTION.split(doc)
     return {"": parts[0], **dict(zip(parts[1::2], parts[2::2], strict=True))}
-
-
-def entries(doc: str, *headings: str) -> set[str]:
-    """What the lists under some headings name."""
-    text = sections(doc)
-    return {name.lstrip("*") for heading in headings for name in ENTRY.findall(text.get(heading, ""))}
 
 
 def function_of(what: Any) -> ast.FunctionDef | None:
@@ -74,68 +63,66 @@ def owner_of(method: Public) -> Any:
     return next(p.what for p in public_names() if p.name == method.name.rpartition(".")[0])
 
 
-# ----------------------------------------------------------------------------------------------------------- names
-@pytest.mark.parametrize("public", names(public_names()))
-def test_a_name_has_a_summary_and_an_example(public: Public) -> None:
-    first = public.doc.partition("\n")[0]
-    assert first, f"{public.name} has no docstring"
-    assert not first.startswith(f"{public.name.rpartition('.')[2]}("), "the dataclass's own docstring says nothing"
-    assert ">>> " in sections(public.doc).get("Examples", ""), f"{public.name} has no example"
+def documented() -> list[tuple[Public, str]]:
+    """Every public name and method with its docstring; a method has also what is said of it above its class."""
+    methods = [(m, f"{m.doc}\n{said_above(owner_of(m), m.name.rpartition('.')[2])}") for m in every_method()]
+    return [(public, public.doc) for public in public_names()] + methods
 
 
-@pytest.mark.parametrize("public", names(tuple(p for p in public_names() if p.parameters)))
-def test_a_name_describes_what_is_passed(public: Public) -> None:
-    if issubclass(public.what, Warning | Exception) if public.is_class else False:
-        return
-    described = entries(public.doc, "Args", "Attributes")
-    if public.is_class:  # named tuples and pydantic's own fields
-        described |= set(re.findall(r"``(\w+)``", public.doc)) | {"format", "version", "args", "kwargs"}
-    missing = [name for name in public.parameters if name not in described]
-    assert not missing, f"{public.name} does not describe {missing}"
+def listed(offenders: Iterable[str]) -> str:
+    return "\n".join(offenders)
 
 
-@pytest.mark.parametrize("public", names(tuple(p for p in public_names() if function_of(p.what))))
-def test_a_function_says_what_it_raises_and_returns(public: Public) -> None:
-    assert_errors(public)
-    assert_numbers(public)
+# ----------------------------------------------------------------------------------------------------------- the rules
+def test_a_name_says_in_a_sentence_what_it_is() -> None:
+    def says_nothing(public: Public) -> bool:
+        summary = " ".join(public.doc.partition("\n\n")[0].split())
+        generated = summary.startswith(f"{public.name.rpartition('.')[2]}(")  # a dataclass's own docstring
+        return generated or " " not in summary or summary[-1] not in ".:!?"
+
+    assert not (silent := [public.name for public, _ in documented() if says_nothing(public)]), listed(silent)
 
 
-# --------------------------------------------------------------------------------------------------------- methods
-@pytest.mark.parametrize("method", names(every_method()))
-def test_a_method_is_described(method: Public) -> None:
-    assert method.doc, f"{method.name} has no docstring"
-    above = said_above(owner_of(method), method.name.rpartition(".")[2])
-    text = f"{method.doc}\n{above}"
-    known = entries(text, "Args") | ({"options"} if re.search(r"see (:func:|``)", text) else set())
-    missing = [n for n in method.parameters if n not in known and not re.search(rf"``[^`]*\b{n}\b", text)]
-    assert not missing, f"{method.name} does not describe {missing}"
-    assert_errors(method, text)
-    assert_numbers(method, text)
+def test_a_name_has_an_example() -> None:
+    without = [p.name for p in public_names() if ">>> " not in sections(p.doc).get("Examples", "")]
+    assert not without, listed(without)
 
 
-def assert_errors(public: Public, doc: str = "") -> None:
-    function, text = function_of(public.what), doc or public.doc
-    assert function is not None
-    silent = [name for name in raised(function) if name not in text]
-    assert not silent, f"{public.name} raises {silent} and does not say so"
+def test_what_is_raised_is_said() -> None:
+    functions = [(public, function_of(public.what), doc) for public, doc in documented()]
+    silent = [
+        f"{public.name} raises {error}"
+        for public, function, doc in functions
+        if function is not None
+        for error in sorted(raised(function))
+        if error not in doc
+    ]
+    assert not silent, listed(silent)
 
 
-def assert_numbers(public: Public, doc: str = "") -> None:
-    """A tensor has its shape in the annotation, a number its unit or range in the text."""
-    function, text = function_of(public.what), doc or public.doc
-    assert function is not None
-    returned = ast.unparse(function.returns) if function.returns is not None else ""
-    if re.search(r"\bTensor\b|ndarray", returned):
-        assert SHAPE.search(returned) or re.search(r"``\[\w+", text), f"{public.name} returns a tensor without a shape"
-    if returned in NUMBERS or "Tensor" in returned:
-        assert UNIT.search(text) or "Bool[" in returned or "Int[" in returned, f"{public.name}: in what unit?"
+def lacks(returned: str, doc: str) -> str:
+    """What a reader would miss of a returned tensor or number; empty where nothing."""
+    if re.search(r"\bTensor\b|ndarray", returned) and not (SHAPE.search(returned) or re.search(r"``\[\w+", doc)):
+        return "a tensor without a shape"
+    number = (returned in NUMBERS or "Tensor" in returned) and not re.search(r"(Bool|Int)\[", returned)
+    return "a number without a unit or range" if number and not UNIT.search(doc) else ""
+
+
+def test_a_tensor_has_a_shape_and_a_number_a_unit() -> None:
+    functions = [(public.name, function_of(public.what), doc) for public, doc in documented()]
+    returns = [(name, ast.unparse(f.returns), doc) for name, f, doc in functions if f is not None and f.returns]
+    vague = [f"{name} returns {what}" for name, returned, doc in returns if (what := lacks(returned, doc))]
+    assert not vague, listed(vague)
 
 
 # ------------------------------------------------------------------------------------------------- the rules themselves
 def test_the_rules_themselves() -> None:
-    doc = "What it is.\n\nArgs:\n    a: one.\n    b: two,\n        on two lines: so.\n\nRaises:\n    ValueError: no.\n"
-    assert entries(doc, "Args") == {"a", "b"}
-    assert set(sections(doc)) == {"", "Args", "Raises"}
+    assert set(sections("What it is.\n\nArgs:\n    a: one.\n\nRaises:\n    ValueError: no.\n")) == {
+        "",
+        "Args",
+        "Raises",
+    }
+    assert lacks("Tensor", "Gains.") and lacks("float", "A number.") and not lacks("Float[Tensor, ' n']", "In nats.")
     function = ast.parse("def f():\n    raise ValueError('x')").body[0]
     assert isinstance(function, ast.FunctionDef) and raised(function) == {"ValueError"}
     assert len(public_names()) > 150 and len(every_method()) > 200

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 import tl_multitrace as mt
-from tiny_models import HAS_BRIDGE, MODEL_NAMES, build, forked_rng, randomise
+from tiny_models import HAS_BRIDGE, MODEL_NAMES, build, few, forked_rng, randomise
+
+pytestmark = [pytest.mark.lens, pytest.mark.costs]
 
 GENERATOR = torch.Generator().manual_seed(0)
 BASE = torch.randint(3, 60, (5, 9), generator=GENERATOR)
@@ -29,7 +31,7 @@ def both(model: Any, groups: mt.HookGroups, masks: torch.Tensor, **options: Any)
     return free, whole
 
 
-@pytest.mark.parametrize("name", MODEL_NAMES)
+@pytest.mark.parametrize("name", few("native"))
 def test_later_tokens_alone_give_the_whole_runs_effects(name: str) -> None:
     model = build(name)
     groups = mt.residual(model, site="post", positions=[0, 2, 5, "last"]) + mt.heads(model, [1], positions=[3, (2, 5)])

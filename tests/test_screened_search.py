@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from oracles import pairs_of, random_examples
-from planted_searches import build, missed, search
+from planted_searches import HARD, build, missed, search
 
 import tl_multitrace as mt
 from tiny_models import random_gpt2
@@ -21,9 +21,8 @@ SETTINGS = [
     (size, rotated, leaks) for size in ("small", "large") for rotated in (False, True) for leaks in (False, True)
 ]
 EVERY = [name for size, rotated, leaks in SETTINGS for name in cases(size, rotated, leaks)]  # type: ignore[arg-type]
-HARD = ("and_of_ors", "key_query_and", "decoys", "mini_ioi", "and3_soft", "majority")
 LARGE = [f"{name}-large-rotated-leaks" for name in HARD]
-CHOSEN = [*cases("small", rotated=True, leaks=True), *LARGE[:3]]
+CHOSEN = [*cases("small", rotated=True, leaks=True), *LARGE]
 
 
 # ---------------------------------------------------------------------------------------------- planted circuits
@@ -38,16 +37,14 @@ def test_the_best_effect_at_every_size(name: str, direction: Direction) -> None:
     assert not missed(build(name), direction, found(name, direction))
 
 
-@pytest.mark.judges_a_method
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("name", [name for name in EVERY if name not in CHOSEN])
 def test_the_best_effect_in_every_setting(name: str, direction: Direction) -> None:
     assert not missed(build(name), direction, search(build(name), direction))
 
 
-@pytest.mark.judges_a_method
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("seed", range(1, 5))
 @pytest.mark.parametrize("name", LARGE)
 def test_the_seed_does_not_decide(name: str, seed: int) -> None:
@@ -91,8 +88,7 @@ def test_never_worse_than_greedy(seed: int, odds: bool, direction: Any) -> None:
     assert ours.min() >= 0.99 and ours.mean() >= 1.0
 
 
-@pytest.mark.judges_a_method
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_rarely_worse_than_greedy_where_all_interact() -> None:
     """What screening cannot promise: over 24 searches, six in seven never worse, none by more than a twentieth."""
     all_of_them = [

@@ -11,11 +11,13 @@ import torch
 from oracles import pairs_of, random_examples, unchecked
 
 import tl_multitrace as mt
-from tiny_models import HAS_BRIDGE, MODEL_NAMES, TL_MAJOR, build, word_tokenizer
+from tiny_models import HAS_BRIDGE, TL_MAJOR, build, few, word_tokenizer
 from tl_multitrace.demo import load_demo_model
 from tl_multitrace.switching import Switch
 
-MODELS = [n for n in MODEL_NAMES if n.split("-", 1)[1] in ("gpt2", "llama", "neox", "gemma2", "native-gqa")]
+pytestmark = pytest.mark.lens
+
+MODELS = few("native-gqa")
 PAIRS = pairs_of(random_examples(5, seed=5))
 TOKENS = torch.tensor([[0, 5, 9, 17, 33, 4], [0, 8, 21, 3, 40, 11]])
 CACHED = pytest.mark.parametrize("use_past_kv_cache", [True, False])

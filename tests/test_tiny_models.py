@@ -22,14 +22,17 @@ from tiny_models import (
     N_LAYERS,
     build,
     build_pair,
+    few,
     float64_is_exact,
     random_gpt2,
     word_tokenizer,
 )
 from tiny_tokenizer import BOS, PAD, UNK
 
+pytestmark = pytest.mark.lens
+
 N_POS = 9
-every_model = pytest.mark.parametrize("name", MODEL_NAMES)
+some_models = pytest.mark.parametrize("name", few("native", "attn-only"))
 
 
 def random_tokens(rows: int, seed: int = 1, d_vocab: int = D_VOCAB) -> torch.Tensor:
@@ -52,7 +55,7 @@ def expected_shapes(name: str, rows: int) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-@every_model
+@some_models
 def test_builds_in_eval_mode_with_finite_uneven_logits(name: str) -> None:
     model = build(name)
     with torch.no_grad():
@@ -63,7 +66,7 @@ def test_builds_in_eval_mode_with_finite_uneven_logits(name: str) -> None:
     assert logits.std(dim=-1).min() > 0.5
 
 
-@every_model
+@some_models
 def test_every_site_fires_once_with_its_shape(name: str) -> None:
     model = build(name)
     shapes: dict[str, list[tuple[int, ...]]] = {site: [] for site in expected_shapes(name, 2)}
@@ -74,7 +77,7 @@ def test_every_site_fires_once_with_its_shape(name: str) -> None:
     assert shapes == {site: [shape] for site, shape in expected_shapes(name, 2).items()}
 
 
-@every_model
+@some_models
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_masked_padding_leaves_logits_as_they_are(name: str, side: str) -> None:
     model, tokens = build(name), random_tokens(2)
@@ -88,7 +91,7 @@ def test_masked_padding_leaves_logits_as_they_are(name: str, side: str) -> None:
     torch.testing.assert_close(kept, plain, rtol=0, atol=2e-4)
 
 
-@every_model
+@some_models
 def test_float64_is_the_same_model(name: str) -> None:
     with torch.no_grad():
         double, single = build(name, torch.float64)(random_tokens(2)), build(name)(random_tokens(2))
@@ -103,7 +106,7 @@ def logit_with_shifted_heads(model: Any, tokens: torch.Tensor, size: torch.Tenso
     return model.run_with_hooks(tokens, fwd_hooks=[hook])[:, -1, 5].sum()
 
 
-@every_model
+@some_models
 def test_float64_gradients_match_differences_as_far_as_declared(name: str) -> None:
     model, tokens, step = build(name, torch.float64), random_tokens(2), 1e-3
     size = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
@@ -122,7 +125,7 @@ def test_weights_are_a_function_of_the_seed(name: str) -> None:
     assert not torch.allclose(first, other, atol=0.1)
 
 
-@pytest.mark.parametrize("name", [n for n in MODEL_NAMES if not n.endswith("-compat")])
+@pytest.mark.parametrize("name", few("native", "attn-only"))
 def test_building_leaves_global_random_states_alone(name: str) -> None:
     before = torch.get_rng_state(), str(np.random.get_state()), random.getstate()
     build(name, tokenizer=word_tokenizer())
@@ -131,7 +134,7 @@ def test_building_leaves_global_random_states_alone(name: str) -> None:
     assert before[1:] == after[1:]
 
 
-@every_model
+@some_models
 def test_a_tokenizer_changes_no_logit_and_reads_text(name: str) -> None:
     model = build(name, tokenizer=word_tokenizer())
     text = "The doctor said that he"

@@ -16,6 +16,7 @@ from tl_multitrace.causal_trace.classes import CLASSES
 from trace_oracle import PlainTrace, frozen_sites, gaussian, unit_cells, window_cells
 
 pytestmark = [
+    pytest.mark.lens,
     pytest.mark.skipif(not MASKED, reason=NO_BRIDGE),
     pytest.mark.filterwarnings(
         "ignore:the model does not predict", "ignore:window", "ignore:the (corruption|total effect)"

@@ -16,6 +16,8 @@ from oracles import Example, Plain, binary_mask, pairs_of, random_examples, soft
 import tl_multitrace as mt
 from tiny_models import HAS_BRIDGE, MODEL_NAMES, build
 
+pytestmark = pytest.mark.lens
+
 NAMES = [MODEL_NAMES[0], *(["bridge-llama"] if HAS_BRIDGE else ["hooked-llama"])]
 model_of = cache(lambda name, dtype=torch.float64: build(name, dtype))
 EXAMPLES = random_examples(5, seed=3, right=2, wrong=1, tokens=3)

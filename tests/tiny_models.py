@@ -287,6 +287,23 @@ MODEL_NAMES: list[str] = [
 ]
 
 
+API = "bridge" if HAS_BRIDGE else "hooked"
+
+
+def few(*more: str) -> list[str]:
+    """Four models that differ where a trace could go wrong, and those of ``more`` that can be built here.
+
+    GPT-2 (the plain case), Llama (grouped keys and values, RMS norms, rotary), NeoX (attention beside the MLP) and
+    Gemma-2 (windows, soft caps, norms on both sides), all of the newest API; where both APIs are, GPT-2 of the older
+    one too. Two tests of ``test_models.py`` go through the whole registry; every other one needs no more than these.
+
+    Args:
+        more: Families of the registry, such as ``"native"`` or ``"gpt2-compat"``.
+    """
+    names = [f"{API}-{family}" for family in ("gpt2", "llama", "neox", "gemma2", *more)]
+    return [name for name in MODEL_NAMES if name in (*names, "hooked-gpt2")]
+
+
 def build(name: str, dtype: torch.dtype = torch.float32, seed: int = 0, tokenizer: Any = None) -> Any:
     """Build one model of the registry, in eval mode on the CPU.
 

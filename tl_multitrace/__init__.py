@@ -1,4 +1,16 @@
-"""Which components of a language model carry a behaviour, found by intervention."""
+"""Which components of a language model carry a behaviour, found by intervention.
+
+The examples in the docstrings use these names:
+
+    >>> import tl_multitrace as mt
+    >>> model = mt.load_model("demo")
+    >>> task = mt.task("professions", model, n=16)
+    >>> pairs = task.pairs
+    >>> groups = mt.heads(model)
+    >>> tracer = mt.Tracer(model, pairs, groups, task.metric)
+    >>> path = mt.select(tracer, [1, 2], mt.Greedy())
+    >>> circuit = path[2]
+"""
 
 from tl_multitrace import interop
 from tl_multitrace._version import __version__

@@ -43,7 +43,19 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Links of those pages lead where the site has their targets."""
     for here, there in LINKS.items():
         markdown = markdown.replace(f"]({here})", f"]({there})")
+    markdown = (
+        markdown.replace("<!-- names -->", names_of_examples()) if page.file.src_uri == "api/index.md" else markdown
+    )
     return markdown.replace("<!-- notebooks -->", notebook_table()) if page.file.src_uri == "notebooks.md" else markdown
+
+
+def names_of_examples() -> str:
+    """The set-up that the package's docstring states for all examples, as code."""
+    import ast
+
+    text = ast.get_docstring(ast.parse((ROOT / "tl_multitrace/__init__.py").read_text(encoding="utf-8"))) or ""
+    lines = [line.strip().removeprefix(">>> ") for line in text.splitlines() if ">>> " in line]
+    return "\n".join(["```python", *lines, "```"])
 
 
 def notebook_table() -> str:

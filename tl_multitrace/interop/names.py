@@ -51,7 +51,7 @@ class Edge(NamedTuple):
 
     @property
     def name(self) -> str:
-        """``m0->a3.h2<q>``."""
+        """The edge in text, such as ``m0->a3.h2<q>``."""
         return f"{self.source}->{self.target}" + (f"<{self.input}>" if self.input else "")
 
 

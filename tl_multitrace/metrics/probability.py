@@ -140,7 +140,7 @@ class ChoiceProb(AnswerProb):
         return right - wrong
 
     def outer(self, inner: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """``sigmoid(log-odds)``."""
+        """The probability, sigmoid of the log-odds."""
         return torch.sigmoid(inner)
 
 
