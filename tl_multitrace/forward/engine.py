@@ -25,7 +25,7 @@ from tl_multitrace.forward.prefix import Prefix as Prefix  # part of this module
 from tl_multitrace.forward.sources import Sources
 from tl_multitrace.groups import HookGroups
 from tl_multitrace.groups.mixing import compile_plans, from_column, mix
-from tl_multitrace.interventions import NOISE_HOOK, Intervention, Run
+from tl_multitrace.interventions import Intervention, Run
 from tl_multitrace.last_mlp import Reads
 from tl_multitrace.rows import Attention, Batch, Rows
 
@@ -112,7 +112,8 @@ class Engine:
         # order matters where names meet at one hook point: noise, then the stored block input, then mixing, then
         # reading
         names = [BLOCK_INPUT.format(layer=layer) for layer in self._restart_layers]
-        hooks = [(NOISE_HOOK, self._corrupt)] if self.view.has_point(NOISE_HOOK) else []
+        at = self.view.embedding_point
+        hooks = [(at, self._corrupt)] if self.view.has_point(at) else []
         hooks += [(name, self._grabber(name)) for name in names]
         hooks += [(name, self._mixer(name)) for name in self.hooked]
         return [*hooks, (self.view.unembed_input, self._read)]

@@ -15,7 +15,6 @@ from tl_multitrace.circuit import Circuit
 from tl_multitrace.compat import HookFn
 from tl_multitrace.groups import Component
 from tl_multitrace.groups.mixing import compile_plans, mix
-from tl_multitrace.interventions import NOISE_HOOK
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.render.views import ExampleView, RunName, RunView, Views, trim
 from tl_multitrace.rows import Batch
@@ -154,21 +153,22 @@ def _runs(tracer: Tracer, circuit: Circuit, batch: Batch) -> Iterator[tuple[RunN
     """Tokens and interventions of the three runs; the source run only where it is a run of this prompt's partner."""
     base = tracer.intervention.base_run(tracer.rows, tracer.view)
     index = batch.rows
-    noise = _noise_hooks(base.noise, index)
+    noise = _noise_hooks(tracer, base.noise, index)
     yield "base", batch.tokens, noise
     if tracer.intervention.aligned:
         source = tracer.intervention.source_run(tracer.rows, tracer.view)
         assert source is not None
         width = int(source.lengths[index].max())
-        yield "source", source.tokens[index, :width].to(tracer.view.device), _noise_hooks(source.noise, index)
+        yield "source", source.tokens[index, :width].to(tracer.view.device), _noise_hooks(tracer, source.noise, index)
     yield "patched", batch.tokens, [*noise, *_patch_hooks(tracer, circuit, batch)]
 
 
-def _noise_hooks(noise: Tensor | None, rows: Any) -> Hooks:
+def _noise_hooks(tracer: Tracer, noise: Tensor | None, rows: Any) -> Hooks:
     if noise is None:
         return []
     added = noise[rows]
-    return [(NOISE_HOOK, lambda act, hook=None: (act + added[:, : act.shape[1]].to(act)).contiguous())]
+    at = tracer.view.embedding_point
+    return [(at, lambda act, hook=None: (act + added[:, : act.shape[1]].to(act)).contiguous())]
 
 
 def _patch_hooks(tracer: Tracer, circuit: Circuit, batch: Batch) -> Hooks:
