@@ -1,4 +1,4 @@
-"""Noise acts on the token embedding itself, and is sized by it, whatever follows: bare hooks on the module are the truth."""
+"""Noise acts on the token embedding itself, and is sized by it: bare hooks on the module are the truth."""
 
 from __future__ import annotations
 
@@ -152,8 +152,8 @@ def test_a_norm_that_no_hook_precedes_is_refused() -> None:
     config = HookedTransformerConfig(**{**NATIVE["native"], "post_embedding_ln": True}, device="cpu")
     with forked_rng(0):
         model = HookedTransformer(config).eval()
-    with pytest.raises(ValueError, match="token embeddings of .* cannot be corrupted"):
-        mt.Tracer(model, pairs(9), mt.heads(model), mt.AnswerProb(), mt.NoiseCorruption(at="subject")).base_metric
+    with pytest.raises(ValueError, match=r"token embeddings of .* cannot be corrupted"):
+        mt.Tracer(model, pairs(9), mt.heads(model), mt.AnswerProb(), mt.NoiseCorruption(at="subject", restore=True))
     replaced = TokenReplacement([[7, 30, 6, 88, 40, 12]])
     grid = causal_trace(model, IDS, subject=SPAN, answer=9, samples=1, restore="mlp", corruption=replaced)
     assert grid.restored.isfinite().all()

@@ -58,6 +58,22 @@ def is_bridge(model: Any) -> bool:
     return any(cls.__name__ in ("TransformerBridge", "BridgeCore") for cls in type(model).__mro__)
 
 
+def refuse_encoder_decoder(model: Any) -> None:
+    """Refuse models that read a prompt with an encoder and answer with a decoder (T5, BART).
+
+    Raises:
+        ValueError: ``model`` is one; the message names it.
+    """
+    config = getattr(getattr(model, "original_model", None), "config", None)
+    if bool(getattr(config, "is_encoder_decoder", False)) or type(model).__name__ == "HookedEncoderDecoder":
+        name = getattr(model.cfg, "model_name", None) or type(model).__name__
+        raise ValueError(
+            f"{name} is an encoder-decoder ({type(getattr(model, 'original_model', model)).__name__}), which has two "
+            "stacks of blocks, with a prompt each: it cannot be traced here. Use a decoder (GPT-2, Llama) or a masked "
+            "language model (BERT)."
+        )
+
+
 @dataclass(frozen=True)
 class ModelView:
     """What the engine needs of a TransformerLens model, the same for both generations.
@@ -84,6 +100,7 @@ class ModelView:
                 f"{type(self.model).__name__}. Wrap a Hugging Face model with "
                 "TransformerBridge.boot_transformers(name, hf_model=model, tokenizer=tokenizer)."
             )
+        refuse_encoder_decoder(self.model)
 
     # ------------------------------------------------------------------ facts
 
@@ -132,7 +149,7 @@ class ModelView:
 
     @property
     def d_vocab_out(self) -> int:
-        """Number of token ids that the model predicts: the rows of its head, which may be more or fewer than it reads."""
+        """Number of token ids that the model predicts, which may be more or fewer than it reads."""
         unembed = getattr(self.model, "unembed", None)
         rows = getattr(getattr(unembed, "original_component", None), "out_features", None)
         if rows is None and not self.is_bridge:

@@ -317,7 +317,9 @@ class NoiseCorruption(Intervention):
         if self.kind == "fixed":
             return Run(rows.base, rows.lengths, self._fixed(view) * where[..., None], where)
         scale = self.noise * self.unit(rows, view, where)
-        return Run(rows.base, rows.lengths, self._draws(rows, view.embedding_width)[rows.example] * where[..., None] * scale)
+        return Run(
+            rows.base, rows.lengths, self._draws(rows, view.embedding_width)[rows.example] * where[..., None] * scale
+        )
 
     def _where(self, rows: Rows) -> Bool[Tensor, "rows pos"]:
         spans = {k: v[rows.example] for k, v in rows.pairs.spans.items()}

@@ -68,7 +68,7 @@ class Setup:
         """Check the arguments of a tracer and lay out its rows and batches."""
         view, metric = ModelView(model), as_metric(LogitDiff() if metric is None else metric)
         intervention = Interchange() if intervention is None else intervention
-        check_inputs(view, pairs, groups, metric)
+        check_inputs(view, pairs, groups, metric, interchanged=intervention.aligned)
         limits = Limits.of(view.device, memory_limit, cache_dir)  # measured, it may differ from rank to rank
         limits = replace(limits, device=ranks.least(limits.device), host=ranks.least(limits.host))
         by_row = intervention.averages in (None, "zero")  # means are taken over prompts that are not ours to pack
