@@ -20,7 +20,7 @@ from tl_multitrace.tasks.counterfact import PAPER_NOISE
 from tl_multitrace.tasks.readers.coreference import CONTEXTS, OBJECT, SEVERAL_PRONOUNS
 from tl_multitrace.tasks.readers.eap_ig import NO_LATER_YEAR
 from tl_multitrace.tasks.readers.professions import NEUTRAL
-from tl_multitrace.tasks.rows import LENGTHS, SUBJECT, UNKNOWN
+from tl_multitrace.tokens import LENGTHS, SUBJECT, UNKNOWN
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 WINOBIAS = DATA / "winobias" / "pro_stereotyped_type1.txt.dev"

@@ -14,15 +14,16 @@ import torch
 from test_tasks import TOKENIZERS, model_with, text
 
 import tl_multitrace as mt
+from tl_multitrace import tokens
 from tl_multitrace.demo import words
-from tl_multitrace.tasks import causal_graphs, corr2cause, hypernymy, registry, rows, subject_verb_agreement
+from tl_multitrace.tasks import causal_graphs, corr2cause, hypernymy, registry, subject_verb_agreement
 from tl_multitrace.tasks.rows import Sieve, sieve_of
 
 KNOWN = ("gendered_pronouns", "greater_than", "hypernymy", "subject_verb_agreement", "variable_binding", "corr2cause")
 NAMES = (*KNOWN, "neutral_text")
 # Shares of prompts that are answered as they should; the demo model knows corr2cause in part only.
 ANSWERED = dict.fromkeys(KNOWN, 0.9) | {"corr2cause": 0.7}
-REASONS = {rows.LENGTHS, rows.UNKNOWN, rows.NO_ANSWER, rows.SEVERAL, rows.SAME_ANSWER, rows.TOO_LONG}
+REASONS = {tokens.LENGTHS, tokens.UNKNOWN, tokens.NO_ANSWER, tokens.SEVERAL, tokens.SAME_ANSWER, tokens.TOO_LONG}
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ import torch
 
 import tiny_models
 import tl_multitrace as mt
+from tl_multitrace import tokens
 from tl_multitrace.tasks import registry, rows
 from tl_multitrace.tasks.prompt_file import read_rows
 from tl_multitrace.tasks.rows import Row, sieve_of
@@ -63,7 +64,7 @@ def test_every_task_runs_on_every_tokenizer(name: str, any_model: Any) -> None:
     assert torch.equal(pairs.lengths, pairs.source_lengths)
     assert unknown == any_model.tokenizer.bos_token_id or not (pairs.base_tokens == unknown).any()
     assert all(not torch.equal(b, s) for b, s in zip(pairs.base_tokens, pairs.source_tokens, strict=True))
-    assert set(task.dropped) <= {rows.LENGTHS, rows.UNKNOWN, rows.NO_ANSWER, rows.SEVERAL}
+    assert set(task.dropped) <= {tokens.LENGTHS, tokens.UNKNOWN, tokens.NO_ANSWER, tokens.SEVERAL}
     tracer = mt.Tracer(any_model, pairs, task.hook_groups(any_model)[:4], task.metric, task.intervention)
     assert tracer.effect(torch.ones(4)).isfinite().all()
 
@@ -84,7 +85,7 @@ def test_prompts_of_unequal_length_are_dropped_and_counted_or_aligned(shared_dat
         "templates": ["The {noun} said that"],
     }
     dropped, kept = mt.task("professions", model, **options), mt.task("professions", model, align="right", **options)
-    assert (dropped.kept, dropped.dropped) == (3, {rows.LENGTHS: 1})  # hair|d|ress|er
+    assert (dropped.kept, dropped.dropped) == (3, {tokens.LENGTHS: 1})  # hair|d|ress|er
     assert (kept.kept, kept.dropped) == (4, {})
     assert sorted(kept.pairs.shifts.tolist()) == [-3, 0, 0, 0]
 
@@ -169,26 +170,26 @@ def test_the_facts_of_other_models_are_well_known_ones(shared_data: Path) -> Non
 # --------------------------------------------------------------------------------------------- what is left out
 CLEAN = Row("The nurse said that", "The man said that", (" he",), (" she",), subject="nurse")
 UNCLEAN = {
-    rows.UNKNOWN: Row("The wizard said that", "The man said that", (" he",), (" she",)),
-    rows.LENGTHS: Row("The nurse said that", "The young man said that", (" he",), (" she",)),
-    rows.SAME_PROMPT: Row("The nurse said that", "The nurse said that", (" he",), (" she",)),
-    rows.TOO_LONG: Row("The" + " very" * 15, "A" + " very" * 15, (" old",), (" young",)),
-    rows.NO_ANSWER: Row("The nurse said that", "The man said that", ("he",), (" she",)),
-    rows.SAME_ANSWER: Row("The nurse said that", "The man said that", (" he",), (" she", " he")),
-    rows.SEVERAL: Row("The nurse said that", "The man said that", (" he was",), (" she",)),
-    rows.SUBJECT: Row("The nurse said that", "The man said that", (" he",), (" she",), subject="nur"),
+    tokens.UNKNOWN: Row("The wizard said that", "The man said that", (" he",), (" she",)),
+    tokens.LENGTHS: Row("The nurse said that", "The young man said that", (" he",), (" she",)),
+    tokens.SAME_PROMPT: Row("The nurse said that", "The nurse said that", (" he",), (" she",)),
+    tokens.TOO_LONG: Row("The" + " very" * 15, "A" + " very" * 15, (" old",), (" young",)),
+    tokens.NO_ANSWER: Row("The nurse said that", "The man said that", ("he",), (" she",)),
+    tokens.SAME_ANSWER: Row("The nurse said that", "The man said that", (" he",), (" she", " he")),
+    tokens.SEVERAL: Row("The nurse said that", "The man said that", (" he was",), (" she",)),
+    tokens.SUBJECT: Row("The nurse said that", "The man said that", (" he",), (" she",), subject="nur"),
 }
 
 
 @pytest.mark.parametrize("why", UNCLEAN)
 def test_what_does_not_tokenise_cleanly_is_named(why: str, word_model: Any) -> None:
-    sieve = sieve_of(word_model, single_token=why == rows.SEVERAL)
+    sieve = sieve_of(word_model, single_token=why == tokens.SEVERAL)
     assert sieve.reason(CLEAN) is None
     assert sieve.reason(UNCLEAN[why]) == why
 
 
 def test_an_answer_of_several_tokens_is_used_where_one_is_not_needed(word_model: Any) -> None:
-    assert sieve_of(word_model).reason(UNCLEAN[rows.SEVERAL]) is None
+    assert sieve_of(word_model).reason(UNCLEAN[tokens.SEVERAL]) is None
 
 
 def test_the_dropped_are_counted_by_reason(word_model: Any) -> None:
@@ -200,13 +201,13 @@ def test_the_dropped_are_counted_by_reason(word_model: Any) -> None:
         templates=["The {noun} said that"],
     )
     assert task.kept == 2
-    assert task.dropped == {rows.UNKNOWN: 2, rows.LENGTHS: 1}
+    assert task.dropped == {tokens.UNKNOWN: 2, tokens.LENGTHS: 1}
     assert "dropped a word the tokenizer does not know: 2" in repr(task)
 
 
 def test_nothing_left_is_an_error_that_counts(word_model: Any) -> None:
     with pytest.raises(
-        ValueError, match=r"no prompt is left .*: a word the tokenizer does not know \(100\).*align='right'"
+        ValueError, match=r"no prompt is left .*: a word the tokenizer does not know \(100\)\. Give prompts and answers"
     ):
         mt.task("facts", word_model, facts=[("x", "r", "y"), ("z", "r", "w")], templates={"r": ["{subject} qq"] * 50})
     with pytest.raises(ValueError, match="only 0 of the words are one token"):
@@ -256,7 +257,7 @@ def test_a_task_of_ones_own(word_model: Any, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_maker_that_yields_nothing_usable_ends(word_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def make(sieve: rows.Sieve, rng: random.Random, *, demo: bool = False) -> Iterator[Row]:
         while True:
-            yield UNCLEAN[rows.UNKNOWN]
+            yield UNCLEAN[tokens.UNKNOWN]
 
     monkeypatch.setattr(registry, "_REGISTRY", {})
     registry.register(registry.TaskInfo("hopeless", "Who?", make, mt.LogitDiff(), "heads"))

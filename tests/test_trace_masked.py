@@ -159,7 +159,7 @@ def refuse(kind: str, message: str, prompt: Any = PROMPT, **options: Any) -> Non
 def test_bad_questions_are_refused(kind: str) -> None:
     refuse(kind, "fills in masks, and the prompt has none: put <mask>", "The old doctor said that he was tired .")
     refuse(kind, r"masks at \[2, 5\]: say which one", "The <mask> doctor said <mask>", subject="doctor")
-    refuse(kind, "'he she' has 2 tokens, but position 6 predicts one", answer="he she")
+    refuse(kind, "'he she' has 2 tokens, but a mask stands for one", answer="he she")
     refuse(kind, "a word this tokenizer does not know", answer="xyzzy")
     refuse(kind, "nothing but the mask", subject="<mask>")
     refuse(kind, "not in the prompt", subject="young")

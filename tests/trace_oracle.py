@@ -82,7 +82,8 @@ class PlainTrace:
             act[0, self.span[0] : self.span[1]] += added[self.span[0] : self.span[1]].to(act)
             return act
 
-        return self.ids, [("hook_embed", noise)]
+        at = "embed.hook_out" if "embed.hook_out" in self.model.hook_dict else "hook_embed"
+        return self.ids, [(at, noise)]
 
     def corrupted(self, sample: int) -> float:
         return self.run(*self.corruption(sample))

@@ -59,6 +59,22 @@ def is_bridge(model: Any) -> bool:
     return any(cls.__name__ in ("TransformerBridge", "BridgeCore") for cls in type(model).__mro__)
 
 
+def refuse_encoder_decoder(model: Any) -> None:
+    """Refuse models that read a prompt with an encoder and answer with a decoder (T5, BART).
+
+    Raises:
+        ValueError: ``model`` is one; the message names it.
+    """
+    config = getattr(getattr(model, "original_model", None), "config", None)
+    if bool(getattr(config, "is_encoder_decoder", False)) or type(model).__name__ == "HookedEncoderDecoder":
+        name = getattr(model.cfg, "model_name", None) or type(model).__name__
+        raise ValueError(
+            f"{name} is an encoder-decoder ({type(getattr(model, 'original_model', model)).__name__}), which has two "
+            "stacks of blocks, with a prompt each: it cannot be traced here. Use a decoder (GPT-2, Llama) or a masked "
+            "language model (BERT)."
+        )
+
+
 @dataclass(frozen=True)
 class ModelView:
     """What the engine needs of a TransformerLens model, the same for both generations.
@@ -85,6 +101,7 @@ class ModelView:
                 f"{type(self.model).__name__}. Wrap a Hugging Face model with "
                 "TransformerBridge.boot_transformers(name, hf_model=model, tokenizer=tokenizer)."
             )
+        refuse_encoder_decoder(self.model)
 
     # ------------------------------------------------------------------ facts
 
@@ -130,6 +147,15 @@ class ModelView:
     def d_vocab(self) -> int:
         """Number of token ids."""
         return self._number("d_vocab")
+
+    @property
+    def d_vocab_out(self) -> int:
+        """Number of token ids that the model predicts, which may be more or fewer than it reads."""
+        unembed = getattr(self.model, "unembed", None)
+        rows = getattr(getattr(unembed, "original_component", None), "out_features", None)
+        if rows is None and not self.is_bridge:
+            rows = getattr(getattr(unembed, "W_U", None), "shape", (None,))[-1]
+        return int(rows or 0) or self._number("d_vocab_out") or self.d_vocab
 
     @property
     def n_ctx(self) -> int:
@@ -237,15 +263,37 @@ class ModelView:
 
     # ------------------------------------------------------------------ embeddings
 
-    def embed(self, ids: Int[Tensor, " n"]) -> Float[Tensor, "n d_model"]:
-        """Embeddings of token ``ids`` as the embedding hook sees them; ``W_E`` lacks the factor of Gemma's."""
-        with torch.no_grad():
-            found: Tensor = self.model.embed(ids.to(self.device)[None])[0]
-        return found
+    @property
+    def embedding_point(self) -> str:
+        """The hook point of the token embedding itself; a bridge's ``hook_embed`` may be the norm behind it (BERT)."""
+        return "embed.hook_out" if self.has_point("embed.hook_out") else EMBEDDING
 
-    def embedding_moments(self) -> tuple[Float[Tensor, " d_model"], float]:
+    @property
+    def embedding_width(self) -> int:
+        """Numbers in a token's embedding, which a model may project to its own width (OPT).
+
+        Raises:
+            ValueError: no hook reaches the token embedding, so no noise can be added to it.
+        """
+        behind_norm = not self.is_bridge and getattr(self.model.cfg, "post_embedding_ln", False)
+        if behind_norm or not self.has_point(self.embedding_point):
+            raise ValueError(
+                f"the token embeddings of {self.name} cannot be corrupted: its {type(self.model).__name__} has no hook "
+                "point between them and what follows. Load it as a TransformerBridge (TransformerLens 3 or later), or "
+                "replace tokens: TokenReplacement()."
+            )
+        return int(self.embed(torch.zeros(1, dtype=torch.long)).shape[-1])
+
+    def embed(self, ids: Int[Tensor, " n"]) -> Float[Tensor, "n width"]:
+        """Embeddings of token ``ids`` as a hook at :attr:`embedding_point` sees them; ``W_E`` lacks Gemma's factor."""
+        seen: list[Tensor] = []
+        with torch.no_grad(), self.attached([(self.embedding_point, lambda act, hook: seen.append(act.clone()))]):
+            made: Tensor = self.model.embed(ids.to(self.device)[None])
+        return (seen or [made])[0][0]  # on a HookedTransformer the point lies behind its embedding module
+
+    def embedding_moments(self) -> tuple[Float[Tensor, " width"], float]:
         """Mean vector and overall standard deviation of the embedding matrix, in chunks."""
-        total, square, count = torch.zeros(self.d_model, dtype=torch.float64), 0.0, 0
+        total, square, count = torch.zeros(self.embedding_width, dtype=torch.float64), 0.0, 0
         for ids in torch.arange(self.d_vocab).split(4096):
             rows = self.embed(ids).double().cpu()
             total, square, count = total + rows.sum(0), square + float((rows**2).sum()), count + rows.numel()

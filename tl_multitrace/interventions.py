@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tl_multitrace.compat import EMBEDDING, ModelView
+from tl_multitrace.compat import ModelView
 from tl_multitrace.groups import Position
 from tl_multitrace.groups.mixing import Places
 from tl_multitrace.prompts import PromptPairs
@@ -45,7 +45,7 @@ class Run:
 
     tokens: Int[Tensor, "rows pos"]
     lengths: Int[Tensor, " rows"]
-    noise: Float[Tensor, "rows pos d_model"] | None = None
+    noise: Float[Tensor, "rows pos size"] | None = None
     replaced: Bool[Tensor, "rows pos"] | None = None
 
     def picked(self, rows: Int[Tensor, " b"] | None) -> Run:
@@ -318,33 +318,35 @@ class NoiseCorruption(Intervention):
         if self.kind == "fixed":
             return Run(rows.base, rows.lengths, self._fixed(view) * where[..., None], where)
         scale = self.noise * self.unit(rows, view, where)
-        return Run(rows.base, rows.lengths, self._draws(rows, view.d_model)[rows.example] * where[..., None] * scale)
+        return Run(
+            rows.base, rows.lengths, self._draws(rows, view.embedding_width)[rows.example] * where[..., None] * scale
+        )
 
     def _where(self, rows: Rows) -> Bool[Tensor, "rows pos"]:
         spans = {k: v[rows.example] for k, v in rows.pairs.spans.items()}
         places = Places(rows.base.shape[1], rows.pairs.lengths[rows.example], rows.lengths, spans=spans)
         return places.select(None if self.at == "all" else self.at)
 
-    def _fixed(self, view: ModelView) -> Float[Tensor, " d_model"]:
+    def _fixed(self, view: ModelView) -> Float[Tensor, " size"]:
         if self.value == "mean":
             return view.embedding_moments()[0].float().cpu()
-        return torch.full((view.d_model,), float(self.value))
+        return torch.full((view.embedding_width,), float(self.value))
 
-    def _draws(self, rows: Rows, d_model: int) -> Float[Tensor, "n pos d_model"]:
+    def _draws(self, rows: Rows, size: int) -> Float[Tensor, "n pos size"]:
         # drawn example by example in the caller's order and for the prompt alone, so that a prompt's noise depends
         # neither on how batches are sorted nor on how answers share rows
         width, generator = int(rows.pairs.lengths.max()), torch.Generator().manual_seed(self.seed)
-        draws = torch.zeros(rows.n_examples, rows.base.shape[1], d_model)
+        draws = torch.zeros(rows.n_examples, rows.base.shape[1], size)
         draw: Tensor | None = None
         for e in torch.argsort(rows.order).tolist():
-            draw = draw if self.shared and draw is not None else self._draw(width, d_model, generator)
+            draw = draw if self.shared and draw is not None else self._draw(width, size, generator)
             draws[e, :width] = draw
         return draws
 
-    def _draw(self, width: int, d_model: int, generator: torch.Generator) -> Float[Tensor, "pos d_model"]:
+    def _draw(self, width: int, size: int, generator: torch.Generator) -> Float[Tensor, "pos size"]:
         if self.kind == "uniform":
-            return 2 * torch.rand(width, d_model, generator=generator) - 1
-        return torch.randn(width, d_model, generator=generator)
+            return 2 * torch.rand(width, size, generator=generator) - 1
+        return torch.randn(width, size, generator=generator)
 
     def unit(self, rows: Rows, view: ModelView, where: Tensor) -> float:
         """The standard deviation that ``noise`` multiplies.
@@ -360,10 +362,6 @@ class NoiseCorruption(Intervention):
             return view.embedding_moments()[1]
         prompts = rows.starts[:-1]  # one row per prompt, however many answers it has
         return float(view.embed(rows.base[prompts][where[prompts]]).float().std())
-
-
-NOISE_HOOK = EMBEDDING
-"""Where :class:`NoiseCorruption` adds its noise."""
 
 
 def intervention_by_name(name: str, **options: Any) -> Intervention:

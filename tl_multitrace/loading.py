@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator
@@ -12,8 +13,10 @@ from typing import Any
 
 import torch
 
+from tl_multitrace.compat import ModelView, installed_version, refuse_encoder_decoder
 from tl_multitrace.distributed import local_device
 from tl_multitrace.models.renamed import pass_on_cache
+from tl_multitrace.tokens import Encoder
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +42,9 @@ def load_model(
 
     Raises:
         FileNotFoundError: a path was meant (it has a separator or starts with a dot) and no such folder exists.
-        ValueError: unknown dtype name; or the model brings code of its own and ``trust_remote_code`` is False: nothing
-            of it was run.
+        ValueError: unknown dtype or device, a GPU that is not there, an encoder-decoder, a folder that TransformerLens
+            2 converts wrongly; or the model brings code of its own and ``trust_remote_code`` is False: nothing of it
+            was run.
 
     Examples:
         >>> import tl_multitrace as mt
@@ -48,11 +52,12 @@ def load_model(
         >>> model.cfg.n_layers, model.cfg.n_heads
         (4, 8)
     """
-    device = str(device or local_device())
+    device = checked_device(device or local_device())
     dtype = parse_dtype(dtype)
     began = time.perf_counter()
     model = _load(name_or_path, device, dtype, trust_remote_code)
     pass_on_cache(model)  # for good: text that the user generates later is to be right too
+    refuse_encoder_decoder(model)
     logger.info("%s loaded on %s as %s in %.1f s", name_or_path, device, dtype, time.perf_counter() - began)
     return model
 
@@ -88,15 +93,62 @@ def _boot(name: str, device: str, dtype: torch.dtype, trust: bool) -> Any:
 def _boot_hooked(name: str, device: str, dtype: torch.dtype, trust: bool) -> Any:
     from transformer_lens import HookedTransformer
 
-    options: dict[str, Any] = {"device": device, "dtype": dtype}
     if Path(name).is_dir():
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        options["hf_model"] = AutoModelForCausalLM.from_pretrained(name, torch_dtype=dtype, trust_remote_code=trust)
-        options["tokenizer"] = AutoTokenizer.from_pretrained(name, trust_remote_code=trust)
-    elif not trust:
+        return _hooked_from_folder(Path(name), device, dtype, trust)
+    if not trust:
         _check_trusted_by_lens(name)
-    return HookedTransformer.from_pretrained_no_processing(name, trust_remote_code=trust, **options)
+    return HookedTransformer.from_pretrained_no_processing(name, trust_remote_code=trust, device=device, dtype=dtype)
+
+
+def _hooked_from_folder(folder: Path, device: str, dtype: torch.dtype, trust: bool) -> Any:
+    """A ``HookedTransformer`` of a folder; TransformerLens 2 goes to the hub for models by name alone."""
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+    from transformer_lens import loading_from_pretrained as lens
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    hf = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=dtype, trust_remote_code=trust).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
+    config = HookedTransformerConfig.from_dict({**_lens_config(hf.config), "model_name": folder.name, "dtype": dtype})
+    model = HookedTransformer(config, tokenizer, move_to_device=False)
+    weights = lens.get_pretrained_state_dict(str(folder), config, hf, dtype)
+    off = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases")
+    model.load_and_process_state_dict(weights, **dict.fromkeys(off, False))
+    _check_same_logits(model.eval(), hf, folder)
+    return model.to(device)
+
+
+def _lens_config(config: Any) -> dict[str, Any]:
+    """TransformerLens' own conversion of a Hugging Face config, with the sizes that it takes for granted."""
+    from transformer_lens import loading_from_pretrained as lens
+
+    if not hasattr(config, "n_ctx"):
+        config.n_ctx = config.max_position_embeddings
+    with tempfile.TemporaryDirectory(prefix="config-") as plain:  # it takes the architecture from the folder's name
+        config.save_pretrained(plain)
+        made = lens.convert_hf_model_config(plain)
+    d_head = made["d_head"]
+    made["d_head"] = getattr(config, "head_dim", None) or d_head
+    made["d_mlp"] = getattr(config, "n_inner", None) or made["d_mlp"]
+    if made.get("rotary_dim") == d_head:
+        made["rotary_dim"] = made["d_head"]
+    if made.get("positional_embedding_type") == "rotary":
+        made["rotary_base"] = getattr(config, "rope_theta", None) or made.get("rotary_base", 10000)
+    made |= {"init_weights": False, "device": "cpu", "n_devices": 1, "from_checkpoint": False, "tokenizer_name": None}
+    return {"default_prepend_bos": True, **made}
+
+
+def _check_same_logits(model: Any, hf: Any, folder: Path) -> None:
+    """Refuse a conversion that computes something else than the model that it is of."""
+    tokens = torch.arange(1, 1 + min(8, model.cfg.n_ctx, model.cfg.d_vocab - 1))[None]
+    with torch.no_grad():
+        wanted, found = hf(tokens).logits.float(), model(tokens, attention_mask=torch.ones_like(tokens)).float()
+    apart, scale = float((wanted - found).abs().max()), float(wanted.abs().max())
+    if not apart <= scale * (1e-3 if model.cfg.dtype in (torch.float32, torch.float64) else 0.1):
+        raise ValueError(
+            f"TransformerLens {installed_version()} computes other logits for {folder} than transformers does (by "
+            f"{apart:.3g}): its conversion of {type(hf).__name__} misses something of this model. Use TransformerLens "
+            "3 or later, whose bridge runs the model itself."
+        )
 
 
 def _check_trusted_by_lens(name: str) -> None:
@@ -133,6 +185,39 @@ def _untrusted(name: str) -> ValueError:
         f"{name} brings Python code of its own, which would run on this machine and was not run. If you trust its "
         f"authors: load_model({name!r}, trust_remote_code=True), or --trust-remote-code on the command line."
     )
+
+
+def checked_device(device: str | torch.device) -> str:
+    """The device's name.
+
+    Raises:
+        ValueError: no such device on this machine, or not a device at all.
+    """
+    try:
+        made = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"unknown device {str(device)!r}: use 'cpu', 'cuda', 'cuda:1' or 'mps'.") from None
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}.get(made.type, True)
+    if not there:
+        raise ValueError(
+            f"device {str(device)!r} was asked for, but torch {torch.__version__} finds no such device here: "
+            "use device='cpu', or install a torch that is built for it."
+        )
+    if made.type == "cuda" and (made.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {str(device)!r} was asked for, but torch sees {torch.cuda.device_count()} GPUs.")
+    return str(made)
+
+
+def set_bos(model: Any, bos: bool | None) -> Any:
+    """The model, told to begin prompts with a BOS token or not; None leaves it as it is.
+
+    Raises:
+        ValueError: BOS was asked for, and the tokenizer or kind of model has none.
+    """
+    if bos is not None:
+        Encoder.of(ModelView(model), bos)
+        model.cfg.default_prepend_bos = bos
+    return model
 
 
 def parse_dtype(dtype: torch.dtype | str | None) -> torch.dtype:

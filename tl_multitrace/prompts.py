@@ -11,35 +11,33 @@ where ``shift`` is 0 unless the user asked for another alignment.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from tl_multitrace.compat import ModelView
-from tl_multitrace.tokens import (
+from tl_multitrace.pair_reader import Align, PairReader, PairTokens, doubts, rows_from
+from tl_multitrace.token_ids import (
     NO_TOKEN,
     Answers,
-    Encoder,
     Texts,
-    as_lists,
     candidate_tensor,
     check_candidates,
-    check_counts,
-    check_equal_lengths,
     id_lists,
     pad_rows,
     picks,
+    whole_numbers,
 )
+from tl_multitrace.tokens import LENGTHS, Encoder
 
 if TYPE_CHECKING:
     import pandas as pd
-
-Align = Literal["error", "right", "left", "drop"]
 
 
 @dataclass(frozen=True)
@@ -63,6 +61,7 @@ class PromptPairs:
         pad_id: id that fills the padding.
         padding_known: whether lengths were given or known; if not, the engine looks for padding itself.
         dropped: why pairs were left out, and how many.
+        numbers: of the pairs in the whole set, where these are a part of it; see :meth:`number`.
 
     Examples:
         >>> import tl_multitrace as mt
@@ -92,6 +91,7 @@ class PromptPairs:
     pad_id: int = 0
     padding_known: bool = True
     dropped: dict[str, int] = field(default_factory=dict)
+    numbers: tuple[int, ...] = ()
 
     # ------------------------------------------------------------------ making
 
@@ -109,8 +109,13 @@ class PromptPairs:
         prepend_bos: bool | None = None,
         align: Align = "error",
         joined: bool | Sequence[bool] = False,
+        answer_positions: Sequence[int] | None = None,
     ) -> PromptPairs:
         """Tokenise prompts and answers with the model's tokenizer.
+
+        A masked language model's prompts hold its mask, at the same place in base and source, and stand between its
+        separators; the answer is read at the mask. Words that the tokenizer does not know, and subjects that stand in
+        their prompt more than once, are counted in a warning.
 
         Args:
             model: a TransformerLens model with a tokenizer.
@@ -125,43 +130,43 @@ class PromptPairs:
                 (tokens without a partner are never patched); ``"drop"`` leaves such pairs out and counts them.
             joined: whether answers go on inside the prompt's last word ("the year 17", "52"), for all pairs or each:
                 they need no leading space and are tokenised by themselves.
+            answer_positions: token of each base prompt where the answer is read; needed for prompts of several masks.
 
         Raises:
             ValueError: empty input, unequal numbers, unequal token lengths under ``align="error"``, an answer that does
-                not tokenise as a continuation, a missing leading space, a right and a wrong answer of the same tokens,
-                a subject that is not in its prompt. The message names the pair.
+                not continue its prompt or lacks its leading space, right and wrong answers of the same tokens, a
+                subject that is not in its prompt, not one mask where there must be one. The message names the pair.
         """
         encoder = Encoder.of(ModelView(model), prepend_bos)
-        rights, wrongs = as_lists(answers, "answers"), as_lists(wrong_answers, "wrong_answers")
-        check_counts(base, source=source, answers=rights, wrong_answers=wrongs, subject=subject, labels=labels)
-        kept, dropped = list(range(len(base))), Counter[str]()
-        base_rows, source_rows = [encoder.prompt(t) for t in base], [encoder.prompt(t) for t in source]
-        if align == "drop":
-            kept = [i for i in kept if len(base_rows[i]) == len(source_rows[i])]
-            dropped["token lengths differ"] = len(base) - len(kept)
-            if not kept:
-                raise ValueError(f"all {len(base)} pairs differ in token length: nothing is left. Pass align='right'.")
-        elif align == "error":
-            check_equal_lengths(base_rows, source_rows, base, source)
-        inside = [joined] * len(base) if isinstance(joined, bool) else list(joined)
-        check_counts(base, joined=inside)
-        candidate_rows = [encoder.answers(i, base[i], rights[i], wrongs[i] if wrongs else [], inside[i]) for i in kept]
-        spans = (
-            {} if subject is None else {"subject": torch.tensor([encoder.span(i, base[i], subject[i]) for i in kept])}
-        )
-        return cls._assemble(
-            [base_rows[i] for i in kept],
-            [source_rows[i] for i in kept],
-            candidate_rows,
-            [len(rights[i]) for i in kept],
+        places = None if answer_positions is None else whole_numbers(answer_positions, "answer_positions").tolist()
+        rows = rows_from(base, source, answers, wrong_answers, subject, labels, joined, places)
+        read = PairReader(encoder, align=align, one_prompt=True, known=False).read_all(rows, places)
+        lost = len(rows) - len(read)
+        return cls.from_read(read, encoder, align, {LENGTHS: lost} if lost else {})
+
+    @classmethod
+    def from_read(
+        cls, numbered: Mapping[int, PairTokens], encoder: Encoder, align: Align, dropped: dict[str, int]
+    ) -> PromptPairs:
+        """What a :class:`~tl_multitrace.pair_reader.PairReader` has read, by number, and what it refused, counted."""
+        read, numbers = list(numbered.values()), tuple(numbered)
+        for doubt in doubts(numbered, encoder):
+            warnings.warn(doubt, stacklevel=3)
+        made = cls._assemble(
+            [one.base for one in read],
+            [one.source for one in read],
+            [one.candidates for one in read],
+            [len(one.row.answers) for one in read],
             align=align,
-            labels=tuple(str(labels[i]) for i in kept) if labels is not None else (),
-            spans=spans,
+            labels=tuple(one.row.label for one in read) if any(one.row.label for one in read) else (),
+            spans={"subject": torch.tensor([one.subject[0] for one in read])} if all(p.subject for p in read) else {},
             pad_id=encoder.pad_id,
             words=encoder.words,
-            answer_words=tuple((*rights[i], *(wrongs[i] if wrongs else ())) for i in kept),
-            dropped={k: v for k, v in dropped.items() if v},
+            answer_words=tuple((*one.row.answers, *one.row.wrong) for one in read),
+            dropped=dropped,
         )
+        positions = torch.tensor([one.position for one in read])
+        return replace(made, answer_positions=positions, numbers=() if numbers == tuple(range(len(read))) else numbers)
 
     @classmethod
     def from_tokens(
@@ -189,9 +194,9 @@ class PromptPairs:
             labels: subgroup of each pair.
 
         Raises:
-            ValueError: shapes or counts that do not fit, lengths out of range, an empty set.
+            ValueError: shapes or counts that do not fit, fractions, lengths out of range, an empty set.
         """
-        base, source = torch.as_tensor(base_tokens).long(), torch.as_tensor(source_tokens).long()
+        base, source = whole_numbers(base_tokens, "base_tokens"), whole_numbers(source_tokens, "source_tokens")
         if base.ndim != 2 or base.shape != source.shape or not len(base):
             raise ValueError(
                 "base_tokens and source_tokens must be two [n, pos] tensors of one shape with n > 0, got "
@@ -199,7 +204,7 @@ class PromptPairs:
                 f"and {tuple(source.shape)}. Pad on the right and pass lengths=."
             )
         n, width = base.shape
-        given = torch.full((n,), width) if lengths is None else torch.as_tensor(lengths).long()
+        given = torch.full((n,), width) if lengths is None else whole_numbers(lengths, "lengths")
         if given.shape != (n,) or int(given.min()) < 1 or int(given.max()) > width:
             raise ValueError(f"lengths must be {n} numbers from 1 to {width}, got {given.tolist()[:8]}.")
         rights, wrongs = id_lists(answers, n, "answers"), id_lists(wrong_answers, n, "wrong_answers")
@@ -214,7 +219,7 @@ class PromptPairs:
         if labels is not None and len(labels) != n:
             raise ValueError(f"{len(labels)} labels for {n} pairs: give one label per pair.")
         if answer_positions is not None:
-            places = torch.as_tensor(answer_positions).long()
+            places = whole_numbers(answer_positions, "answer_positions")
             if places.shape != (n,) or bool((places < 0).any()) or bool((places >= given).any()):
                 raise ValueError(
                     f"answer_positions must be {n} positions inside their prompts, got {places.tolist()[:8]}."
@@ -278,8 +283,13 @@ class PromptPairs:
                 changes[f.name] = value[chosen]
             elif isinstance(value, tuple) and value:
                 changes[f.name] = tuple(value[i] for i in chosen)
+        changes["numbers"] = tuple(self.number(i) for i in chosen)
         changes["spans"] = {name: span[chosen] for name, span in self.spans.items()}
         return replace(self, **changes)
+
+    def number(self, i: int) -> int:
+        """The number of pair ``i`` in the set that it comes from, whatever part of that set this is."""
+        return self.numbers[i] if self.numbers else i
 
     def split(self, fraction: float, seed: int = 0) -> tuple[PromptPairs, PromptPairs]:
         """Two disjoint random parts (``seed``), ``fraction`` of the pairs and the rest, each subgroup divided alike.
@@ -304,6 +314,7 @@ class PromptPairs:
 
     def swap(self) -> PromptPairs:
         """Base and source exchanged (noising becomes denoising); answers stay."""
+        at_end = self.answer_positions == self.lengths - 1  # a mask stands where its partner does, an end at the end
         return replace(
             self,
             base_tokens=self.source_tokens,
@@ -311,7 +322,7 @@ class PromptPairs:
             lengths=self.source_lengths,
             source_lengths=self.lengths,
             shifts=-self.shifts,
-            answer_positions=self.answer_positions + self.source_lengths - self.lengths,
+            answer_positions=torch.where(at_end, self.source_lengths - 1, self.answer_positions + self.shifts),
             spans={name: span + self.shifts[:, None] for name, span in self.spans.items()},
             base_words=self.source_words,
             source_words=self.base_words,
@@ -336,10 +347,12 @@ class PromptPairs:
         return self[members]
 
     def digest(self) -> str:
-        """SHA-256 prefix over tokens, candidates and alignment: same prompts, same digest."""
+        """SHA-256 prefix over tokens, candidates, alignment and where answers are read: same prompts, same digest."""
         total = hashlib.sha256()
         for part in (self.base_tokens, self.source_tokens, self.lengths, self.shifts, self.candidates, self.right):
             total.update(f"{tuple(part.shape)}".encode() + part.long().numpy().tobytes())
+        if bool((self.answer_positions != self.lengths - 1).any()):  # read elsewhere than at the end
+            total.update(self.answer_positions.numpy().tobytes())
         return total.hexdigest()[:16]
 
     def to_dataframe(self) -> pd.DataFrame:

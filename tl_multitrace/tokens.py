@@ -2,43 +2,57 @@
 
 from __future__ import annotations
 
+import logging
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from jaxtyping import Int
-from torch import Tensor
-
 from tl_multitrace.compat import ModelView
+from tl_multitrace.token_ids import NO_TOKEN as NO_TOKEN
+from tl_multitrace.token_ids import pad_rows as pad_rows
+from tl_multitrace.token_ids import picks as picks
 
-Texts = Sequence[str]
-Answers = Sequence[str] | Sequence[Sequence[str]]
+logger = logging.getLogger(__name__)
 
-NO_TOKEN = -1
-"""Fills unused places of candidate tensors."""
+Span = tuple[int, int]
+
+NO_TOKENS = "a prompt without tokens"
+UNKNOWN = "a word the tokenizer does not know"
+LENGTHS = "token lengths differ"
+SAME_PROMPT = "base and source are the same tokens"
+TOO_LONG = "longer than the model's context"
+NO_ANSWER = "an answer does not continue its prompt (does it lack its leading space?)"
+SAME_ANSWER = "answer and wrong answer are the same tokens"
+SEVERAL = "an answer of several tokens"
+SUBJECT = "the subject is not whole tokens"
+MASK = "not one mask at the same place in base and source"
 
 
-def pad_rows(rows: Sequence[Sequence[int]], pad_id: int) -> Int[Tensor, "n pos"]:
-    """Right-pad rows of ids to one length."""
-    width = max(len(r) for r in rows)
-    return torch.tensor([[*r, *[pad_id] * (width - len(r))] for r in rows], dtype=torch.long)
+class UnfitError(ValueError):
+    """Text that a tokenizer cannot use as it is; ``reason`` is one of a few by which such texts are counted."""
+
+    def __init__(self, reason: str, message: str = "") -> None:
+        super().__init__(message or reason)
+        self.reason = reason
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """A tokenizer and the decision about BOS.
+    """A tokenizer and what is decided about special tokens.
 
     Attributes:
         tokenizer: the model's Hugging Face tokenizer.
         bos_id: id put in front of every prompt, or None.
         pad_id: id for padding; never attended to, so any id serves.
+        frame: of a masked language model, the separators in front of a prompt and behind it; its answers are read at
+            the mask. None for a decoder.
     """
 
     tokenizer: Any
     bos_id: int | None
     pad_id: int
+    frame: tuple[tuple[int, ...], tuple[int, ...]] | None = None
     _texts: dict[tuple[int | None, int], str] = field(default_factory=dict, repr=False)
     _encoded: dict[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
 
@@ -47,7 +61,7 @@ class Encoder:
         """The encoder of a model.
 
         Raises:
-            ValueError: the model has no tokenizer, or BOS was asked for and the tokenizer has none.
+            ValueError: the model has no tokenizer, or BOS was asked for and the tokenizer or kind of model has none.
         """
         tokenizer = view.tokenizer
         if tokenizer is None:
@@ -55,74 +69,130 @@ class Encoder:
                 f"{view.name} has no tokenizer, so text cannot be read. Set model.tokenizer, or use "
                 "PromptPairs.from_tokens."
             )
-        wanted = view.prepends_bos if prepend_bos is None else prepend_bos
-        bos_id = tokenizer.bos_token_id
-        if wanted and bos_id is None:
+        pad_id = int(tokenizer.pad_token_id or 0)
+        if view.masked:
             if prepend_bos:
-                raise ValueError("prepend_bos=True, but the tokenizer has no BOS token. Pass prepend_bos=False.")
-            wanted = False
-        pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-        return cls(tokenizer, int(bos_id) if wanted else None, int(pad_id))
+                raise ValueError(
+                    f"prepend_bos=True, but {view.name} is a masked language model, whose prompts stand between the "
+                    "tokenizer's separators. Leave prepend_bos out."
+                )
+            return cls(tokenizer, None, pad_id, _separators(tokenizer))
+        bos_id = _own_bos(view)
+        if prepend_bos and bos_id is None:
+            raise ValueError("prepend_bos=True, but the tokenizer has no BOS token. Pass prepend_bos=False.")
+        return cls(tokenizer, bos_id if (view.prepends_bos if prepend_bos is None else prepend_bos) else None, pad_id)
+
+    # ------------------------------------------------------------------ prompts
 
     def prompt(self, text: str) -> list[int]:
-        """Ids of a prompt, with BOS exactly once where it is wanted.
+        """Ids of a prompt, with BOS or separators exactly once where they are wanted; raises for an empty prompt."""
+        ids = list(self.known(text))
+        before, after = self._around(ids)
+        if not (before or ids or after):
+            raise UnfitError(NO_TOKENS, f"the prompt {text!r} has no tokens.")
+        return [*before, *ids, *after]
+
+    def _around(self, ids: list[int]) -> tuple[list[int], list[int]]:
+        """What is put in front of a text and behind it; nothing that it brings itself."""
+        before, after = self.frame or ((() if self.bos_id is None else (self.bos_id,)), ())
+        front = [] if tuple(ids[: len(before)]) == before else list(before)
+        return front, [] if after and tuple(ids[-len(after) :]) == after else list(after)
+
+    def known(self, text: str) -> tuple[int, ...]:
+        """Ids of a text alone, without special tokens; remembered, since texts are asked for again and again."""
+        found = self._encoded.get(text)
+        if found is None:
+            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            found = self._encoded[text] = tuple(ids)
+        return found
+
+    def unknown(self, text: str) -> list[str]:
+        """The pieces of a text that the tokenizer does not know."""
+        unk = getattr(self.tokenizer, "unk_token_id", None)
+        if unk is None or unk not in self.known(text):
+            return []
+        if getattr(self.tokenizer, "is_fast", False):
+            pieces = [text[a:b] for (a, b), i in zip(self._bounds(text), self.known(text), strict=True) if i == unk]
+        else:  # without offsets, the words that hold one
+            pieces = [word for word in text.split() if unk in self.known(word)]
+        # GPT-2 calls its end-of-text token the unknown one, and a text may hold that
+        return [piece for piece in pieces if piece.strip() != str(self.tokenizer.unk_token)]
+
+    def doubt(self, texts: Mapping[str, str]) -> str:
+        """How many tokens of some named texts the tokenizer does not know, and the first, in words; empty for none."""
+        strange = [(name, piece) for name, text in texts.items() for piece in self.unknown(text)]
+        if not strange:
+            return ""
+        return (
+            f"{len(strange)} tokens are unknown to the tokenizer and read as {self.tokenizer.unk_token}; the first is "
+            f"{strange[0][1]!r} ({strange[0][0]}). The model sees no difference between such tokens: write them as it "
+            "was trained with (case, spaces)"
+        )
+
+    def masks(self, ids: Sequence[int]) -> tuple[int, ...]:
+        """Positions of the tokenizer's mask."""
+        mask = getattr(self.tokenizer, "mask_token_id", None)
+        return () if mask is None else tuple(p for p, i in enumerate(ids) if i == mask)
+
+    def reads_at(self, ids: Sequence[int]) -> int:
+        """The position that predicts an answer: the mask of a masked language model, else a prompt's last token."""
+        if self.frame is None:
+            return len(ids) - 1
+        found = self.masks(ids)
+        if len(found) > 1:
+            raise UnfitError(
+                MASK, f"the prompt has masks at {list(found)}: say which one is asked by answer_position=."
+            )
+        if not found:
+            mask = getattr(self.tokenizer, "mask_token", None)
+            where = f"put {mask} where the answer belongs" if mask else "pass answer_position="
+            raise UnfitError(MASK, f"the model fills in masks, and the prompt has none: {where}.")
+        return found[0]
+
+    # ------------------------------------------------------------------ answers
+
+    def answer(self, prompt: str, answer: str, joined: bool = False) -> list[int]:
+        """Ids that ``answer`` adds to ``prompt``, or puts at its mask; ``joined``: inside the prompt's last word.
 
         Raises:
-            ValueError: an empty prompt.
+            UnfitError: it does not continue the prompt, is unknown, or has several tokens for one mask.
         """
-        ids = self._ids(text)
-        if self.bos_id is not None and ids[:1] != [self.bos_id]:
-            ids = [self.bos_id, *ids]
-        if not ids:
-            raise ValueError(f"the prompt {text!r} has no tokens.")
+        if not answer.strip():
+            raise UnfitError(NO_ANSWER, f"the answer {answer!r} is empty.")
+        ids = self._at_mask(prompt, answer) if self.frame is not None else self._behind(prompt, answer, joined)
+        if self.unknown(answer):
+            raise UnfitError(UNKNOWN, f"the answer {answer!r} holds a word this tokenizer does not know ({ids}).")
         return ids
 
-    def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+    def _at_mask(self, prompt: str, answer: str) -> list[int]:
+        ids, mask = list(self.known(answer)), str(getattr(self.tokenizer, "mask_token", None))
+        before = prompt.partition(mask)[0][-1:] if mask in prompt else ""
+        if before.isspace() and not answer[0].isspace() and self.known(" " + answer) != tuple(ids):
+            raise UnfitError(NO_ANSWER, f"the answer {answer!r} has no leading space. Write {' ' + answer!r}.")
+        if len(ids) != 1:
+            raise UnfitError(SEVERAL, f"the answer {answer!r} has {len(ids)} tokens, but a mask stands for one.")
+        return ids
 
-    def answers(self, i: int, prompt: str, right: list[str], wrong: list[str], joined: bool = False) -> list[list[int]]:
-        """Ids of all candidates of pair ``i``, right ones first.
-
-        Raises:
-            ValueError: see :meth:`PromptPairs.from_text`.
-        """
-        if not right:
-            raise ValueError(f"pair {i}: no answer.")
-        rows = [self.answer(i, prompt, a, joined) for a in [*right, *wrong]]
-        for a, ids in zip(right, rows, strict=False):
-            for b, others in zip(wrong, rows[len(right) :], strict=True):
-                if ids == others:
-                    raise ValueError(
-                        f"pair {i}: answer {a!r} and wrong answer {b!r} are the same tokens {ids} here, so the metric "
-                        "would be "
-                        "constant. Choose answers that this tokenizer tells apart."
-                    )
-        return rows
-
-    def answer(self, i: int, prompt: str, answer: str, joined: bool = False) -> list[int]:
-        """Ids that ``answer`` adds to ``prompt``, checked to continue it; ``joined``: inside the prompt's last word."""
-        if not answer.strip():
-            raise ValueError(f"pair {i}: the answer {answer!r} is empty.")
+    def _behind(self, prompt: str, answer: str, joined: bool) -> list[int]:
         if joined and self._fits(prompt, answer):
             return list(self.known(answer))
-        if not joined and _continues_a_word(prompt[-1:], answer[:1]):
+        before, whole = self.known(prompt), self.known(prompt + answer)
+        # where white space carries nothing, as between residues, no space is missing
+        spaced = whole == self.known(f"{prompt} {answer}")
+        if not joined and not spaced and _continues_a_word(prompt[-1:], answer[:1]):
             run_on = (prompt.split()[-1:] or [""])[0] + answer
-            raise ValueError(
-                f"pair {i}: the answer {answer!r} has no leading space, so it would continue the prompt's last word "
-                f"({run_on!r}). Write {' ' + answer!r}."
+            raise UnfitError(
+                NO_ANSWER,
+                f"the answer {answer!r} has no leading space, so it would continue the prompt's last word "
+                f"({run_on!r}). Write {' ' + answer!r}.",
             )
-        before, whole = list(self.known(prompt)), self._ids(prompt + answer)
-        added = whole[len(before) :]
-        unknown = getattr(self.tokenizer, "unk_token_id", None)
-        if whole[: len(before)] != before or not added:
-            raise ValueError(
-                f"pair {i}: the answer {answer!r} does not tokenise as a continuation of {prompt!r} (the tokenizer "
-                "merges "
-                "across the boundary). Move the space between prompt and answer to the other side, or use from_tokens."
+        if whole[: len(before)] != before or len(whole) == len(before):
+            raise UnfitError(
+                NO_ANSWER,
+                f"the answer {answer!r} does not tokenise as a continuation of {prompt!r} (the tokenizer merges across "
+                "the boundary). Move the space between prompt and answer to the other side, or use from_tokens.",
             )
-        if unknown is not None and unknown in added:
-            raise ValueError(f"pair {i}: the answer {answer!r} holds a word this tokenizer does not know ({added}).")
-        return added
+        return list(whole[len(before) :])
 
     def _fits(self, prompt: str, answer: str) -> bool:
         """Whether the answer's own tokens put behind the prompt's read as the two texts joined."""
@@ -130,42 +200,20 @@ class Encoder:
         shown = str(self.tokenizer.decode([*last, *alone]))
         return bool(alone) and shown.endswith(prompt[-1:] + answer)
 
-    def known(self, text: str) -> tuple[int, ...]:
-        """Ids of a text alone, remembered: prompts and answers are asked for again and again."""
-        found = self._encoded.get(text)
-        if found is None:
-            found = self._encoded[text] = tuple(self._ids(text))
-        return found
+    # ------------------------------------------------------------------ parts and words
 
-    def span(self, i: int, prompt: str, part: str) -> tuple[int, int]:
-        """Token positions ``[start, stop)`` of ``part`` in ``prompt``, BOS counted.
+    def spans(self, prompt: str, part: str) -> list[Span]:
+        """Token positions ``[start, stop)`` of each place of ``part`` in ``prompt``, special tokens counted."""
+        shift = len(self._around(list(self.known(prompt)))[0])
+        return [(start + shift, stop + shift) for start, stop in spans_in(prompt, self._bounds(prompt), part)]
 
-        Raises:
-            ValueError: ``part`` is not in the prompt, or does not begin and end at token boundaries.
-        """
-        at = prompt.find(part) if part else -1
-        if at < 0:
-            raise ValueError(f"pair {i}: the subject {part!r} is not in the prompt {prompt!r}.")
-        ids, extra = self._ids(prompt), len(self.prompt(prompt)) - len(self._ids(prompt))
-        bounds = self._boundaries(prompt, ids)
-        stop = at + len(part)
-        start_token = next((t for t, (a, b) in enumerate(bounds) if b > at), len(ids))
-        stop_token = next((t for t, (a, b) in enumerate(bounds) if b >= stop), len(ids) - 1) + 1
-        inside = prompt[bounds[start_token][0] : bounds[stop_token - 1][1]]
-        if inside.strip() != part.strip():
-            raise ValueError(
-                f"pair {i}: the subject {part!r} does not end at token boundaries; the tokens around it read "
-                f"{inside!r}. "
-                "Use that text as the subject."
-            )
-        return start_token + extra, stop_token + extra
-
-    def _boundaries(self, prompt: str, ids: list[int]) -> list[tuple[int, int]]:
+    def _bounds(self, text: str) -> list[Span]:
         """Character range of each token, from offsets or, for slow tokenizers, from decoding ever longer prefixes."""
         if getattr(self.tokenizer, "is_fast", False):
-            encoded = self.tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True)
+            encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
             return [(int(a), int(b)) for a, b in encoded["offset_mapping"]]
-        ends = [len(self.tokenizer.decode(ids[: k + 1])) for k in range(len(ids))]
+        ids = self.known(text)
+        ends = [len(self.tokenizer.decode(list(ids[: k + 1]))) for k in range(len(ids))]
         return list(zip([0, *ends[:-1]], ends, strict=True))
 
     def words(self, ids: Sequence[int]) -> tuple[str, ...]:
@@ -182,106 +230,67 @@ class Encoder:
         return known
 
 
+def _own_bos(view: ModelView) -> int | None:
+    """A BOS id that is a token of its own: TransformerLens fills in ``<|endoftext|>``, which may be the unknown one."""
+    tokenizer = view.tokenizer
+    bos_id, text = tokenizer.bos_token_id, getattr(tokenizer, "bos_token", None)
+    named = getattr(tokenizer, "convert_ids_to_tokens", None)
+    if bos_id is None or (view.d_vocab and not 0 <= bos_id < view.d_vocab):
+        return None
+    return None if named and text is not None and named(int(bos_id)) != str(text) else int(bos_id)
+
+
+def _separators(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What a masked language model was trained with around a text."""
+    unk, mask = getattr(tokenizer, "unk_token_id", None), getattr(tokenizer, "mask_token_id", None)
+    cls, sep = (getattr(tokenizer, f"{name}_token_id", None) for name in ("cls", "sep"))
+    whole = [] if mask is None else [i for i in tokenizer(tokenizer.mask_token)["input_ids"] if i != unk]
+    at = whole.index(mask) if mask in whole else 0
+    before, after = tuple(whole[:at]), tuple(whole[at + 1 :])
+    if cls is None or sep is None or unk in (cls, sep) or (before[:1], after[-1:]) == ((cls,), (sep,)):
+        return before, after
+    # a bridge reloads a fast tokenizer with add_bos_token=True, and transformers 5 then forgets the template
+    logger.info("the tokenizer frames nothing any more: prompts are put between its CLS and SEP (%d, %d)", cls, sep)
+    return (cls,), (sep,)
+
+
+def spans_in(text: str, bounds: Sequence[Span], part: str) -> list[Span]:
+    """Tokens ``[start, stop)`` of each place of ``part`` in ``text``, given the characters of each token.
+
+    Raises:
+        UnfitError: ``part`` is not there, or nowhere begins and ends at token boundaries.
+    """
+    at = text.find(part) if part else -1
+    if at < 0:
+        raise UnfitError(SUBJECT, f"the subject {part!r} is not in the prompt {text!r}.")
+    found, around = [], ""
+    while at >= 0:
+        inside = [t for t, (a, b) in enumerate(bounds) if b > at and a < at + len(part) and b > a]
+        covered = text[bounds[inside[0]][0] : bounds[inside[-1]][1]] if inside else ""
+        around = around or covered
+        if covered.strip() == part.strip():
+            found.append((inside[0], inside[-1] + 1))
+        at = text.find(part, at + 1)
+    if not found:
+        raise UnfitError(
+            SUBJECT,
+            f"the subject {part!r} does not end at token boundaries; the tokens around it read {around!r}. Use that "
+            "text as the subject.",
+        )
+    return found
+
+
+def repeated(part: str, spans: Sequence[Span]) -> str:
+    """A subject that stands in its prompt more than once, in words; empty for one place."""
+    if len(spans) < 2:
+        return ""
+    places = ", ".join(f"[{start}, {stop})" for start, stop in spans)
+    return f"the subject {part!r} occurs {len(spans)} times, at the tokens {places}; the first is taken"
+
+
 def _continues_a_word(before: str, after: str) -> bool:
     """Whether a space is missing between two characters: not between letters without case (Chinese), nor two digits."""
     if before.isdigit() and after.isdigit():
         return False
     caseless = unicodedata.category(before or " ") == unicodedata.category(after or " ") == "Lo"
     return before.isalnum() and after.isalnum() and not caseless
-
-
-# ---------------------------------------------------------------------- checks and conversions
-
-
-def picks(index: slice | int | Sequence[int] | Tensor, n: int) -> list[int]:
-    """Which of ``n`` things an index names, in its order; a boolean index names those that are True.
-
-    Raises:
-        IndexError: a number outside, or a boolean index of another length.
-    """
-    if isinstance(index, slice):
-        return list(range(n))[index]
-    given = torch.as_tensor(index).reshape(-1)
-    if given.dtype == torch.bool:
-        if len(given) != n:
-            raise IndexError(f"a boolean index of {len(given)} for {n}.")
-        return given.nonzero().flatten().tolist()
-    outside = [i for i in given.tolist() if not -n <= i < n]
-    if outside:
-        raise IndexError(f"index {outside[0]} is outside the {n} that there are.")
-    return [int(i) % n for i in given]
-
-
-def as_lists(answers: Answers | None, what: str) -> list[list[str]]:
-    """One list of candidates per pair."""
-    if answers is None:
-        return []
-    if isinstance(answers, str):
-        raise ValueError(f"{what} must hold one entry per pair, got the single string {answers!r}: pass a list.")
-    return [[a] if isinstance(a, str) else list(a) for a in answers]
-
-
-def check_counts(base: Texts, **others: Sequence[Any] | None) -> None:
-    """Refuse an empty set and lists of different length; raises ValueError."""
-    if isinstance(base, str) or not len(base):
-        raise ValueError("base must be a non-empty list of prompts.")
-    for name, values in others.items():
-        if isinstance(values, str):
-            raise ValueError(f"{name} must hold one entry per pair, got the single string {values!r}: pass a list.")
-        if values is not None and len(values) != len(base) and not (name == "wrong_answers" and not values):
-            raise ValueError(f"{len(base)} base prompts but {len(values)} {name}: give one of each per pair.")
-
-
-def check_equal_lengths(base_rows: list[list[int]], source_rows: list[list[int]], base: Texts, source: Texts) -> None:
-    """Refuse pairs of different token length; raises ValueError naming the first."""
-    for i, (b, s) in enumerate(zip(base_rows, source_rows, strict=True)):
-        if len(b) != len(s):
-            raise ValueError(
-                f"pair {i}: base has {len(b)} tokens, source has {len(s)} ({base[i]!r} / {source[i]!r}), so their "
-                "positions "
-                'do not line up. Pass align="right", or align="drop" to leave such pairs out '
-                "(pairs.filter_aligned() does so later)."
-            )
-
-
-def id_lists(answers: Any, n: int, what: str) -> list[list[list[int]]]:
-    """Token ids of the candidates, ``[n][k][tokens]``, from any of the accepted shapes; raises ValueError."""
-    if answers is None:
-        return [[] for _ in range(n)]
-    rows = answers.tolist() if isinstance(answers, Tensor) else list(answers)
-    if len(rows) != n:
-        raise ValueError(f"{len(rows)} {what} for {n} pairs: give one entry per pair.")
-    found = []
-    for row in rows:
-        row = row.tolist() if isinstance(row, Tensor) else row
-        several = row if isinstance(row, list | tuple) else [row]
-        found.append([list(c) if isinstance(c, list | tuple) else [int(c)] for c in several])
-    return found
-
-
-def check_candidates(rights: list[list[list[int]]], wrongs: list[list[list[int]]]) -> None:
-    """Refuse candidates that no metric could use; raises ValueError naming the pair."""
-    for i, (right, wrong) in enumerate(zip(rights, wrongs, strict=True)):
-        if not right:
-            raise ValueError(f"pair {i}: no answer.")
-        for candidate in right + wrong:
-            if not candidate:
-                raise ValueError(f"pair {i}: an answer without tokens.")
-            if min(candidate) < 0:
-                raise ValueError(f"pair {i}: the token id {min(candidate)} in an answer is negative.")
-        shared = [c for c in right if c in wrong]
-        if shared:
-            raise ValueError(
-                f"pair {i}: an answer and a wrong answer are the same tokens {shared[0]}, so the metric would be "
-                "constant."
-            )
-
-
-def candidate_tensor(candidates: list[list[list[int]]]) -> Int[Tensor, "n k t"]:
-    """Candidates as one tensor, ``NO_TOKEN`` where shorter or absent."""
-    k, t = max(map(len, candidates)), max(len(a) for c in candidates for a in c)
-    ids = torch.full((len(candidates), k, t), NO_TOKEN)
-    for i, row in enumerate(candidates):
-        for j, answer in enumerate(row):
-            ids[i, j, : len(answer)] = torch.tensor(answer)
-    return ids

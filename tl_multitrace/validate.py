@@ -13,8 +13,10 @@ from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.tokens import NO_TOKEN
 
 
-def check_inputs(view: ModelView, pairs: PromptPairs, groups: HookGroups, metric: Metric) -> None:
-    """Refuse what cannot be traced.
+def check_inputs(
+    view: ModelView, pairs: PromptPairs, groups: HookGroups, metric: Metric, *, interchanged: bool = False
+) -> None:
+    """Refuse what cannot be traced; warn of pairs without a difference where activations are ``interchanged``.
 
     Raises:
         ValueError: no groups, or groups of another model; token ids or lengths outside the model; padding without
@@ -30,6 +32,8 @@ def check_inputs(view: ModelView, pairs: PromptPairs, groups: HookGroups, metric
         )
     _check_groups(view, groups)
     _check_tokens(view, pairs)
+    if interchanged:
+        _warn_same(pairs)
     if not pairs.padding_known:
         _check_padding(view, pairs)
     _check_spans(groups, pairs)
@@ -40,6 +44,19 @@ def check_inputs(view: ModelView, pairs: PromptPairs, groups: HookGroups, metric
         )
 
 
+def _warn_same(pairs: PromptPairs) -> None:
+    width = min(pairs.base_tokens.shape[1], pairs.source_tokens.shape[1])
+    differs = (pairs.base_tokens[:, :width] != pairs.source_tokens[:, :width]).any(1)
+    same = (~differs & (pairs.lengths == pairs.source_lengths)).nonzero().flatten().tolist()
+    if same:
+        warnings.warn(
+            f"{len(same)} of {len(pairs)} pairs have the same tokens in base and source (the first is pair "
+            f"{pairs.number(same[0])}): interchanging activations changes nothing there, and their effects are 0. "
+            "Leave them out, or use another intervention.",
+            stacklevel=4,
+        )
+
+
 def _check_tokens(view: ModelView, pairs: PromptPairs) -> None:
     longer = torch.maximum(pairs.lengths, pairs.source_lengths)
     needed = int((longer + (pairs.candidates != NO_TOKEN).sum(-1).amax(-1) - 1).max())
@@ -47,14 +64,21 @@ def _check_tokens(view: ModelView, pairs: PromptPairs) -> None:
         raise ValueError(
             f"a prompt with its answer has {needed} tokens, but {view.name} takes {view.n_ctx}. Shorten or drop it."
         )
-    for name in ("base_tokens", "source_tokens", "candidates"):
-        ids = getattr(pairs, name)
-        outside = ids[(ids >= view.d_vocab) | (ids < (NO_TOKEN if name == "candidates" else 0))]
-        if len(outside):
-            raise ValueError(
-                f"{name} holds the id {int(outside[0])}, but {view.name} has {view.d_vocab} tokens. Were the prompts "
-                "tokenised for another model?"
-            )
+    fed = pairs.candidates.clone()
+    last = (fed != NO_TOKEN).sum(-1, keepdim=True) - 1
+    fed.scatter_(-1, last.clamp(min=0), NO_TOKEN)  # all of an answer but its last token is fed to the model
+    read = {"base_tokens": pairs.base_tokens, "source_tokens": pairs.source_tokens, "candidates (but the last)": fed}
+    for name, ids in read.items():
+        _check_ids(ids, name, view.d_vocab, f"{view.name} reads {view.d_vocab} tokens")
+    _check_ids(pairs.candidates, "candidates", view.d_vocab_out, f"{view.name} predicts {view.d_vocab_out} tokens")
+
+
+def _check_ids(ids: torch.Tensor, name: str, bound: int, has: str) -> None:
+    outside = ids[(ids >= bound) | (ids < (NO_TOKEN if name.startswith("candidates") else 0))]
+    if len(outside):
+        raise ValueError(
+            f"{name} holds the id {int(outside[0])}, but {has}. Were the prompts tokenised for another model?"
+        )
 
 
 def _check_groups(view: ModelView, groups: HookGroups) -> None:

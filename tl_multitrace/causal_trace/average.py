@@ -104,6 +104,10 @@ def average_causal_trace(
     with bar(len(runs.facts), "facts", progress and runs.options.ranks.first, leave=True) as shown:
         for grid in runs.grids(ticking(shown, lambda: so_far(grids))):
             grids.append(by_class(grid))
+    if runs.doubts:
+        warnings.warn(
+            f"{len(runs.doubts)} doubts about the facts' prompts; the first is {runs.doubts[0]}.", stacklevel=2
+        )
     if not grids:
         raise ValueError(
             f"no fact is left of {len(runs.facts)}: {runs.left_out()}. Pass known_only=False to trace all."
@@ -194,6 +198,7 @@ class FactRuns:
         self.subjects = given if given is not None else tuple(f.subject for f in self.facts)
         self.corruption = self._shared_corruption()
         self.record = ModelView(self.model).describe()
+        self.doubts: list[str] = []
         self.unwritten: tuple[Path, FactsRunFile] | None = None
         if self.folder is not None:
             self._claim(self.folder)
@@ -272,6 +277,7 @@ class FactRuns:
         except ValueError as error:
             self.dropped[fact.id] = str(error)
             return None
+        self.doubts += [f"fact {fact.id}: {doubt}" for doubt in question.doubts]
         if self.options.known_only and not question.predicted:
             self.dropped[fact.id] = f"not predicted (rank {question.rank})"
             return None

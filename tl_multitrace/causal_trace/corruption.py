@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
@@ -26,6 +27,7 @@ from tl_multitrace.cost import NonFiniteError
 from tl_multitrace.interventions import Interchange, Intervention, NoiseCorruption
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.rows import Rows
+from tl_multitrace.token_ids import whole_numbers
 from tl_multitrace.tokens import Encoder
 
 KINDS = ("gaussian", "uniform", "fixed", "replace")
@@ -100,10 +102,11 @@ class TokenReplacement:
     def _pool(self, view: ModelView, question: Question, width: int) -> Int[Tensor, "options width"]:
         own = tuple(question.ids[p] for p in question.corrupted)
         if self.among:
-            encoder = Encoder.of(view, prepend_bos=False)
+            encoder = Encoder.of(view)
+            _warn_unknown(encoder, self.among, "text to draw from")
             # as the subject stands in its prompt: with a space in front where it has one there
             space = " " if question.words[question.subject[0]][:1] == " " else ""
-            options = {tuple(encoder.prompt(space + t.strip())) for t in self.among}
+            options = {encoder.known(space + t.strip()) for t in self.among}
             fitting = sorted(o for o in options if len(o) == width and o != own)
             if not fitting:
                 raise ValueError(
@@ -119,10 +122,16 @@ class TokenReplacement:
 
 def _ids(view: ModelView, prompt: Any, question: Question) -> list[int]:
     if not isinstance(prompt, str):
-        return [int(i) for i in prompt]
+        return list(whole_numbers(prompt, "a replacement prompt's ids").reshape(-1).tolist())
     before, after = question.frame  # as the prompt itself was read
-    bare = Encoder.of(view, prepend_bos=False).prompt(prompt)
-    return [*question.ids[:before], *bare, *question.ids[len(question.ids) - after :]]
+    encoder = Encoder.of(view)
+    _warn_unknown(encoder, [prompt], "replacement prompt")
+    return [*question.ids[:before], *encoder.known(prompt), *question.ids[len(question.ids) - after :]]
+
+
+def _warn_unknown(encoder: Encoder, texts: Sequence[str], what: str) -> None:
+    if doubt := encoder.doubt({f"{what} {i}": text for i, text in enumerate(texts)}):
+        warnings.warn(f"{doubt}.", stacklevel=4)
 
 
 Corruption = NoiseCorruption | TokenReplacement
@@ -272,8 +281,9 @@ def subject_std(model: Any, subjects: Sequence[str]) -> float:
     if not subjects:
         raise ValueError("subject_std needs at least one subject.")
     view = ModelView(model)
-    encoder = Encoder.of(view, prepend_bos=False)
-    ids = torch.tensor([i for text in subjects for i in encoder.prompt(text)])
+    encoder = Encoder.of(view)
+    _warn_unknown(encoder, subjects, "subject")
+    ids = torch.tensor([i for text in subjects for i in encoder.known(text)])
     return _finite(float(view.embed(ids).float().std()), f"the tokens of {len(subjects)} subjects")[0]
 
 

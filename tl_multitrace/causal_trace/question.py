@@ -14,10 +14,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_multitrace.causal_trace.reading import Answer, Prompt, Reading, Span, Subject, unnumbered
+from tl_multitrace.causal_trace.reading import Answer, Prompt, Reading, Subject
 from tl_multitrace.compat import ModelView
 from tl_multitrace.engine.forward import padded, run
 from tl_multitrace.prompts import PromptPairs
+from tl_multitrace.tokens import Span
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Question:
         masks: positions of masks, which are never corrupted: they are the question, not what is said.
         frame: special tokens in front of the prompt and after it.
         given: the prompt, where it was given as text.
+        doubts: what is doubtful about prompt and subject, in words.
     """
 
     ids: tuple[int, ...]
@@ -53,6 +55,7 @@ class Question:
     masks: tuple[int, ...] = ()
     frame: tuple[int, int] = (0, 0)
     given: str | None = None
+    doubts: tuple[str, ...] = ()
 
     @classmethod
     def ask(
@@ -80,11 +83,10 @@ class Question:
                 token, or lies outside; no mask where one is needed; an answer that does not continue the prompt.
         """
         view = ModelView(model)
-        with unnumbered():
-            reading = Reading.of(view, prompt, prepend_bos)
-            span = reading.span(subject)
-            position = reading.position(answer_position)
-            given = reading.answer(answer, position)
+        reading = Reading.of(view, prompt, prepend_bos)
+        span = reading.span(subject)
+        position = reading.position(answer_position)
+        given = reading.answer(answer, position)
         logp = clean_run(view, [*reading.ids, *given[:-1]], position, max(1, len(given)))
         answer_ids = given or (int(logp[0].argmax()),)
         picked = logp[torch.arange(len(answer_ids)), list(answer_ids)]
@@ -102,6 +104,7 @@ class Question:
             masks=reading.masks,
             frame=reading.frame(),
             given=reading.text,
+            doubts=reading.doubts(subject),
         )
 
     @property
@@ -120,7 +123,9 @@ class Question:
         return self.rank == 0
 
     def warn_unpredicted(self) -> str | None:
-        """Warn where the answer is not what the model predicts; the warning's text, or None."""
+        """Warn of doubts, and where the answer is not what the model predicts; the latter warning's text, or None."""
+        for doubt in self.doubts:
+            warnings.warn(f"{doubt}.", stacklevel=4)
         if self.predicted:
             return None
         note = (

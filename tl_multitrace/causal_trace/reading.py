@@ -1,12 +1,9 @@
-"""A prompt as tokens: where its subject is, where the answer is read, and what was meant is not guessed.
-
-A masked language model reads its answer at the mask, whose place is found in the prompt; a decoder at the prompt's end.
-"""
+"""A prompt as tokens: where its subject is, where the answer is read, and what was meant is not guessed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,12 +12,12 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tl_multitrace.compat import ModelView
-from tl_multitrace.tokens import Encoder
+from tl_multitrace.token_ids import whole_numbers
+from tl_multitrace.tokens import Encoder, Span, repeated, spans_in
 
 Prompt = str | Sequence[int] | Int[Tensor, "*one pos"]
 Subject = str | Sequence[int] | Literal["all"]
 Answer = str | int | Sequence[int] | None
-Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -32,14 +29,12 @@ class Reading:
         encoder: its tokenizer, if it has one.
         ids: token ids.
         text: the prompt, where it was given as text.
-        framed: whether separators were put around the text, as masked language models want.
     """
 
     view: ModelView
     encoder: Encoder | None
     ids: tuple[int, ...]
     text: str | None
-    framed: bool = False
 
     @classmethod
     def of(cls, view: ModelView, prompt: Prompt, prepend_bos: bool | None) -> Reading:
@@ -51,10 +46,7 @@ class Reading:
         encoder = Encoder.of(view, prepend_bos) if view.tokenizer is not None or isinstance(prompt, str) else None
         if isinstance(prompt, str):
             assert encoder is not None
-            mask = getattr(encoder.tokenizer, "mask_token", None)
-            framed = view.masked or bool(mask and mask in prompt)
-            ids = encoder.tokenizer(prompt)["input_ids"] if framed else encoder.prompt(prompt)
-            made = cls(view, encoder, tuple(ids), prompt, framed)
+            made = cls(view, encoder, tuple(encoder.prompt(prompt)), prompt)
         else:
             made = cls(view, encoder, _given_ids(prompt), None)
         made._check_ids()
@@ -75,13 +67,19 @@ class Reading:
         """Tokens as text; ids in brackets without a tokenizer."""
         return tuple(f"[{i}]" for i in ids) if self.encoder is None else self.encoder.words(ids)
 
+    def doubts(self, subject: Subject) -> tuple[str, ...]:
+        """What is doubtful about prompt and subject, in words: unknown tokens, a subject that stands there twice."""
+        if self.encoder is None:
+            return ()
+        places = self._places(subject) if isinstance(subject, str) and subject != "all" else []
+        return tuple(filter(None, [repeated(str(subject), places), self.encoder.doubt({"prompt": self.text or ""})]))
+
     # ------------------------------------------------------------------ the answer
 
     @property
     def masks(self) -> tuple[int, ...]:
         """Positions of the tokenizer's mask."""
-        mask = getattr(self.encoder.tokenizer, "mask_token_id", None) if self.encoder else None
-        return tuple(p for p, i in enumerate(self.ids) if i == mask and mask is not None)
+        return self.encoder.masks(self.ids) if self.encoder else ()
 
     def position(self, given: int | None) -> int:
         """Whose logits predict the answer's first token.
@@ -91,16 +89,14 @@ class Reading:
         """
         n = len(self.ids)
         if given is not None:
-            if not -n <= given < n:
+            if not -n <= operator.index(given) < n:
                 raise ValueError(f"answer_position {given} is outside the prompt of {n} tokens.")
             return given % n
-        if len(self.masks) > 1:
-            raise ValueError(f"the prompt has masks at {list(self.masks)}: say which one is asked by answer_position=.")
-        if self.view.masked and not self.masks:
-            mask = getattr(getattr(self.encoder, "tokenizer", None), "mask_token", None)
-            where = f"put {mask} where the answer belongs" if mask else "pass answer_position="
-            raise ValueError(f"{self.view.name} fills in masks, and the prompt has none: {where}.")
-        return self.masks[0] if self.masks else n - 1
+        if self.encoder is None and self.view.masked:
+            raise ValueError(
+                f"{self.view.name} fills in masks, and has no tokenizer to find one: pass answer_position=."
+            )
+        return n - 1 if self.encoder is None else self.encoder.reads_at(self.ids)
 
     def answer(self, answer: Answer, position: int) -> tuple[int, ...]:
         """Ids of an answer that is read at ``position``; none for the model's own.
@@ -119,26 +115,21 @@ class Reading:
 
     def _ids_of(self, answer: Any) -> tuple[int, ...]:
         try:
-            ids = torch.as_tensor(answer).reshape(-1)
+            whole = whole_numbers(answer, "the answer's ids").reshape(-1).tolist()
         except (TypeError, ValueError, RuntimeError):
-            ids = torch.empty(0)
-        whole = [] if ids.is_floating_point() else [int(i) for i in ids]
-        if not whole or not all(0 <= i < self.view.d_vocab for i in whole):
+            whole = []
+        # all but the last are fed to the model again
+        bounds = [*[self.view.d_vocab] * (len(whole) - 1), self.view.d_vocab_out]
+        if not whole or not all(0 <= i < bound for i, bound in zip(whole, bounds, strict=True)):
             raise ValueError(
-                f"the answer {answer!r} must be text, or hold token ids from 0 to {self.view.d_vocab - 1}."
+                f"the answer {answer!r} must be text, or hold token ids from 0 to {self.view.d_vocab_out - 1}."
             )
         return tuple(whole)
 
     def _text_answer(self, answer: str) -> tuple[int, ...]:
         if self.encoder is None:
             raise ValueError(f"{self.view.name} has no tokenizer: give the answer {answer!r} as token ids.")
-        if not self.framed and self.text is not None:
-            return tuple(self.encoder.answer(0, self.text, answer))
-        ids = self.encoder.tokenizer(answer, add_special_tokens=False)["input_ids"]
-        unknown = getattr(self.encoder.tokenizer, "unk_token_id", None)
-        if not ids or unknown in ids:
-            raise ValueError(f"the answer {answer!r} is empty, or holds a word this tokenizer does not know ({ids}).")
-        return tuple(ids)
+        return self._ids_of(self.encoder.answer(self.text or "", answer))
 
     # ------------------------------------------------------------------ the subject
 
@@ -149,7 +140,7 @@ class Reading:
             ValueError: not in the prompt, not at token boundaries, outside, or nothing but the mask.
         """
         if isinstance(subject, str):
-            found = self._everything() if subject == "all" else self._find(subject)
+            found = self._everything() if subject == "all" else self._places(subject)[0]
         else:
             found = self._inside(subject)
         if all(p in self.masks for p in range(*found)):
@@ -173,55 +164,36 @@ class Reading:
 
     def frame(self) -> tuple[int, int]:
         """How many special tokens stand in front of the prompt and after it; a mask is none of them."""
-        special = self._separators()
+        special = self._specials()
         said = [p for p, i in enumerate(self.ids) if i not in special or p in self.masks]
         if not said:
             return 0, 0
         return said[0], len(self.ids) - 1 - said[-1]
 
-    def _separators(self) -> set[Any]:
+    def _specials(self) -> set[Any]:
         if self.encoder is None:
             return set()
-        found = {n: getattr(self.encoder.tokenizer, f"{n}_token_id", None) for n in ("bos", "eos", "cls", "sep", "unk")}
-        unknown = found.pop("unk")
+        before, after = self.encoder.frame or ((), ())
+        named = [getattr(self.encoder.tokenizer, f"{n}_token_id", None) for n in ("bos", "eos", "cls", "sep")]
         # TransformerLens gives an encoder's tokenizer a BOS that it may not know: that is no separator
-        return set(found.values()) - ({unknown} if found["cls"] is not None else set())
+        unknown = getattr(self.encoder.tokenizer, "unk_token_id", None) if self.encoder.frame is not None else None
+        return {*named, *before, *after} - {unknown}
 
     def _everything(self) -> Span:
         # a corrupted BOS breaks the model altogether, and separators are not what is said
         before, after = self.frame()
         return before, len(self.ids) - after
 
-    def _find(self, subject: str) -> Span:
+    def _places(self, subject: str) -> list[Span]:
         if self.encoder is None:
             raise ValueError(
                 f"{self.view.name} has no tokenizer: give the subject {subject!r} as a (start, stop) span."
             )
-        if self.text is not None and not self.framed:
-            start, stop = self.encoder.span(0, self.text, subject)
-            return start, stop
-        bounds, text = self._bounds()
-        at = text.find(subject) if subject else -1
-        if at < 0:
-            raise ValueError(f"the subject {subject!r} is not in the prompt {text!r}.")
-        inside = [p for p, (a, b) in enumerate(bounds) if b > at and a < at + len(subject) and b > a]
-        covered = text[bounds[inside[0]][0] : bounds[inside[-1]][1]]
-        if covered.strip() != subject.strip():
-            raise ValueError(
-                f"the subject {subject!r} does not end at token boundaries; the tokens around it read {covered!r}. Use "
-                "that text as the subject."
-            )
-        return inside[0], inside[-1] + 1
-
-    def _bounds(self) -> tuple[list[Span], str]:
-        """Character range of each token, and the text these are of."""
-        assert self.encoder is not None
-        if self.framed and self.text is not None and getattr(self.encoder.tokenizer, "is_fast", False):
-            offsets = self.encoder.tokenizer(self.text, return_offsets_mapping=True)["offset_mapping"]
-            return [(int(a), int(b)) for a, b in offsets], self.text
+        if self.text is not None:
+            return self.encoder.spans(self.text, subject)
         words = self.words(self.ids)
         ends = [sum(len(w) for w in words[: p + 1]) for p in range(len(words))]
-        return list(zip([0, *ends[:-1]], ends, strict=True)), "".join(words)
+        return spans_in("".join(words), list(zip([0, *ends[:-1]], ends, strict=True)), subject)
 
 
 def _given_ids(prompt: Any) -> tuple[int, ...]:
@@ -232,18 +204,8 @@ def _given_ids(prompt: Any) -> tuple[int, ...]:
         raise ValueError(f"the prompt {prompt!r} must be text, or a list of token ids.") from None
     if not ids.numel():
         raise ValueError("the prompt has no tokens.")
-    if ids.is_floating_point() or ids.ndim > 2 or (ids.ndim == 2 and len(ids) > 1):
+    if ids.ndim > 2 or (ids.ndim == 2 and len(ids) > 1):
         raise ValueError(
-            f"the prompt is a {str(ids.dtype).removeprefix('torch.')} tensor of shape {tuple(ids.shape)}: one prompt "
-            "is traced at a time, as whole numbers [pos]."
+            f"the prompt is a tensor of shape {tuple(ids.shape)}: one prompt is traced at a time, as [pos]."
         )
-    return tuple(int(i) for i in ids.reshape(-1))
-
-
-@contextmanager
-def unnumbered() -> Iterator[None]:
-    """The errors of prompt sets name the pair; a single prompt has no number."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(str(error).removeprefix("pair 0: ")) from None
+    return tuple(whole_numbers(ids, "the prompt's ids").reshape(-1).tolist())

@@ -20,6 +20,7 @@ from rich.markup import escape
 from tl_multitrace._version import __version__
 from tl_multitrace.cli import convert, doctor, reproduce, trace
 from tl_multitrace.cli.logs import Level, LogFile, LogLevel, logged
+from tl_multitrace.cli.trace import Bos
 from tl_multitrace.distributed import Ranks, leave, ranks_of, started_by_torchrun
 from tl_multitrace.engine.budget import bytes_from
 from tl_multitrace.interventions import intervention_by_name
@@ -114,10 +115,7 @@ OVERWRITE_HELP = "Replace an earlier run in that folder."
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help=OVERWRITE_HELP)]
-Resume = Annotated[
-    bool,
-    typer.Option("--resume", help="Go on where an interrupted run of the same arguments stopped."),
-]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run of these arguments stopped.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of prompts, split, search and intervals.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write; it must not exist yet, or be empty.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; default: a GPU where there is one.")]
@@ -223,6 +221,7 @@ def run(
     stability: Stability = 5,
     keep: Keep = None,
     align: Annotated[Align, typer.Option(help="Pairs of unequal length: drop, or line up at one end.")] = Align.drop,
+    bos: Bos = None,
     seed: Seed = 0,
     device: Device = None,
     dtype: Annotated[Dtype, typer.Option(help="Of the weights.")] = Dtype.float32,
@@ -258,6 +257,7 @@ def run(
         keep=tuple(keep or ()),
         stability=stability,
         align=align.value,
+        bos=bos,
         seed=seed,
         device=device,
         dtype=dtype.value,

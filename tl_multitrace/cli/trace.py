@@ -16,7 +16,7 @@ from tl_multitrace.causal_trace.cells import check_kinds
 from tl_multitrace.cli.logs import Level, LogFile, LogLevel
 from tl_multitrace.engine.budget import bytes_from
 from tl_multitrace.files import write_text
-from tl_multitrace.loading import load_model
+from tl_multitrace.loading import load_model, set_bos
 
 Reported = Callable[[bool, bool, Level | None, Path | None], AbstractContextManager[None]]
 Say = Callable[[str], None]
@@ -46,6 +46,11 @@ Restore = Annotated[
     typer.Option(help="resid, mlp, attn, head, neuron; comma separated for one trace each; mlp+attn for both at once."),
 ]
 
+Bos = Annotated[
+    bool | None,
+    typer.Option("--bos/--no-bos", help="Begin prompts with a BOS token, or not; default: the model's way."),
+]
+
 
 def register(app: typer.Typer, reported: Reported, say: Say) -> None:
     """Add the command to an app.
@@ -72,6 +77,7 @@ def register(app: typer.Typer, reported: Reported, say: Say) -> None:
         corruption: Annotated[Noise, typer.Option(help="What happens to the subject.")] = Noise.gaussian,
         severed: Annotated[Severed, typer.Option(help="Outputs frozen at their corrupted values.")] = Severed.none,
         all_facts: Annotated[bool, typer.Option("--all-facts", help="Also facts the model does not predict.")] = False,
+        bos: Bos = None,
         seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
         device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: a GPU where there is one.")] = None,
         dtype: Annotated[str, typer.Option(help="Of the weights.")] = "float32",
@@ -102,11 +108,11 @@ def register(app: typer.Typer, reported: Reported, say: Say) -> None:
         with reported(debug, quiet, log_level, log_file):
             if facts is not None:
                 chosen = load_facts(facts)[:n]
-                loaded = load_model(model, device, dtype, trust_remote_code=trust)
+                loaded = set_bos(load_model(model, device, dtype, trust_remote_code=trust), bos)
                 _trace_facts(loaded, chosen, kinds, out, say, known_only=not all_facts, **shared)
             else:
                 _free(out, kinds, overwrite)
-                loaded = load_model(model, device, dtype, trust_remote_code=trust)
+                loaded = set_bos(load_model(model, device, dtype, trust_remote_code=trust), bos)
                 _trace_prompt(loaded, str(prompt), kinds, out, say, subject=str(subject), answer=answer, **shared)
 
 

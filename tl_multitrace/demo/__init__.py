@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from tl_multitrace.loading import checked_device
+
 __all__ = ["DEMO_FOLDER", "demo_card", "load_demo_model", "load_hf_model"]
 
 DEMO_FOLDER = Path(__file__).parent
@@ -78,7 +80,7 @@ def load_demo_model(device: str | torch.device = "cpu", dtype: torch.dtype = tor
         give the same logits.
 
     Raises:
-        ValueError: For an unknown ``api``.
+        ValueError: For an unknown ``api``, or a device that is not there.
         ImportError: If the installed TransformerLens does not have the class asked for.
 
     Examples:
@@ -95,7 +97,7 @@ def load_demo_model(device: str | torch.device = "cpu", dtype: torch.dtype = tor
         api = "bridge" if _has_bridge() else "hooked"
     boot = _boot_bridge if api == "bridge" else _boot_hooked
     with torch.random.fork_rng(devices=[]):  # TransformerLens draws weights that are overwritten
-        model = boot(torch.device(device), dtype)
+        model = boot(torch.device(checked_device(device)), dtype)
     model.cfg.default_prepend_bos = True
     return model.eval()
 

@@ -25,7 +25,6 @@ from torch import Tensor
 from tl_multitrace.compat import HookFn, ModelView
 from tl_multitrace.cost import HookError
 from tl_multitrace.groups.mixing import mix
-from tl_multitrace.interventions import NOISE_HOOK
 from tl_multitrace.rows import Attention
 
 Reads = tuple[Int[Tensor, " q"], Int[Tensor, " q"]]
@@ -123,7 +122,7 @@ def run(view: ModelView, forward: Forward) -> Ran:
     kept_after: dict[str, Tensor] = {}
     names = list(dict.fromkeys([*sorted(forward.keep), *forward.put, *sorted(forward.keep_after), *forward.hide]))
     # order matters where two names meet at one hook point: noise, then the names as they stand here, then reading
-    hooks = [] if forward.noise is None else [(NOISE_HOOK, _corrupter(forward.noise, forward.replaced))]
+    hooks = [] if forward.noise is None else [(view.embedding_point, _corrupter(forward.noise, forward.replaced))]
     hooks += [(name, _hook(name, forward, fired, kept, kept_after)) for name in names]
     if forward.reads is not None:
         hooks.append((view.unembed_input, _reader(*forward.reads)))

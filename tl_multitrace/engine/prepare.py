@@ -64,7 +64,7 @@ def prepare(
     """Check the arguments of a tracer, lay out its rows and batches, and decide what is kept where."""
     view, metric = ModelView(model), as_metric(LogitDiff() if metric is None else metric)
     intervention = Interchange() if intervention is None else intervention
-    check_inputs(view, pairs, groups, metric)
+    check_inputs(view, pairs, groups, metric, interchanged=intervention.aligned)
     limits = Limits.of(view.device, memory_limit)  # measured, it may differ from rank to rank
     limits = replace(limits, device=ranks.least(limits.device), host=ranks.least(limits.host))
     longest = int(pairs.lengths.argmax())

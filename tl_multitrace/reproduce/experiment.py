@@ -11,9 +11,9 @@ from tl_multitrace.compat import ModelView
 from tl_multitrace.machine import versions
 from tl_multitrace.reproduce.result import Curve, Reproduction, Row
 from tl_multitrace.scores import Score
+from tl_multitrace.tasks.rows import published_bos
 
 Tell = Callable[[str], None]
-GPT2_VOCABULARY = 50257
 
 
 @dataclass(frozen=True)
@@ -142,12 +142,8 @@ class Work:
 
 
 def as_published(model: Any) -> Any:
-    """The model, without a BOS token in front of prompts where it is a GPT-2 with GPT-2's own tokenizer.
-
-    Hugging Face's GPT-2 tokenizer adds none, and so did the experiments; TransformerLens does unless told otherwise.
-    """
-    architecture = str(getattr(model.cfg, "original_architecture", "") or getattr(model.cfg, "architecture", ""))
-    if architecture.startswith("GPT2") and ModelView(model).d_vocab == GPT2_VOCABULARY:
+    """The model, told to put no BOS token in front of prompts where the published code did not."""
+    if published_bos(model) is False:
         model.cfg.default_prepend_bos = False
     return model
 

@@ -20,7 +20,7 @@ from tl_multitrace.evaluation import evaluate, side_effects, stability
 from tl_multitrace.flow import expected_cost, information_flow
 from tl_multitrace.groups import HookGroups, mlps
 from tl_multitrace.interventions import intervention_by_name
-from tl_multitrace.loading import load_model
+from tl_multitrace.loading import load_model, set_bos
 from tl_multitrace.metrics import LogitDiff, OddsRatio, metric_by_name
 from tl_multitrace.objective import Goal, Objective
 from tl_multitrace.prompts import PromptPairs
@@ -59,6 +59,7 @@ class Job:
         stability: searches to repeat on resampled prompts; 0 for none.
         keep: tasks whose metric may change only so far, ``"neutral_text=0.02"``; see ``bounds.py``.
         align: what happens to prompts of different token length.
+        bos: whether prompts begin with a BOS token; default: what TransformerLens does for the model.
         seed: of prompts, split, search and intervals.
         device: default a GPU where there is one.
         dtype: of the weights.
@@ -81,6 +82,7 @@ class Job:
     stability: int = 5
     keep: tuple[str, ...] = ()
     align: Alignment = "drop"
+    bos: bool | None = None
     seed: int = 0
     device: str | None = None
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
@@ -155,6 +157,7 @@ def run_job(
 def _run_job(job: Job, log: Log, progress: bool, ranks: Ranks, checkpoint: Checkpoint | None) -> Run:
     with log.step("model", f"Loading {job.model}"), contextlib.redirect_stdout(sys.stderr):
         model = load_model(job.model, job.device, job.dtype, trust_remote_code=job.trust_remote_code)
+        set_bos(model, job.bos)
     log.device = ModelView(model).device
     if checkpoint is not None:
         ranks.after_first(lambda: checkpoint.claim(ModelView(model).describe()))
@@ -326,7 +329,7 @@ def make_task(job: Job, model: Any) -> Task:
         made = task_from_file(job.prompts, model, align=job.align)
         made = made if job.n is None else replace(made, pairs=made.pairs[: job.n])
     else:
-        options = {} if job.data is None else {"path": job.data}
+        options: dict[str, Any] = {} if job.data is None else {"path": job.data}
         made = task(str(job.task), model, n=job.n, seed=job.seed, align=job.align, **options)
     changes: dict[str, Any] = {}
     if job.metric is not None:

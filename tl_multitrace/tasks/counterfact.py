@@ -88,6 +88,7 @@ def everywhere() -> NoiseCorruption:
 
 
 PAPER = {
+    "published_bos": True,
     "metric": Perplexity(),
     "groups": "mlp_dims",
     "intervention": everywhere,

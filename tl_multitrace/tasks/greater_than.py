@@ -7,8 +7,8 @@ Source prompt "The war lasted from the year 1732 to the year 17", base prompt th
 any two digits may follow. The metric is the probability of all two-digit years above 32 minus that of those at or below
 it. Above 0: the patch brings the knowledge of the year. ``pairs.swap()`` gives the reading of ablation.
 
-Only years that the tokenizer splits into the century and one token for the other two digits take part: neither 1860
-where that is one token, nor any year where digits are tokens of their own.
+Only years that the tokenizer splits behind the century take part (not 1860 where that is one token), all into as many
+tokens. Where digits are tokens of their own the last two are two tokens, whose probability is their product.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def rows(
     """Random nouns, centuries and years from 02 to 98, without end.
 
     Args:
-        sieve: tells which years are the century and one more token.
+        sieve: tells which years are split behind the century.
         rng: of all choices.
         demo: use the demo model's wordings, in which a year is two words.
         nouns: things that last; default the package's list.
@@ -52,7 +52,7 @@ def rows(
     """
     frames, things = _wording(demo, templates, nouns)
     gap = " " if demo else ""
-    known = {century: _two_tokens(sieve, century, gap) for century in centuries}
+    known = {century: _split(sieve, century, gap) for century in centuries}
     while True:
         noun, frame, century = rng.choice(things), rng.choice(frames), rng.choice(list(centuries))
         year = rng.choice(known[century][1:-1])
@@ -63,18 +63,12 @@ def rows(
         yield Row(base, source, tuple(answers[0]), tuple(answers[1]))
 
 
-def _two_tokens(sieve: Sieve, century: int, gap: str) -> list[int]:
-    """The years of a century that are the century and one more token; with too few of those, some to be dropped."""
-    years = list(range(FIRST_YEAR, LAST_YEAR + 1))
-    fitting = [year for year in years if _splits(sieve, f"the year {century}", f"{gap}{year:02d}")]
-    return fitting if len(fitting) > ENOUGH else years[:ENOUGH]
-
-
-def _splits(sieve: Sieve, prompt: str, digits: str) -> bool:
-    try:
-        return len(sieve.encoder.answer(0, prompt, digits)) == 1
-    except ValueError:
-        return False
+def _split(sieve: Sieve, century: int, gap: str) -> list[int]:
+    """The years of a century split behind it into equally many tokens; with too few of those, some to be dropped."""
+    added = {year: sieve.added(f"the year {century}", f"{gap}{year:02d}") for year in range(FIRST_YEAR, LAST_YEAR + 1)}
+    usual = max((1, 2), key=list(added.values()).count)
+    fitting = [year for year, tokens in added.items() if tokens == usual]
+    return fitting if len(fitting) > ENOUGH else list(added)[:ENOUGH]
 
 
 def _wording(demo: bool, templates: Sequence[str] | None, nouns: Sequence[str] | None) -> tuple[list[str], list[str]]:
@@ -90,8 +84,7 @@ TASK = TaskInfo(
     name="greater_than",
     question="Which components know that an end comes after its beginning?",
     make=rows,
-    metric=ProbDiff(),
+    metric=ProbDiff(reduce="sum"),
     groups="heads,mlps",
     n=64,
-    single_token=True,
 )

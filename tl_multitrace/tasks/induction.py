@@ -61,17 +61,10 @@ def single_words(sieve: Sieve, words: Sequence[str] | None = None) -> list[str]:
     """The words that are one known token behind another word."""
     from tl_multitrace.demo.grammar import INDUCTION_WORDS
 
-    usable = [word for word in (INDUCTION_WORDS if words is None else words) if _is_single(sieve, word)]
+    usable = [word for word in (INDUCTION_WORDS if words is None else words) if sieve.added("the", f" {word}") == 1]
     if words is None and len(usable) < ENOUGH_WORDS:
-        usable += [word for word in COMMON_WORDS if word not in usable and _is_single(sieve, word)]
+        usable += [word for word in COMMON_WORDS if word not in usable and sieve.added("the", f" {word}") == 1]
     return usable
-
-
-def _is_single(sieve: Sieve, word: str) -> bool:
-    try:
-        return len(sieve.encoder.answer(0, "the", f" {word}")) == 1
-    except ValueError:
-        return False
 
 
 def _row(words: list[str], rng: random.Random) -> Row:

@@ -82,5 +82,5 @@ TASK = TaskInfo(
     make=rows,
     metric=OddsRatio(),
     groups="neurons",
-    settings={"paper": {"groups": "mlp_dims", "n": 2703}},
+    settings={"paper": {"published_bos": True, "groups": "mlp_dims", "n": 2703}},
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ def task_from_file(
     metric: Metric | None = None,
     align: Alignment = "drop",
     columns: Mapping[str, str] | None = None,
+    prepend_bos: bool | None = None,
 ) -> Task:
     r"""Read prompts from a file, whose layout is told by its columns.
 
@@ -43,6 +45,7 @@ def task_from_file(
         align: as in :func:`~tl_multitrace.tasks.task`.
         columns: which of the file's columns is which of a layout's, ``{"prompt": "question", ...}``; others are left
             out.
+        prepend_bos: put a BOS token in front of prompts; default: what TransformerLens does for this model.
 
     Returns:
         A task; prompts that don't tokenise cleanly are counted in its ``dropped``.
@@ -61,10 +64,10 @@ def task_from_file(
         >>> task.kept, task.metric.name
         (1, 'logit_diff')
     """
-    sieve = sieve_of(model, align=align)
+    sieve = sieve_of(model, align=align, prepend_bos=prepend_bos)
     prompts = read_prompts(path, Vocabulary(sieve.encoder), columns=columns)
     layout = prompts.layout
-    pairs = pairs_of(model, prompts.rows, sieve_of(model, align=align, one_prompt=layout.one_prompt))
+    pairs = pairs_of(model, prompts.rows, replace(sieve, one_prompt=layout.one_prompt))
     two = isinstance(layout.intervention, MeanAblation) and all(row.base != row.source for row in prompts.rows)
     return Task(
         name=prompts.name,

@@ -16,7 +16,7 @@ from tl_multitrace.metrics import Metric
 from tl_multitrace.objective import Goal, Objective
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.spec import groups_from_text
-from tl_multitrace.tasks.rows import Alignment, Row, Sieve, pairs_of, sieve_of
+from tl_multitrace.tasks.rows import Alignment, Row, Sieve, pairs_of, published_bos, sieve_of
 from tl_multitrace.tracer import Tracer
 
 if TYPE_CHECKING:
@@ -141,6 +141,7 @@ class TaskInfo:
             with the package or are generated. Such a maker takes ``path``.
         desiderata: further wishes, each a task of its own; their ``name`` is the key in ``task.desiderata``.
         options: what ``make`` is given unless told otherwise.
+        published_bos: prompts begin as in the published code, which put no BOS in front of GPT-2's.
         settings: named ways to ask, each with what it changes of the above: ``"paper"`` is that of multi-component
             causal tracing (arXiv:2606.03085).
 
@@ -168,6 +169,7 @@ class TaskInfo:
     data: str = ""
     desiderata: tuple[TaskInfo, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+    published_bos: bool = False
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def in_setting(self, name: str | None) -> TaskInfo:
@@ -231,6 +233,7 @@ def task(
     *,
     align: Alignment = "drop",
     setting: str | None = None,
+    prepend_bos: bool | None = None,
     **options: Any,
 ) -> Task:
     """Make a task for a model: prompts, metric, subgroups and suggested components.
@@ -243,6 +246,7 @@ def task(
         align: pairs of different token length are left out (``"drop"``), or lined up at one end (``"right"``,
             ``"left"``; tokens without a partner are never patched).
         setting: a named way to ask, where the task has one: ``"paper"`` for the experiment of arXiv:2606.03085.
+        prepend_bos: put a BOS token in front of prompts; default: the setting's way, else the model's.
         options: the task's own, such as ``templates=``; ``path=`` where the task reads a file of others.
 
     Returns:
@@ -269,11 +273,21 @@ def task(
         raise ValueError(
             f"the task {name!r} reads no file: leave path= (--data) out, or use task_from_file (--prompts)."
         )
-    return _made(info.in_setting(setting), model, n, seed, align, options)
+    return _made(info.in_setting(setting), model, n, seed, align, prepend_bos, options)
 
 
-def _made(info: TaskInfo, model: Any, n: int | None, seed: int, align: Alignment, options: Mapping[str, Any]) -> Task:
-    sieve = sieve_of(model, align=align, single_token=info.single_token, one_prompt=info.one_prompt)
+def _made(
+    info: TaskInfo,
+    model: Any,
+    n: int | None,
+    seed: int,
+    align: Alignment,
+    bos: bool | None,
+    options: Mapping[str, Any],
+) -> Task:
+    if bos is None and info.published_bos:
+        bos = published_bos(model)
+    sieve = sieve_of(model, align=align, single_token=info.single_token, one_prompt=info.one_prompt, prepend_bos=bos)
     rows = info.make(sieve, random.Random(seed), demo=_is_demo(sieve), **{**info.options, **options})
     pairs = pairs_of(model, rows, sieve, info.n if n is None else n)
     return Task(
@@ -286,7 +300,7 @@ def _made(info: TaskInfo, model: Any, n: int | None, seed: int, align: Alignment
         question=info.question,
         source=info.source,
         licence=info.licence,
-        desiderata={one.name: _made(one, model, n, seed, align, options) for one in info.desiderata},
+        desiderata={one.name: _made(one, model, n, seed, align, bos, options) for one in info.desiderata},
     )
 
 

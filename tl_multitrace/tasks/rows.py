@@ -5,129 +5,44 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal
 
 from tl_multitrace.compat import ModelView
+from tl_multitrace.pair_reader import PairReader, PairTokens, Row
 from tl_multitrace.prompts import PromptPairs
-from tl_multitrace.tokens import Encoder
+from tl_multitrace.tokens import LENGTHS, Encoder, UnfitError
+
+__all__ = ["Alignment", "Row", "Sieve", "drawn", "pairs_of", "published_bos", "sieve_of"]
 
 Alignment = Literal["drop", "right", "left"]
-
-UNKNOWN = "a word the tokenizer does not know"
-LENGTHS = "token lengths differ"
-SAME_PROMPT = "base and source are the same tokens"
-TOO_LONG = "longer than the model's context"
-NO_ANSWER = "an answer does not continue its prompt (does it lack its leading space?)"
-SAME_ANSWER = "answer and wrong answer are the same tokens"
-SEVERAL = "an answer of several tokens"
-SUBJECT = "the subject is not whole tokens"
 
 PATIENCE = 40
 """Rows tried per row wanted before a generator of rows is given up."""
 
-
-@dataclass(frozen=True)
-class Row:
-    """One prompt pair as text.
-
-    Attributes:
-        base: the prompt that is intervened on.
-        source: the prompt that activations come from.
-        answers: continuations that count as right, with their leading space.
-        wrong: continuations that count against; may be empty.
-        label: subgroup.
-        subject: part of ``base`` that the prompt is about, or None.
-        joined: whether answers go on inside the prompt's last word ("the year 17", "52"): they are tokenised by
-            themselves.
-        unusable: why the row cannot be used whatever the tokenizer, as a file's reader found; it is left out.
-
-    Examples:
-        >>> from tl_multitrace.tasks import Row
-        >>> row = Row("The nurse said that", "The man said that", (" he",), wrong=(" she",), label="female")
-        >>> row.answers, row.wrong
-        ((' he',), (' she',))
-    """
-
-    base: str
-    source: str
-    answers: tuple[str, ...]
-    wrong: tuple[str, ...] = ()
-    label: str = ""
-    subject: str | None = None
-    joined: bool = False
-    unusable: str = ""
+GPT2_VOCABULARY = 50257
 
 
 @dataclass(frozen=True)
-class Sieve:
-    """Says why a row cannot be used with a model, if it can't.
-
-    Attributes:
-        encoder: the model's tokenizer and its decision about BOS.
-        n_ctx: the model's longest prompt; 0 where it states none.
-        align: what happens to prompts of different token length.
-        single_token: whether every answer must be one token.
-        one_prompt: whether base and source may be the same prompt, as where the source run is a noised or averaged one.
-    """
-
-    encoder: Encoder
-    n_ctx: int = 0
-    align: Alignment = "drop"
-    single_token: bool = False
-    one_prompt: bool = False
-
-    def reason(self, row: Row) -> str | None:
-        """Why ``row`` is left out, or None if it tokenises cleanly."""
-        if row.unusable:
-            return row.unusable
-        base, source = self.encoder.prompt(row.base), self.encoder.prompt(row.source)
-        if self._unknown(row):
-            return UNKNOWN
-        if len(base) != len(source) and self.align == "drop":
-            return LENGTHS
-        if base == source and not self.one_prompt:
-            return SAME_PROMPT
-        return self._wrong_with_answers(row, max(len(base), len(source))) or self._wrong_with_subject(row)
-
-    def _unknown(self, row: Row) -> bool:
-        unknown = getattr(self.encoder.tokenizer, "unk_token_id", None)
-        # GPT-2 names its end-of-text token as the unknown one, and never produces it.
-        texts = [row.base, row.source, *row.answers, *row.wrong]
-        return unknown is not None and any(unknown in self.encoder.known(text) for text in texts)
+class Sieve(PairReader):
+    """Reads rows for a model, and answers what makers of rows ask of its tokenizer."""
 
     def ids(self, text: str) -> list[int]:
         """Token ids of a text alone, without BOS."""
-        return list(self.encoder.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return list(self.encoder.known(text))
+
+    def added(self, prompt: str, answer: str) -> int:
+        """How many tokens an answer adds to a prompt; 0 where it does not continue it."""
+        try:
+            return len(self.encoder.answer(prompt, answer))
+        except UnfitError:
+            return 0
 
     def as_long_as(self, prompt: str, rivals: Iterable[str]) -> list[str]:
         """Those of some prompts that have as many tokens as ``prompt``."""
         wanted = len(self.ids(prompt))
         return [rival for rival in rivals if len(self.ids(rival)) == wanted]
-
-    def _wrong_with_answers(self, row: Row, prompt_length: int) -> str | None:
-        try:
-            right = [self.encoder.answer(0, row.base, answer, row.joined) for answer in row.answers]
-            wrong = [self.encoder.answer(0, row.base, answer, row.joined) for answer in row.wrong]
-        except ValueError:
-            return NO_ANSWER
-        if any(ids in wrong for ids in right):
-            return SAME_ANSWER
-        longest = max(len(ids) for ids in right + wrong)
-        if self.single_token and longest > 1:
-            return SEVERAL
-        # The last token of an answer is read from the logits, not fed to the model.
-        return TOO_LONG if self.n_ctx and prompt_length + longest - 1 > self.n_ctx else None
-
-    def _wrong_with_subject(self, row: Row) -> str | None:
-        if row.subject is None:
-            return None
-        try:
-            self.encoder.span(0, row.base, row.subject)
-        except ValueError:
-            return SUBJECT
-        return None
 
 
 def drawn(rows: Sequence[Row], rng: random.Random | None) -> list[Row]:
@@ -135,7 +50,14 @@ def drawn(rows: Sequence[Row], rng: random.Random | None) -> list[Row]:
     return list(rows) if rng is None else rng.sample(rows, len(rows))
 
 
-def sieve_of(model: Any, *, align: Alignment = "drop", single_token: bool = False, one_prompt: bool = False) -> Sieve:
+def sieve_of(
+    model: Any,
+    *,
+    align: Alignment = "drop",
+    single_token: bool = False,
+    one_prompt: bool = False,
+    prepend_bos: bool | None = None,
+) -> Sieve:
     """The sieve of a model's tokenizer.
 
     Raises:
@@ -144,7 +66,16 @@ def sieve_of(model: Any, *, align: Alignment = "drop", single_token: bool = Fals
     if align not in ("drop", "right", "left"):
         raise ValueError(f"align must be 'drop', 'right' or 'left', got {align!r}.")
     view = ModelView(model)
-    return Sieve(Encoder.of(view), view.n_ctx, align, single_token, one_prompt)
+    return Sieve(Encoder.of(view, prepend_bos), view.n_ctx, align, single_token, one_prompt)
+
+
+def published_bos(model: Any) -> bool | None:
+    """False for a GPT-2 with its own tokenizer, None (what TransformerLens does) for others.
+
+    Hugging Face's GPT-2 tokenizer adds no BOS, and so did the published experiments; TransformerLens does.
+    """
+    architecture = str(getattr(model.cfg, "original_architecture", "") or getattr(model.cfg, "architecture", ""))
+    return False if architecture.startswith("GPT2") and ModelView(model).d_vocab == GPT2_VOCABULARY else None
 
 
 def pairs_of(model: Any, rows: Iterable[Row], sieve: Sieve, n: int | None = None) -> PromptPairs:
@@ -169,32 +100,17 @@ def pairs_of(model: Any, rows: Iterable[Row], sieve: Sieve, n: int | None = None
     kept = list(islice(_sifted(tried, sieve, dropped), n))
     if not kept:
         reasons = ", ".join(f"{why} ({count})" for why, count in dropped.most_common()) or "there are no prompts"
+        longer = ", or line up prompts of different length with align='right'" if LENGTHS in dropped else ""
         raise ValueError(
-            f"no prompt is left for the tokenizer of {ModelView(model).name}: {reasons}. Give prompts whose words this "
-            "tokenizer knows, or align prompts of different length with align='right'."
+            f"no prompt is left for the tokenizer of {ModelView(model).name}: {reasons}. Give prompts and answers that "
+            f"this tokenizer can say{longer}."
         )
-    return replace(_assembled(model, kept, sieve.align), dropped=dict(dropped))
+    return PromptPairs.from_read(dict(enumerate(kept)), sieve.encoder, sieve.align, dict(dropped))
 
 
-def _sifted(rows: Iterable[Row], sieve: Sieve, dropped: Counter[str]) -> Iterator[Row]:
+def _sifted(rows: Iterable[Row], sieve: Sieve, dropped: Counter[str]) -> Iterator[PairTokens]:
     for row in rows:
-        why = sieve.reason(row)
-        if why is None:
-            yield row
-        else:
-            dropped[why] += 1
-
-
-def _assembled(model: Any, rows: list[Row], align: Alignment) -> PromptPairs:
-    subjects = [row.subject for row in rows]
-    return PromptPairs.from_text(
-        model,
-        [row.base for row in rows],
-        [row.source for row in rows],
-        [list(row.answers) for row in rows],
-        [list(row.wrong) for row in rows] if any(row.wrong for row in rows) else None,
-        subject=[str(s) for s in subjects] if all(s is not None for s in subjects) else None,
-        labels=[row.label for row in rows] if any(row.label for row in rows) else None,
-        align="error" if align == "drop" else align,
-        joined=[row.joined for row in rows],
-    )
+        try:
+            yield sieve.read(row)
+        except UnfitError as error:
+            dropped[error.reason] += 1

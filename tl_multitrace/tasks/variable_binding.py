@@ -139,13 +139,13 @@ def _row(sieve: Sieve, base: Program, source: Program) -> Row:
 
 def _gap(sieve: Sieve) -> str:
     """A space at the prompt's end where the space before a number is a token of its own, as the paper writes it."""
-    return " " if len(sieve.encoder.answer(0, "x =", " 5")) > 1 else ""
+    return " " if sieve.added("x =", " 5") > 1 else ""
 
 
 def _first(sieve: Sieve, prompt: str, number: int, space: str) -> str:
     """The whole number where it is one token, else its first digit."""
     whole = f"{space}{number}"
-    return whole if len(sieve.encoder.answer(0, prompt, whole)) == 1 else f"{space}{str(number)[0]}"
+    return whole if sieve.added(prompt, whole) == 1 else f"{space}{str(number)[0]}"
 
 
 INVARIANCE = TaskInfo(

@@ -60,5 +60,5 @@ TASK = TaskInfo(
     n=198,
     source="WinoBias, Zhao et al. 2018",
     data="pro_stereotyped_type1.txt.dev or .test, from github.com/uclanlp/corefBias, WinoBias/wino/data",
-    settings={"paper": {"options": {"pronouns": "she/he", "shuffle": False}}},
+    settings={"paper": {"published_bos": True, "options": {"pronouns": "she/he", "shuffle": False}}},
 )

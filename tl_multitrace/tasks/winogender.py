@@ -60,5 +60,5 @@ TASK = TaskInfo(
     n=120,
     source="Winogender, Rudinger et al. 2018",
     data="templates.tsv and occupations-stats.tsv, from github.com/rudinger/winogender-schemas, data",
-    settings={"paper": {"options": {"pronouns": "she/he", "shuffle": False}}},
+    settings={"paper": {"published_bos": True, "options": {"pronouns": "she/he", "shuffle": False}}},
 )

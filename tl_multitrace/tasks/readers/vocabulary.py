@@ -50,7 +50,7 @@ class Vocabulary:
         before = self.encoder.prompt(prompt)[-1]
         added = self.encoder.words([before, token])[1]
         try:
-            same = self.encoder.answer(0, prompt, added) == [token]
+            same = self.encoder.answer(prompt, added) == [token]
         except ValueError:
             same = False
         if not same:
