@@ -302,7 +302,7 @@ class PromptPairs:
         rest = sorted(set(range(len(self))) - set(first))
         if not first or not rest:
             raise ValueError(
-                f"split({fraction}) of {len(self)} pairs ({len(of.unique())} distinct) leaves a part empty. Use a "
+                f"split({fraction}) of {len(self)} pairs leaves a part empty ({len(of.unique())} are distinct). Use a "
                 "fraction such as 0.7, or more pairs."
             )
         return self[sorted(first)], self[rest]

@@ -48,7 +48,7 @@ class Verdict:
         >>> from tl_multitrace.records.chance import beyond_chance
         >>> effect, sets = mt.Score.of([4.0, 5.0, 5.0, 6.0, 7.0]), mt.Score.of_sets([0.1 * i for i in range(20)])
         >>> print(beyond_chance(effect, sets))
-        beyond chance: the whole interval lies above what 95 % of 20 random sets reach (0.0475 to 1.85, on average 0.95)
+        beyond chance: its interval is wholly above what 95 % of 20 random sets reach (0.0475 to 1.85, on average 0.95)
     """
 
     beyond: bool | None
@@ -73,19 +73,22 @@ def beyond_chance(
     """
     if score is None or chance is None:
         return Verdict(None, "not compared with chance")
-    if score.n < FEW or score.low is None:
-        return Verdict(None, f"no claim about chance: {score.n} distinct prompt{'s' * (score.n > 1)}, {FEW} are needed")
-    if chance.n < FEW_SETS or chance.low is None or chance.high is None:
-        return Verdict(None, f"no claim about chance: {chance.n} random sets, {FEW_SETS} are needed")
     sign, side = (-1, "below") if direction == "minimize" else (1, "above")
+    average = f"random sets of the same size and kinds reach {chance.mean:.3g} on average"
+    if sign * score.mean <= max(sign * chance.mean, 0.0):
+        return Verdict(False, f"no more than chance: {average}")
+    if score.n < FEW or score.low is None:
+        few = f"{score.n} distinct prompt{'s' * (score.n > 1)} (of {FEW} needed)"
+        return Verdict(None, f"no claim about chance from {few}: {average}")
+    if chance.n < FEW_SETS or chance.low is None or chance.high is None:
+        return Verdict(None, f"no claim about chance from {chance.n} random sets (of {FEW_SETS} needed): {average}")
     ends = f"{chance.low:.3g} to {chance.high:.3g}, on average {chance.mean:.3g}"
     reach = f"what 95 % of {chance.n} random sets reach ({ends})"
-    if score.beyond(chance.high if sign > 0 else chance.low, sign) and score.beyond(0.0, sign):
-        if full is not None and undefined(full):
-            doubt = f"but the effect of patching everything, {full}, may be 0"
-            return Verdict(None, f"no claim about chance: more than random sets reach, {doubt}")
-        return Verdict(True, f"beyond chance: the whole interval lies {side} {reach}")
-    if sign * score.mean <= max(sign * chance.mean, 0.0):
-        return Verdict(False, f"no more than chance: random sets of the same size and kinds reach {chance.mean:.3g}")
-    why = f"its interval is not wholly {side} {reach}" if score.beyond(0.0, sign) else "its interval holds 0"
-    return Verdict(False, f"not clearly beyond chance: {why}")
+    if not score.beyond(0.0, sign):
+        return Verdict(False, f"not clearly beyond chance: its interval holds 0, and {average}")
+    if not score.beyond(chance.high if sign > 0 else chance.low, sign):
+        return Verdict(False, f"not clearly beyond chance: its interval is not wholly {side} {reach}")
+    if full is not None and undefined(full):
+        doubt = f"but the effect of patching everything, {full}, may be 0"
+        return Verdict(None, f"no claim about chance: its interval is wholly {side} {reach}, {doubt}")
+    return Verdict(True, f"beyond chance: its interval is wholly {side} {reach}")
