@@ -24,8 +24,8 @@ from tl_multitrace import interop
 from tl_multitrace.causal_trace import CausalTokens, TraceGrid, load_facts
 from tl_multitrace.causal_trace.average import FactsRunFile
 from tl_multitrace.cli.show import shown
-from tl_multitrace.evaluation.front import Front
-from tl_multitrace.evaluation.recover import read_truth
+from tl_multitrace.evaluation.pareto import Front
+from tl_multitrace.evaluation.recovery import read_truth
 from tl_multitrace.evaluation.side_effects import SideEffect, SideEffects
 from tl_multitrace.files import read_json
 from tl_multitrace.flow import load_graph, save_graph

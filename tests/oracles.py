@@ -86,6 +86,13 @@ def pairs_of(examples: Sequence[Example], **options: Any) -> mt.PromptPairs:
     return pairs
 
 
+def oriented(examples: Sequence[Example], model: Any, groups: mt.HookGroups) -> list[Example]:
+    """Answers exchanged where patching everything lowers the logit difference: then its mean effect is clear."""
+    effects = Plain(model, list(examples), groups.sites).effect(torch.ones(len(groups)), logit_diff)
+    turned = [replace(e, answers=e.wrong, wrong=e.answers) for e in examples]
+    return [e if effect > 0 else t for e, t, effect in zip(examples, turned, effects.tolist(), strict=True)]
+
+
 # ------------------------------------------------------------------------------------------------- plain runs
 def covered(position: Any, prompt: int, total: int, span: tuple[int, int] | None) -> list[int]:
     """Positions that a specification names in a prompt of ``prompt`` tokens, ``total`` with its answer."""

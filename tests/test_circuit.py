@@ -85,7 +85,10 @@ def test_a_chosen_circuit_is_measured() -> None:
     assert circuit.held_out.mean == pytest.approx(float(held.mean()), rel=1e-8)
     whole = float(loop.effect(torch.ones(17), oracles.odds_ratio).mean())
     assert circuit.full_effect == pytest.approx(whole, rel=1e-8)
-    assert circuit.share == pytest.approx(circuit.effect / whole)
+    assert circuit.full_score is not None and circuit.full_score.mean == circuit.full_effect
+    assert circuit.share is None and circuit.full_score.low < 0 < circuit.full_score.high
+    known = circuit.with_scores(full_score=None)  # as files of 0.1 have it
+    assert known.share == pytest.approx(circuit.effect / whole)
     for c, marginal in zip(circuit.components, circuit.marginals, strict=True):
         without = circuit.mask.clone()
         without[path.groups.index(c)] = 0

@@ -13,7 +13,7 @@ from oracles import pairs_of, random_examples
 
 import tl_multitrace as mt
 from tiny_models import MODEL_NAMES, build
-from tl_multitrace.evaluation.front import nondominated, thin
+from tl_multitrace.evaluation.pareto import nondominated, thin
 
 model_of = cache(lambda: build(MODEL_NAMES[0], torch.float64))
 

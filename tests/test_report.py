@@ -272,6 +272,7 @@ def test_the_sentence_does_not_hide_doubt() -> None:
     assert circuit.score is not None
     unsure = replace(circuit.score, mean=0.4, low=-0.2, high=0.9)
     assert "−0.2 to 0.9, which includes 0" in sentence(replace(circuit, held_out=unsure))
+    circuit = replace(circuit, full_score=None)
     against = sentence(replace(circuit, full_effect=-circuit.effect))
     assert f"patching all of them changes it by {number(-circuit.effect)}" in against and "% of what" not in against
     assert "50% of what" in sentence(replace(circuit, full_effect=2 * circuit.effect))

@@ -18,7 +18,7 @@ from simulated_tasks import circuit_of
 import tl_multitrace as mt
 from tiny_models import HAS_BRIDGE, build
 from tl_multitrace.demo.planted import build as planted
-from tl_multitrace.evaluation.resamples import chance_jaccard
+from tl_multitrace.evaluation.stability import chance_jaccard
 
 NAME = f"{'bridge' if HAS_BRIDGE else 'hooked'}-gpt2"
 ON_A, ON_B = random_examples(5, seed=1), random_examples(6, seed=2)

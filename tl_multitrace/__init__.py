@@ -41,7 +41,17 @@ from tl_multitrace.evaluation import (
     stability,
 )
 from tl_multitrace.flow import information_flow, knowledge_graph, load_graph, save_graph
-from tl_multitrace.groups import Component, HookGroups, attn_layers, heads, mlp_dims, mlps, neurons, residual
+from tl_multitrace.groups import (
+    Component,
+    HookGroups,
+    attn_layers,
+    heads,
+    mib_groups,
+    mlp_dims,
+    mlps,
+    neurons,
+    residual,
+)
 from tl_multitrace.interop import (
     CircuitGraph,
     ComponentScores,
@@ -200,6 +210,7 @@ __all__ = [
     "knowledge_graph",
     "load_graph",
     "load_model",
+    "mib_groups",
     "mlp_dims",
     "mlps",
     "neurons",

@@ -20,9 +20,10 @@ from torch import Tensor
 from tl_multitrace.circuit_text import as_html, as_text
 from tl_multitrace.compat import HookFn, ModelView
 from tl_multitrace.files import CircuitFile, GroupsRecord, ScoreRecord, naming, read_json, stored_score, write_json
-from tl_multitrace.groups import Component, HookGroups
+from tl_multitrace.groups import Component, HookGroups, mask_of
 from tl_multitrace.prompts import PromptPairs
-from tl_multitrace.scores import Score
+from tl_multitrace.records.chance import Verdict, beyond_chance
+from tl_multitrace.records.stats import Score, undefined
 from tl_multitrace.switching import How, Switch, ablation, steering, switched_groups
 
 if TYPE_CHECKING:
@@ -40,8 +41,9 @@ class Circuit:
         effect: mean per-example effect on the prompts of the search, in the metric's unit.
         score: the same with interval and median; None for a set nobody has measured.
         held_out: effect on held-out prompts.
-        chance: mean effect of random sets of the same size and kinds, with the interval over draws.
+        chance: mean effect of random sets of the same size and kinds; the interval holds the middle 95 % of the sets.
         full_effect: effect of the whole mask.
+        full_score: the same with its interval, on the prompts of the search.
         marginals: per component, the effect lost without it: ``effect(S) - effect(S minus c)``; empty if not measured.
         certificate: what is proved about the choice.
         provenance: model, prompts, metric, intervention, direction, seed, cost, versions.
@@ -73,6 +75,7 @@ class Circuit:
     certificate: str = "not certified"
     provenance: Mapping[str, Any] = field(default_factory=dict)
     tracer: Any = field(default=None, repr=False, compare=False)
+    full_score: Score | None = None
 
     def __post_init__(self) -> None:
         if len(self.indices) != len(self.groups):
@@ -95,14 +98,26 @@ class Circuit:
     @property
     def mask(self) -> Float[Tensor, " groups"]:
         """1 at the chosen groups of the search's mask, 0 elsewhere (no unit)."""
-        mask = torch.zeros(self.n_groups)
-        mask[list(self.indices)] = 1.0
-        return mask
+        return mask_of(self.n_groups, self.indices)
 
     @property
     def share(self) -> float | None:
-        """Share of the whole mask's effect; can exceed 1 where some components work against the behaviour."""
-        return None if not self.full_effect else self.effect / self.full_effect
+        """Share of the whole mask's effect; can exceed 1 where some components work against the behaviour.
+
+        None where the whole mask's effect may be zero.
+        """
+        return None if not self.full_effect or self.no_share else self.effect / self.full_effect
+
+    @property
+    def no_share(self) -> str:
+        """Why there is no share of the whole mask's effect, in words; empty where there is, or nothing is known."""
+        return "" if self.full_score is None else undefined(self.full_score)
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether its held-out effect (else its effect on the search's prompts) is beyond what random sets reach."""
+        direction = str(self.provenance.get("direction", "maximize"))
+        return beyond_chance(self.held_out or self.score, self.chance, direction=direction, full=self.full_score)
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -309,8 +324,11 @@ class Circuit:
             lines.append(("log scale", f"{self.score.log:.3g} nats"))
         if self.share is not None:
             lines.append(("of all", f"{self.share:.0%} of the whole mask's {self.full_effect:.3g}"))
+        elif self.no_share:
+            lines.append(("of all", self.no_share))
         lines.append(("held out", str(self.held_out) if self.held_out else "not measured"))
         lines.append(("chance", f"{self.chance} (random sets of this size)" if self.chance else "not measured"))
+        lines.append(("verdict", str(self.verdict)))
         lines.append(("choice", self.certificate))
         cost = dict(facts.get("cost") or {})
         if cost:
@@ -354,6 +372,7 @@ def _to_file(circuit: Circuit) -> CircuitFile:
         held_out=ScoreRecord.of(circuit.held_out),
         chance=ScoreRecord.of(circuit.chance),
         full_effect=circuit.full_effect,
+        full_score=ScoreRecord.of(circuit.full_score),
         marginals=list(circuit.marginals),
         certificate=circuit.certificate,
         provenance=dict(circuit.provenance),
@@ -373,6 +392,7 @@ def _from_file(file: CircuitFile, path: str | Path) -> Circuit:
             held_out=stored_score(file.held_out),
             chance=stored_score(file.chance),
             full_effect=file.full_effect,
+            full_score=stored_score(file.full_score),
             marginals=tuple(file.marginals),
             certificate=file.certificate,
             provenance=file.provenance,

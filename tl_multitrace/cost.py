@@ -66,8 +66,8 @@ class Cost:
         return self.forwards + self.backwards
 
     def __sub__(self, other: Cost) -> Cost:
-        spent = (mine - theirs for mine, theirs in zip(self.numbers, other.numbers, strict=True))
-        return Cost(*spent, self.off)
+        forwards, backwards = self.forwards - other.forwards, self.backwards - other.backwards
+        return Cost(forwards, backwards, self.seconds - other.seconds, self.off)
 
     @property
     def numbers(self) -> tuple[float, float, float]:

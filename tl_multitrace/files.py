@@ -152,8 +152,8 @@ class ScoreRecord(BaseModel):
     """A :class:`Score` in a file."""
 
     mean: float
-    low: float
-    high: float
+    low: float | None = None
+    high: float | None = None
     median: float
     n: int
     log: float | None = None
@@ -181,6 +181,7 @@ class CircuitFile(File):
     held_out: ScoreRecord | None = None
     chance: ScoreRecord | None = None
     full_effect: float | None = None
+    full_score: ScoreRecord | None = None
     marginals: list[float] = Field(default_factory=list)
     certificate: str = "not certified"
     provenance: Provenance = Field(default_factory=dict)

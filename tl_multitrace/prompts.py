@@ -22,6 +22,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from tl_multitrace.compat import ModelView
+from tl_multitrace.copies import distinct
 from tl_multitrace.pair_reader import Align, PairReader, PairTokens, doubts, rows_from
 from tl_multitrace.token_ids import (
     NO_TOKEN,
@@ -294,21 +295,25 @@ class PromptPairs:
     def split(self, fraction: float, seed: int = 0) -> tuple[PromptPairs, PromptPairs]:
         """Two disjoint random parts (``seed``), ``fraction`` of the pairs and the rest, each subgroup divided alike.
 
+        Copies of a pair (the same prompts, whatever their answers) stay on one side.
+
         Raises:
             ValueError: a part would be empty.
         """
-        generator = torch.Generator().manual_seed(seed)
-        groups = sorted(set(self.labels)) or [""]
+        generator, of = torch.Generator().manual_seed(seed), torch.from_numpy(distinct(self, answers=False))
+        kinds = sorted(set(self.labels)) or [""]
         first: list[int] = []
-        for group in groups:
-            members = torch.tensor([i for i in range(len(self)) if not self.labels or self.labels[i] == group])
+        for kind in kinds:
+            # one row stands for its copies, which follow it to its side
+            members = torch.tensor([i for i in of.unique().tolist() if not self.labels or self.labels[i] == kind])
             shuffled = members[torch.randperm(len(members), generator=generator)]
-            first += shuffled[: max(0, round(fraction * len(members)))].tolist()
+            chosen = shuffled[: max(0, round(fraction * len(members)))]
+            first += torch.isin(of, chosen).nonzero().flatten().tolist()
         rest = sorted(set(range(len(self))) - set(first))
         if not first or not rest:
             raise ValueError(
-                f"split({fraction}) of {len(self)} pairs leaves a part empty. Use a fraction such as 0.7, or more "
-                "pairs."
+                f"split({fraction}) of {len(self)} pairs leaves a part empty ({len(of.unique())} are distinct). Use a "
+                "fraction such as 0.7, or more pairs."
             )
         return self[sorted(first)], self[rest]
 

@@ -364,7 +364,7 @@ def _doubts(made: TraceGrid) -> list[str]:
     """What a reader must know before trusting the average."""
     window = window_doubt(made.cells)
     doubts = [] if window is None else [window]
-    if made.total.low <= UNCHANGED:
+    if not made.total.at_least(UNCHANGED):
         doubts.append(
             f"the total effect {made.total} does not exclude zero: the corruption does not reach the answers."
         )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tl_multitrace.causal_trace.cells import Cells
 from tl_multitrace.circuit import Circuit
-from tl_multitrace.scores import Score
+from tl_multitrace.records.stats import Score, redraws
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -122,7 +122,7 @@ class TraceGrid:
         """Percentile bootstrap interval of :attr:`effect` over samples: lower and upper ends, per cell.
 
         One set of resamples serves all cells. For a single prompt it is the spread over draws of the corruption, not
-        over prompts.
+        over prompts. NaN where there is one sample, or one fact that has such a token: from one there is none.
 
         Args:
             level: coverage.
@@ -131,8 +131,7 @@ class TraceGrid:
         """
         values = self.indirect_effect.double().flatten(1).numpy()
         n = len(values)
-        draws = np.random.default_rng(seed).integers(0, n, (resamples, n))
-        weights = np.stack([np.bincount(row, minlength=n) for row in draws]).astype(float)
+        weights = np.stack([np.bincount(row, minlength=n) for row in redraws(n, seed, resamples)]).astype(float)
         there = np.isfinite(values)
         low, high = np.empty(values.shape[1]), np.empty(values.shape[1])
         for part in np.array_split(np.arange(values.shape[1]), max(1, values.shape[1] // 512)):
@@ -140,6 +139,7 @@ class TraceGrid:
             sums = weights @ np.where(there[:, part], values[:, part], 0.0)
             means = np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
             low[part], high[part] = _quantiles(means, [(1 - level) / 2, (1 + level) / 2])
+        low[there.sum(0) < 2] = high[there.sum(0) < 2] = np.nan
         return torch.from_numpy(low).reshape(self.cells.shape), torch.from_numpy(high).reshape(self.cells.shape)
 
     # ------------------------------------------------------------------ tables
@@ -266,7 +266,7 @@ class TraceGrid:
 
     def summary(self) -> list[tuple[str, str]]:
         """What is known about the trace, line by line: name and value."""
-        who = f"{len(self.corrupted)} {'facts' if self.averaged else 'samples'}"
+        who = f"{len(self.corrupted)} {'fact' if self.averaged else 'sample'}{'s' * (len(self.corrupted) != 1)}"
         model = dict(self.provenance.get("model") or {}).get("name", "unknown")
         lines = [("model", str(model)), ("answer", repr(self.answer)), ("restored", self._what())]
         lines.append(("corrupted", str(self.provenance.get("corruption_text", "unknown"))))
@@ -294,9 +294,8 @@ class TraceGrid:
             token = place.get("token", "") if self.averaged else f"{place.get('token')!r}@{place.get('position')}"
             name = place.get("group") or f"{token} layer {place['layer']}"
             unit = f" {self.kind} {place['unit']}" if "unit" in place else ""
-            rows.append(
-                f"  {float(self.effect.flatten()[cell]):8.3f} [{low[cell]:.3f}, {high[cell]:.3f}]  {name}{unit}"
-            )
+            ends = f" [{low[cell]:.3f}, {high[cell]:.3f}]" if low[cell] == low[cell] else ""
+            rows.append(f"  {float(self.effect.flatten()[cell]):8.3f}{ends}  {name}{unit}")
         return ["  largest indirect effects", *rows]
 
     def _repr_html_(self) -> str:

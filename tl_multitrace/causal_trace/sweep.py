@@ -303,9 +303,9 @@ def _warn_window(cells: Cells) -> str | None:
 
 def warn_unchanged(total: Score) -> str | None:
     """Warn where a total effect does not exclude zero; the warning's text, or None."""
-    if total.low > UNCHANGED:
+    if total.at_least(UNCHANGED):
         return None
-    how = "raises" if total.high < -UNCHANGED else "does not clearly lower"
+    how = "raises" if total.at_least(UNCHANGED, -1) else "does not clearly lower"
     note = (
         f"the corruption {how} the answer's probability (total effect {total}): there is nothing to restore, and "
         "indirect effects mean little. Use more noise, more samples, or another subject."

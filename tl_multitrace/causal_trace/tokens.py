@@ -20,7 +20,7 @@ from tl_multitrace.compat import ModelView
 from tl_multitrace.files import File, Provenance, naming, read_json, write_json
 from tl_multitrace.groups import residual
 from tl_multitrace.metrics import AnswerProb
-from tl_multitrace.scores import Score
+from tl_multitrace.records.stats import Score
 from tl_multitrace.solvers import SubsetPath, select
 from tl_multitrace.tracer import Tracer
 

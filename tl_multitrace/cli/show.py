@@ -12,11 +12,11 @@ from rich.text import Text
 from tl_multitrace.causal_trace import CausalTokens, TraceGrid
 from tl_multitrace.circuit import Circuit
 from tl_multitrace.evaluation import SideEffects
+from tl_multitrace.records.stats import Score
 from tl_multitrace.render import Run
 from tl_multitrace.reproduce import Reproduction
 from tl_multitrace.runs.folder import REPORT, read_record, read_run
 from tl_multitrace.runs.job import Log
-from tl_multitrace.scores import Score
 from tl_multitrace.solvers import SubsetPath
 from tl_multitrace.untrusted import load_json, printable
 
@@ -38,7 +38,8 @@ def closing_lines(run: Run, log: Log, out: Path) -> Iterator[str]:
     yield f"  Effect      {_score(circuit.score)}{_share(circuit)}; {unit}"
     yield f"  By budget   {_by_budget(run.path)}"
     yield f"  Held out    {_score(circuit.held_out)}"
-    yield f"  Chance      {_score(circuit.chance, 'random sets of that size')}: {_verdict(circuit)}"
+    yield f"  Chance      {_chance(circuit.chance)}"
+    yield f"  Verdict     {run.verdict}"
     yield f"  Strongest   {_strongest(circuit)}"
     yield from _side_effects(run.side_effects)
     yield f"  Cost        {run.path.cost.get('equivalents', 0):.0f} forwards over the prompt set, {_seconds(log)}"
@@ -52,30 +53,28 @@ def _found(circuit: Circuit) -> str:
     return f"Patching {len(circuit)} of {circuit.n_groups} components {verb} {metric}: {names}"
 
 
-def _score(score: Score | None, of: str = "prompts") -> str:
+def _score(score: Score | None) -> str:
     if score is None:
         return "not measured"
-    return f"{score.mean:.3g}, 95 % interval {score.low:.3g} to {score.high:.3g} over {score.n} {of}"
+    return f"{score} (95 % interval) over {score.n} distinct prompt{'s' * (score.n != 1)}"
+
+
+def _chance(chance: Score | None) -> str:
+    if chance is None:
+        return "not measured"
+    return f"{chance.mean:.3g}, 95 % of {chance.n} random sets of that size {chance.low:.3g} to {chance.high:.3g}"
 
 
 def _share(circuit: Circuit) -> str:
-    return "" if circuit.share is None else f"; {circuit.share:.0%} of patching all {circuit.n_groups}"
+    if circuit.share is None:
+        return f"; share of patching all {circuit.n_groups} {circuit.no_share}" if circuit.no_share else ""
+    return f"; {circuit.share:.0%} of patching all {circuit.n_groups}"
 
 
 def _by_budget(path: SubsetPath, most: int = 6) -> str:
     """The effect at a few budgets: whether components add up or work only together."""
     ranks = sorted({round(i * (len(path) - 1) / (most - 1)) for i in range(most)})
     return ", ".join(f"{c.size}: {c.score.mean:.3g}" for c in (path.choices[i] for i in ranks))
-
-
-def _verdict(circuit: Circuit) -> str:
-    """Whether the held-out effect (else the effect) is beyond what chance reaches."""
-    judged = circuit.held_out or circuit.score
-    if judged is None or circuit.chance is None:
-        return "not compared"
-    if circuit.provenance.get("direction") == "minimize":
-        return "beyond chance" if judged.high < circuit.chance.low else "not clearly beyond chance"
-    return "beyond chance" if judged.low > circuit.chance.high else "not clearly beyond chance"
 
 
 def _strongest(circuit: Circuit) -> str:

@@ -139,7 +139,7 @@ class Trials:
         """The prompts with other embeddings from a column on."""
         spread = float(self.view.embed(self._plain.tokens[0]).float().std()) or 1.0
         draw = torch.Generator().manual_seed(0)
-        noise = SIZE * spread * torch.randn(*self._plain.tokens.shape, self.view.d_model, generator=draw)
+        noise = SIZE * spread * torch.randn(*self._plain.tokens.shape, self.view.embedding_width, generator=draw)
         noise[:, :column] = 0.0
         return replace(self._plain, noise=noise)
 

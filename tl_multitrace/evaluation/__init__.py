@@ -1,17 +1,16 @@
 """How good a circuit is, and how sure that is."""
 
-from tl_multitrace.evaluation.chance import random_sets, shuffled_answers
-from tl_multitrace.evaluation.estimate import Estimate
-from tl_multitrace.evaluation.evaluator import evaluate
-from tl_multitrace.evaluation.front import Axis, Front, FrontPoint, pareto
-from tl_multitrace.evaluation.measure import AblationScores
+from tl_multitrace.evaluation.circuit_report import AblationScores, CircuitReport
+from tl_multitrace.evaluation.compare import CircuitComparison, compare
+from tl_multitrace.evaluation.evaluate import evaluate
 from tl_multitrace.evaluation.mib import FRACTIONS, MibScores, cpr_cmd, kept_counts
-from tl_multitrace.evaluation.permutation import Significance, significance
-from tl_multitrace.evaluation.recover import Recovery, read_truth, recovery
-from tl_multitrace.evaluation.report import CircuitReport
-from tl_multitrace.evaluation.resamples import Stability, stability
+from tl_multitrace.evaluation.pareto import Axis, Front, FrontPoint, pareto
+from tl_multitrace.evaluation.recovery import Recovery, read_truth, recovery
 from tl_multitrace.evaluation.side_effects import SideEffect, SideEffects, side_effects
-from tl_multitrace.evaluation.transfer import CircuitComparison, compare
+from tl_multitrace.evaluation.significance import Significance, shuffled_answers, significance
+from tl_multitrace.evaluation.stability import Stability, stability
+from tl_multitrace.records.chance import Verdict, beyond_chance
+from tl_multitrace.records.stats import Estimate, random_sets
 
 __all__ = [
     "FRACTIONS",
@@ -28,6 +27,8 @@ __all__ = [
     "SideEffects",
     "Significance",
     "Stability",
+    "Verdict",
+    "beyond_chance",
     "compare",
     "cpr_cmd",
     "evaluate",

@@ -23,13 +23,14 @@ import torch
 from jaxtyping import Float
 from scipy.integrate import trapezoid
 
-from tl_multitrace.evaluation.estimate import Estimate, Statistic, estimates
-from tl_multitrace.evaluation.measure import rounded
+from tl_multitrace.copies import copies_of
+from tl_multitrace.evaluation.evaluate import rounded
 from tl_multitrace.evaluation.result import Result, ResultFile, intervention_name
-from tl_multitrace.evaluation.subject import Interventions, subject_of
+from tl_multitrace.evaluation.target import Interventions, importances, target_of
 from tl_multitrace.files import Provenance
-from tl_multitrace.groups import HookGroups
+from tl_multitrace.groups import HookGroups, mib_groups
 from tl_multitrace.prompts import PromptPairs
+from tl_multitrace.records.stats import Copies, Estimate, Score, Statistic, estimates, once, prompt_notes, undefined
 from tl_multitrace.solvers import SubsetPath
 from tl_multitrace.solvers.search import Subset
 from tl_multitrace.tracer import Tracer
@@ -69,7 +70,7 @@ class FaithfulnessCurve:
     Attributes:
         ranking: ``"signed"``, ``"absolute"``, or ``"path"`` where a search chose each set.
         kept: components kept at each fraction.
-        faithfulness: at each fraction.
+        faithfulness: at each fraction; None, as all that follows, where the effect of patching everything may be zero.
         cpr: integral of faithfulness, with its interval over prompts.
         cmd: integral of the distance of faithfulness from 1.
         log_cpr: mean of faithfulness over the logarithm of the fraction.
@@ -78,11 +79,11 @@ class FaithfulnessCurve:
 
     ranking: str
     kept: tuple[int, ...]
-    faithfulness: tuple[float, ...]
-    cpr: Estimate
-    cmd: Estimate
-    log_cpr: Estimate
-    log_cmd: Estimate
+    faithfulness: tuple[float | None, ...]
+    cpr: Estimate | None
+    cmd: Estimate | None
+    log_cpr: Estimate | None
+    log_cmd: Estimate | None
 
 
 @dataclass(frozen=True, repr=False)
@@ -93,7 +94,7 @@ class MibScores(Result):
         fractions: kept fractions.
         curves: one per ranking.
         n_groups: number of components that are ranked.
-        n: prompts.
+        n: distinct prompts.
         metric: name of the metric.
         intervention: what replaces the activations that are not kept.
         notes: what a reader must know.
@@ -128,22 +129,22 @@ class MibScores(Result):
         raise KeyError(f"no ranking {ranking!r}: these scores have {', '.join(c.ranking for c in self.curves)}.")
 
     @property
-    def cpr(self) -> Estimate:
+    def cpr(self) -> Estimate | None:
         """From the signed ranking, or the path."""
         return self.curves[0].cpr
 
     @property
-    def cmd(self) -> Estimate:
+    def cmd(self) -> Estimate | None:
         """From the absolute ranking, or the path."""
         return self.curves[-1].cmd
 
     @property
-    def log_cpr(self) -> Estimate:
+    def log_cpr(self) -> Estimate | None:
         """CPR's companion on a logarithmic axis."""
         return self.curves[0].log_cpr
 
     @property
-    def log_cmd(self) -> Estimate:
+    def log_cmd(self) -> Estimate | None:
         """CMD's companion on a logarithmic axis."""
         return self.curves[-1].log_cmd
 
@@ -169,6 +170,8 @@ class MibScores(Result):
     def summary(self) -> list[tuple[str, str]]:
         """Both scores, and both on the logarithmic axis, with the ranking each is read from."""
         first, last = self.curves[0].ranking, self.curves[-1].ranking
+        if self.cpr is None:
+            return [("CPR, CMD", "undefined: the effect of patching everything may be 0")]
         return [
             ("CPR", f"{self.cpr} ({first} ranking; higher is better)"),
             ("CMD", f"{self.cmd} ({last} ranking; lower is better)"),
@@ -205,14 +208,15 @@ def cpr_cmd(
     interventions: Interventions = None,
     seed: int = 0,
 ) -> MibScores:
-    """MIB's CPR and CMD of a ranking of components, or of a path.
+    """MIB's CPR and CMD of a ranking of components, of a graph with node scores, or of a path.
 
     The behaviour is that of the base run, since what is kept is the base run's activation: in MIB the base prompts are
     the clean ones and the source prompts the counterfactuals.
 
     Args:
-        path: one importance per hook group (heads, neurons, any kinds), higher kept first. A component's own effect is
-            one where patching everything raises the metric; where that lowers it (noising), its negative is. Or a path,
+        path: one importance per hook group (heads, neurons, any kinds), higher kept first, also by label. A component's
+            own effect is one where patching everything raises the metric; where that lowers it (noising), its negative
+            is. Or a graph with node scores, such as a MIB file, with a tracer over ``mib_groups(model)``. Or a path,
             whose best set within each kept number is taken; give it the budgets ``kept_counts(len(groups))``, since
             beyond its largest one it has nothing more to keep.
         pairs: prompts to score on; default those of the tracer.
@@ -225,7 +229,8 @@ def cpr_cmd(
 
     Raises:
         ValueError: importances of the wrong length or not finite, no tracer for them, no prompts, fractions out of
-            order, or no effect of patching everything, so that faithfulness is not defined.
+            order, or no effect of patching everything on any prompt. Where that effect may be zero on average, scores
+            are None and a note says why.
 
     Examples:
         >>> import tl_multitrace as mt
@@ -242,19 +247,33 @@ def cpr_cmd(
         raise ValueError(f"fractions must ascend, above 0 and up to 1, got {list(fractions)}.")
     on, sets, facts, notes = _sets(path, pairs, fractions, tracer, model, metric, interventions)
     kept = sorted({members for ranked in sets.values() for members in ranked})
-    values = _rest_effects(on, kept)
+    values, copies = _rest_effects(on, kept), copies_of(on)
     place = {members: i + 1 for i, members in enumerate(kept)}
-    curves = [_curve(name, s, [place[m] for m in s], values, fractions, seed) for name, s in sets.items()]
+    curves = [_curve(name, s, values[[0, *[place[m] for m in s]]], copies, fractions, seed) for name, s in sets.items()]
+    full = Score.of(values[0], copies=copies, seed=seed)
+    notes += [*_other_nodes(on), *prompt_notes(copies), *[f"CPR and CMD are {why}" for why in [undefined(full)] if why]]
     return MibScores(
         fractions=tuple(map(float, fractions)),
         curves=tuple(curves),
         n_groups=len(on.groups),
-        n=on.n,
+        n=full.n,
         metric=on.metric.name or "custom",
         intervention=on.intervention.describe(),
         notes=tuple(notes),
         provenance=facts,
     )
+
+
+def _other_nodes(tracer: Tracer) -> list[str]:
+    """What must be said where the ranked components are not those of the benchmark."""
+    nodes = mib_groups(tracer.model)
+    if set(tracer.groups.components) == set(nodes.components) and set(tracer.groups.sites) == set(nodes.sites):
+        return []
+    return [
+        f"these are not MIB's numbers: MIB ranks the {len(nodes)} nodes of this model (its input, heads and MLPs), "
+        f"here {tracer.groups!r} are ranked, and all else keeps running. For MIB's make the tracer with "
+        "mib_groups(model)"
+    ]
 
 
 def _sets(
@@ -268,32 +287,32 @@ def _sets(
 ) -> tuple[Tracer, dict[str, list[Subset]], Mapping[str, Any], list[str]]:
     """What to run on, and the kept sets of each ranking."""
     if isinstance(path, SubsetPath):
-        subject = subject_of(path, tracer=tracer, model=model, metric=metric, interventions=interventions)
-        known = pairs if pairs is not None else tracer.pairs if tracer is not None else subject.search
+        target = target_of(path, tracer=tracer, model=model, metric=metric, interventions=interventions)
+        known = pairs if pairs is not None else tracer.pairs if tracer is not None else target.search
         if known is None:
             raise ValueError("this path comes from a file and carries no prompts: pass pairs=.")
-        return subject.tracer(known), *_path_sets(path, fractions, subject.groups)
+        return target.tracer(known), *_path_sets(path, fractions, target.groups)
     if tracer is None:
         raise ValueError("importances need the model and hook groups that they are of: pass tracer=.")
     on = tracer
     if not (pairs is None and metric is None and interventions is None):
         given = interventions[0] if isinstance(interventions, Sequence) else interventions
         on = tracer.on(pairs, metric=metric, intervention=given)
-    return on, _ranked_sets(_importances(path, tracer.groups), fractions), {}, []
-
-
-def _importances(values: Any, groups: HookGroups) -> Float[np.ndarray, " groups"]:
-    found = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
-    if found.shape != (len(groups),) or not np.isfinite(found.astype(float)).all():
-        raise ValueError(f"importances must be {len(groups)} finite numbers, one per group, got shape {found.shape}.")
-    return found.astype(float)
+    ranked = importances(path, tracer.groups)
+    unscored = int(np.isnan(ranked).sum())
+    notes = [f"{unscored} of {len(ranked)} components have no score: they are always kept"] if unscored else []
+    return on, _ranked_sets(ranked, fractions), {}, notes
 
 
 def _ranked_sets(importance: Float[np.ndarray, " groups"], fractions: Sequence[float]) -> dict[str, list[Subset]]:
-    rankings = {"signed": importance, "absolute": np.abs(importance)}
-    counts = kept_counts(len(importance), fractions)
-    orders = {name: np.argsort(-value, kind="stable") for name, value in rankings.items()}
-    return {name: [tuple(sorted(order[:k].tolist())) for k in counts] for name, order in orders.items()}
+    """Tops of both rankings; what has no score is always kept and does not count, as in the benchmark."""
+    always, scored = np.flatnonzero(np.isnan(importance)), np.flatnonzero(~np.isnan(importance))
+    rankings = {"signed": importance[scored], "absolute": np.abs(importance[scored])}
+    counts = kept_counts(len(scored), fractions)
+    orders = {name: scored[np.argsort(-value, kind="stable")] for name, value in rankings.items()}
+    return {
+        name: [tuple(sorted([*always.tolist(), *order[:k].tolist()])) for k in counts] for name, order in orders.items()
+    }
 
 
 def _path_sets(
@@ -320,7 +339,7 @@ def _rest_effects(tracer: Tracer, kept: Sequence[Subset]) -> Float[np.ndarray, "
     for row, members in zip(masks[1:], kept, strict=True):
         row[list(members)] = 0.0
     values = rounded(tracer, tracer.effects(masks))
-    if not values[0].mean():
+    if not values[0].any():
         raise ValueError(
             "patching every component has no effect on these prompts, so faithfulness is not defined. Use prompts "
             "whose source differs from their base."
@@ -331,18 +350,16 @@ def _rest_effects(tracer: Tracer, kept: Sequence[Subset]) -> Float[np.ndarray, "
 def _curve(
     name: str,
     sets: Sequence[Subset],
-    places: Sequence[int],
-    values: Float[np.ndarray, "k n"],
+    rows: Float[np.ndarray, "k n"],
+    copies: Copies,
     fractions: Sequence[float],
     seed: int,
 ) -> FaithfulnessCurve:
-    rows = values[[0, *places]]
-    found = [e for e in estimates(areas(fractions), rows, seed=seed) if e is not None]
-    if len(found) < 4:
-        raise ValueError("patching every component has no effect in some resamples of the prompts: use more prompts.")
-    means = rows.mean(-1)
     kept = tuple(len(s) for s in sets)
-    return FaithfulnessCurve(name, kept, tuple((1 - means[1:] / means[0]).tolist()), *found)
+    found = estimates(areas(fractions), rows, copies=copies, over=0, seed=seed)
+    means = once(rows, copies).mean(-1)
+    faithfulness = [None if found[0] is None else float(1 - mean / means[0]) for mean in means[1:]]
+    return FaithfulnessCurve(name, kept, tuple(faithfulness), *found)
 
 
 def areas(fractions: Sequence[float]) -> Statistic:

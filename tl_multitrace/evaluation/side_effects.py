@@ -12,13 +12,14 @@ from pydantic import Field
 
 from tl_multitrace.circuit import Circuit
 from tl_multitrace.compat import ModelView
+from tl_multitrace.copies import copies_of
 from tl_multitrace.evaluation.result import Result, ResultFile
 from tl_multitrace.files import Provenance
 from tl_multitrace.groups import Component, HookGroups
 from tl_multitrace.interventions import GivenAblation, Intervention, ZeroAblation
 from tl_multitrace.metrics import KLDivergence, Metric
 from tl_multitrace.prompts import PromptPairs
-from tl_multitrace.scores import Score
+from tl_multitrace.records.stats import FEW, Score
 from tl_multitrace.switching import How, means, missing_reference, switched_groups
 from tl_multitrace.tracer import Tracer
 
@@ -78,8 +79,8 @@ class SideEffect:
 
     @property
     def clear(self) -> bool:
-        """Whether the interval of the change leaves out 0."""
-        return self.change.low > 0 or self.change.high < 0
+        """Whether the interval of the change leaves out 0, over as many distinct prompts as a claim needs."""
+        return self.change.clear and self.change.n >= FEW
 
 
 @dataclass(frozen=True, repr=False)
@@ -217,16 +218,17 @@ def side_effects(
     together = groups.joined([range(len(groups))], [groups.components[0]])
     ablation, forwards = _ablation(circuit, model, groups, how, reference)
     options = {} if circuit.tracer is None else {"distributed": circuit.tracer.ranks}
-    count, effects = [forwards], []
+    count, effects, given = [forwards], [], {}
     for name, other in others.items():
         pairs, metric = _parts(other, side)
+        given[name] = len(pairs)
         effects.append(_effect(name, Tracer(model, pairs, together, metric, ablation, **options), seed, count))
     return SideEffects(
         components=circuit.components,
         how=how,
         side=side,
         effects=tuple(effects),
-        notes=_notes(tuple(effects)),
+        notes=_notes(tuple(effects), given),
         provenance={**circuit.provenance, "side_effects": {"forwards": count[0], "seed": seed}},
     )
 
@@ -256,7 +258,8 @@ def _effect(name: str, on: Tracer, seed: int, forwards: list[float]) -> SideEffe
     moved = on.on(metric=KLDivergence())
     before, change, kl = (_numbers(x) for x in (on.base_metric, on.effect([1.0]), moved.effect([1.0])))
     forwards[0] += (on.cost.forwards + moved.cost.forwards) * on.n
-    scores = [Score.of(x, seed=seed) for x in (before, before + change, change, kl.clip(min=0.0))]
+    copies = copies_of(on)
+    scores = [Score.of(x, copies=copies, seed=seed) for x in (before, before + change, change, kl.clip(min=0.0))]
     return SideEffect(name, on.metric.name or "custom", on.metric.unit, *scores)
 
 
@@ -265,7 +268,16 @@ def _numbers(values: Any) -> Float[np.ndarray, " n"]:
     return found
 
 
-def _notes(effects: tuple[SideEffect, ...]) -> tuple[str, ...]:
-    relative = [e.name for e in effects if e.before.low == e.before.high == 0.0]
-    text = "{} measured relative to the model as it is, which therefore reads 0"
-    return (text.format(", ".join(relative) + (" is" if len(relative) == 1 else " are")),) if relative else ()
+def _notes(effects: tuple[SideEffect, ...], given: Mapping[str, int]) -> tuple[str, ...]:
+    relative = [e.name for e in effects if e.before.mean == 0.0 and not e.before.low and not e.before.high]
+    few = [e.name for e in effects if e.change.n < FEW]
+    double = [f"{e.name} ({e.change.n} of {given[e.name]})" for e in effects if e.change.n < given[e.name]]
+    notes = []
+    if relative:
+        are = "is" if len(relative) == 1 else "are"
+        notes.append(f"{', '.join(relative)} {are} measured relative to the model as it is, which therefore reads 0")
+    if double:
+        notes.append(f"the same prompt counts once, distinct ones: {', '.join(double)}")
+    if few:
+        notes.append(f"fewer than {FEW} distinct prompts, so that no change is clear: {', '.join(few)}")
+    return tuple(notes)

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from tl_multitrace._version import __version__
 from tl_multitrace.circuit import Circuit
+from tl_multitrace.copies import distinct
 from tl_multitrace.flow.nodes import ANSWER, Chosen, Edge, Nodes, Tokens, chosen_components, token_positions, token_text
 from tl_multitrace.flow.patching import PathPatching
 from tl_multitrace.groups import Component, HookGroups, Position
 from tl_multitrace.interventions import Interchange
 from tl_multitrace.prompts import PromptPairs
-from tl_multitrace.scores import Score
+from tl_multitrace.records.stats import Copies, Score
 from tl_multitrace.tracer import Tracer
 
 if TYPE_CHECKING:
@@ -68,8 +69,8 @@ def information_flow(
 
     Returns:
         A directed graph; two nodes can have an edge per input: ``graph[a][b][input]``. Edges carry ``effect`` (mean
-        over prompts, in the metric's unit), ``low`` and ``high`` (95 % bootstrap interval; of one prompt there is none,
-        and both are the effect), ``significant`` (the interval excludes 0),
+        over distinct prompts, in the metric's unit), ``low`` and ``high`` (95 % bootstrap interval; left out where
+        there is one prompt alone), ``significant`` (there is an interval, and it excludes 0),
         ``share`` (effect over the whole circuit's; not where that is 0), ``input``, ``unit``, ``n``. Nodes carry
         ``kind`` (a component's, ``"token"`` or ``"answer"``), ``layer`` (tokens -1), ``label``, components ``chosen``,
         tokens ``text``. ``graph.graph`` says what was measured, on what, and what it cost.
@@ -103,7 +104,8 @@ def information_flow(
     total = float(runs.tracer.effect(whole).double().mean())
     effects = runs.direct_effects(progress)
     facts = _facts(runs, total, patched)
-    return _graph(nodes, effects, facts, _Rule(total, min_share, significant, seed, runs.noise), prompts)
+    rule = _Rule(total, min_share, significant, seed, runs.noise, distinct(prompts))
+    return _graph(nodes, effects, facts, rule, prompts)
 
 
 def _with(chosen: list[Component], through: HookGroups | None) -> list[Component]:
@@ -199,18 +201,19 @@ class _Rule:
     significant: bool
     seed: int
     noise: float
+    copies: Copies
 
     def score(self, effects: Float[Tensor, " n"]) -> dict[str, Any] | None:
         """Attributes of an edge, or None where it is left out."""
         size = abs(float(effects.double().mean()))
         if float(effects.abs().max()) <= self.noise or size < self.min_share * abs(self.total):
             return None
-        score = Score.of(effects.double().numpy(), seed=self.seed)
-        clear = score.low > 0 or score.high < 0
-        if self.significant and not clear:
+        score = Score.of(effects.double().numpy(), copies=self.copies, seed=self.seed)
+        if self.significant and score.low is not None and not score.clear:
             return None
         share = {"share": score.mean / self.total} if abs(self.total) > self.noise else {}
-        return {"effect": score.mean, "low": score.low, "high": score.high, "significant": clear, "n": score.n, **share}
+        ends = {} if score.low is None else {"low": score.low, "high": score.high}
+        return {"effect": score.mean, **ends, "significant": score.clear, "n": score.n, **share}
 
 
 def _graph(

@@ -88,8 +88,9 @@ def knowledge_graph(
     Returns:
         An undirected graph. Facts have ``bipartite`` 0, ``kind`` "fact", ``label``, ``total``; components ``bipartite``
         1, ``kind``, ``layer``, ``label``, and ``facts``, the number of facts they mediate. Edges carry ``effect``,
-        ``low`` and ``high`` (95 % interval over draws or prompts), ``share``, ``unit`` and ``n``. A mediator
-        whose interval includes 0 is left out; of a fact with one draw or prompt there is no interval to tell by.
+        ``low`` and ``high`` (95 % interval over draws or prompts; not of a single one), ``share``, ``unit`` and ``n``.
+        A mediator whose interval includes 0 is left out; of a fact with one draw or prompt there is no interval to tell
+        by.
 
     Raises:
         ValueError: no facts, none that the model knows, ``top`` below 1, a share outside [0, 1], names that are not
@@ -187,11 +188,12 @@ class _Rule:
             if not left or not mean or abs(mean) < self.min_share * abs(total):
                 return
             score = Score.of(fact.effects[:, number].double().numpy(), seed=self.seed)
-            if score.low <= 0 <= score.high:
+            if score.low is not None and not score.clear:
                 continue
             left -= 1
             share = {"share": mean / total} if total else {}
-            yield number, {"effect": mean, "low": score.low, "high": score.high, "n": score.n, **share}
+            ends = {} if score.low is None else {"low": score.low, "high": score.high}
+            yield number, {"effect": mean, **ends, "n": score.n, **share}
 
 
 def _graph(found: Sequence[Mediation], groups: HookGroups, rule: _Rule, facts: dict[str, Any]) -> nx.Graph:

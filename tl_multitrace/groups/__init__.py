@@ -11,8 +11,8 @@ which is what mixing one after the other gives; for binary masks: patched when a
 """
 
 from tl_multitrace.groups.component import ATTENTION_INPUTS, SITES, Component, Position, Positions, SiteKind
-from tl_multitrace.groups.hook_groups import HookGroups, axis_length
-from tl_multitrace.groups.kinds import attn_layers, heads, mlp_dims, mlps, neurons, residual
+from tl_multitrace.groups.hook_groups import HookGroups, axis_length, mask_of
+from tl_multitrace.groups.kinds import attn_layers, heads, mib_groups, mlp_dims, mlps, neurons, residual
 
 __all__ = [
     "ATTENTION_INPUTS",
@@ -25,6 +25,8 @@ __all__ = [
     "attn_layers",
     "axis_length",
     "heads",
+    "mask_of",
+    "mib_groups",
     "mlp_dims",
     "mlps",
     "neurons",

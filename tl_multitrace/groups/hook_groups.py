@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
@@ -222,6 +222,13 @@ class HookGroups:
         """
         rows = [self.as_mask(m) for m in masks]
         return torch.stack(rows) if rows else torch.empty(0, len(self))
+
+
+def mask_of(n: int, members: Iterable[SupportsIndex]) -> Float[Tensor, " groups"]:
+    """A mask of ``n`` entries, 1 at the members' and 0 elsewhere."""
+    mask = torch.zeros(n)
+    mask[list(members)] = 1.0
+    return mask
 
 
 def axis_length(view: ModelView, key: tuple[str, str]) -> int:

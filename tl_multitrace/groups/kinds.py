@@ -123,6 +123,28 @@ def residual(model: Any, layers: Any = None, *, site: str = "pre", positions: Po
     return _indexed(model, "resid", layers, positions, None, site)
 
 
+def mib_groups(model: Any) -> HookGroups:
+    """The nodes that MIB's circuit-localisation track counts: the model's input, then every layer's heads and MLP.
+
+    The input is the residual state before the first block. Source: ``Graph.from_model`` of EAP-IG, whose order this is.
+
+    Args:
+        model: a TransformerLens model.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> groups = mt.mib_groups(mt.load_model("demo"))
+        >>> len(groups), groups.labels[:3], groups.labels[-1]
+        (37, ['L0RESID', 'L0H0', 'L0H1'], 'L3MLP')
+    """
+    view = ModelView(model)
+    nodes = [Component("resid", 0, None, None, "pre")]
+    for layer in range(view.n_layers):
+        nodes += [Component("head", layer, head) for head in range(view.n_heads)]
+        nodes += [Component("mlp", layer)] if view.d_mlp else []
+    return HookGroups.of(model, nodes)
+
+
 def _indexed(model: Any, kind: str, layers: Any, positions: Positions, count: int | None, site: str = "") -> HookGroups:
     view = ModelView(model)
     if count == 0:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_multitrace.groups import Component, HookGroups
-from tl_multitrace.scores import Score
+from tl_multitrace.records.stats import Score
 
 if TYPE_CHECKING:
     import pandas as pd

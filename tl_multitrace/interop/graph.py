@@ -196,6 +196,18 @@ class CircuitGraph:
         edges = {e: mark._replace(in_graph=kept(e.source) and kept(e.target)) for e, mark in self.edges.items()}
         return replace(self, nodes=nodes, edges=edges)
 
+    def node_scores(self) -> dict[str, float | None]:
+        """Score of every node that writes, by its component's label (``L0RESID`` is the input); None: no score.
+
+        Raises:
+            ValueError: no node has one.
+        """
+        marks = {node_of(name): mark.score for name, mark in self.flat().joined_embeddings().nodes.items()}
+        if all(score is None for score in marks.values()):
+            raise ValueError("the graph scores no node (edges have scores of their own): write node scores with it.")
+        of = {"head": "L{0.layer}H{0.head}", "mlp": "L{0.layer}MLP", "input": "L0RESID"}
+        return {of[node.kind].format(node): score for node, score in marks.items() if node.kind in of}
+
     # ------------------------------------------------------------------ for formats that hold less
 
     def flat(self) -> CircuitGraph:

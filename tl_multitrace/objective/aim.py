@@ -16,11 +16,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_multitrace._version import __version__
+from tl_multitrace.copies import copies_of, distinct
 from tl_multitrace.cost import Cost
 from tl_multitrace.engine.shared import Loop
 from tl_multitrace.groups import HookGroups
 from tl_multitrace.metrics import Metric
-from tl_multitrace.scores import Score
+from tl_multitrace.records.stats import Score
 from tl_multitrace.tracer import Tracer
 
 
@@ -339,15 +340,15 @@ class TracerAim:
         effect = self._latest.effect(self.tracer, mask)
         ratio = self.tracer.metric.relative and self.tracer.metric.needs_wrong
         log = self.tracer.log_effect(mask).cpu().numpy() if ratio else None
-        return Score.of(effect.cpu().numpy(), log=log, seed=seed)
+        return Score.of(effect.cpu().numpy(), log=log, copies=copies_of(self.tracer), weighted=True, seed=seed)
 
     def goal_scores(self, mask: Float[Tensor, " groups"], seed: int = 0) -> dict[str, Score]:
         """One metric is no sum."""
         return {}
 
     def on(self, held_out: Any) -> TracerAim:
-        """The tracer on other prompts."""
-        return TracerAim(self.tracer.on(held_out))
+        """The tracer on other prompts, each of which counts once."""
+        return TracerAim(self.tracer.on(held_out[sorted(set(distinct(held_out).tolist()))]))
 
     def provenance(self) -> dict[str, Any]:
         """Model, prompts, metric and intervention."""

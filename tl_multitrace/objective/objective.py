@@ -26,10 +26,10 @@ from tl_multitrace.engine.shared import Loop
 from tl_multitrace.groups import HookGroups
 from tl_multitrace.objective.aim import Latest, TracerAim
 from tl_multitrace.objective.goals import Constraint, Goal, Reading, common_groups
-from tl_multitrace.objective.predict import RESAMPLES, changes_of, key_of, linear, predicted, resampled
+from tl_multitrace.objective.predict import changes_of, key_of, linear, predicted, resampled
 from tl_multitrace.objective.reduce import Mean
 from tl_multitrace.prompts import PromptPairs
-from tl_multitrace.scores import Score
+from tl_multitrace.records.stats import Score, around, middle
 from tl_multitrace.tracer import Tracer
 
 BOUND = " (bound)"
@@ -355,16 +355,12 @@ class Objective:
 
     def measure(self, mask: Float[Tensor, " groups"], sign: int, seed: int = 0) -> Score:
         """The goals' sum with its interval: each goal's prompts are resampled on their own."""
-        draws = np.zeros(RESAMPLES)
-        means, medians, n = 0.0, 0.0, 0
-        for goal in self.goals:
-            score, drawn = resampled(goal, self._effect(goal, mask), seed)
-            draws += goal.weight * goal.sign * drawn
-            means += goal.weight * goal.sign * score.mean
-            medians += goal.weight * goal.sign * score.median
-            n += goal.tracer.n
-        low, high = np.quantile(draws, [0.025, 0.975])
-        return Score(means, float(low), float(high), medians, n)
+        parts = [(g.weight * g.sign, *resampled(g, self._effect(g, mask), seed)) for g in self.goals]
+        mean, median = (sum(w * getattr(score, k) for w, score, _ in parts) for k in ("mean", "median"))
+        known = all(score.low is not None for _, score, _ in parts)
+        draws = np.sum([w * drawn for w, _, drawn in parts], axis=0)
+        low, high = around(mean, *map(float, middle(draws))) if known else (None, None)
+        return Score(mean, low, high, median, sum(score.n for _, score, _ in parts))
 
     def goal_scores(self, mask: Float[Tensor, " groups"], seed: int = 0) -> dict[str, Score]:
         """Change of every goal and constraint, with its interval, by name."""

@@ -9,10 +9,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_multitrace.copies import copies_of
 from tl_multitrace.engine.batches import CLAMP
 from tl_multitrace.objective.goals import Reading
 from tl_multitrace.objective.reduce import Mean
-from tl_multitrace.scores import Score
+from tl_multitrace.records.stats import Score, around, middle, redrawn_rows, score_draws
 from tl_multitrace.tracer import Tracer
 
 RESAMPLES = 1000
@@ -52,19 +53,19 @@ def changes_of(reading: Reading, moved: Float[Tensor, "n groups"]) -> Float[Tens
 
 
 def resampled(reading: Reading, effects: Float[Tensor, " n"], seed: int) -> tuple[Score, Float[np.ndarray, " draws"]]:
-    """The reading's change with its bootstrap interval over examples, and the draws behind it."""
-    change = float(reading.changes(effects[None]))
-    generator = np.random.default_rng([seed, zlib.crc32(reading.name.encode())])
-    rows = torch.from_numpy(generator.integers(0, len(effects), (RESAMPLES, len(effects))))
+    """The reading's change with its bootstrap interval over distinct prompts, and the draws behind it."""
+    change, values, copies = float(reading.changes(effects[None])), effects.numpy(), copies_of(reading.tracer)
+    key = [seed, zlib.crc32(reading.name.encode())]
     if isinstance(reading.reduce, Mean):
-        draws, middle = effects[rows].mean(-1).numpy(), float(effects.median())
-    else:
-        draws, middle = np.array([_redrawn(reading, effects, row) for row in rows]), change
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return Score(change, float(low), float(high), middle, len(effects)), draws
+        score = Score.of(values, copies=copies, weighted=True, seed=key, resamples=RESAMPLES)
+        return score, score_draws(values, copies, key, RESAMPLES)
+    draws = np.array([_redrawn(reading, effects, rows) for rows in redrawn_rows(copies, key, RESAMPLES)])
+    n = len(np.unique(copies))
+    low, high = around(change, *map(float, middle(draws))) if n > 1 else (None, None)
+    return Score(change, low, high, change, n), draws
 
 
-def _redrawn(reading: Reading, effects: Float[Tensor, " n"], row: Int[Tensor, " n"]) -> float:
+def _redrawn(reading: Reading, effects: Float[Tensor, " n"], row: Int[np.ndarray, " n"]) -> float:
     """The change on examples drawn with repetition."""
     base, labels = reading.tracer.base_metric.to(effects)[row], reading.tracer.pairs.labels
     own = tuple(labels[i] for i in row.tolist()) if labels else ()

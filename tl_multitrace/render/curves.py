@@ -9,8 +9,9 @@ import numpy as np
 from jaxtyping import Float
 
 from tl_multitrace.circuit import Circuit
-from tl_multitrace.render.style import COLOURS, GREY, MARKERS, new_axes, styled
-from tl_multitrace.scores import Score
+from tl_multitrace.copies import copies_of
+from tl_multitrace.records.stats import Copies, Score, by_label
+from tl_multitrace.render.style import COLOURS, GREY, MARKERS, bars, new_axes, styled
 from tl_multitrace.solvers import SubsetPath
 from tl_multitrace.solvers.path import chance_score
 from tl_multitrace.tracer import Tracer
@@ -116,13 +117,13 @@ def _draw_path(ax: Axes, path: SubsetPath, i: int, log_scale: bool) -> None:
     line: dict[str, Any] = {"linewidth": 1.6, "linestyle": "-" if i < len(COLOURS) else ":", "zorder": 3 if i else 4}
     label = f"{solver_name(path)}, {path.cost.get('equivalents', 0):.0f} forward equivalents"
     dot = marker if len(sizes) <= 30 else None
-    means = [_value(c.score, log_scale) for c in path.choices]
+    means = np.array([_value(c.score, log_scale) for c in path.choices])
     ax.plot(sizes, means, color=colour, marker=dot, markersize=4, label=label, **line)
     if i:
         return
     if not log_scale:
-        low, high = [c.score.low for c in path.choices], [c.score.high for c in path.choices]
-        ax.fill_between(sizes, low, high, color=colour, alpha=0.2, linewidth=0)
+        down, up = bars([c.score for c in path.choices])
+        ax.fill_between(sizes, means - down, means + up, color=colour, alpha=0.2, linewidth=0)
     held = [(c.size, c.held_out) for c in path.choices if c.held_out is not None]
     if held:
         _draw_held_out(ax, held, colour, log_scale)
@@ -134,16 +135,15 @@ def _draw_held_out(ax: Axes, held: list[tuple[int, Score]], colour: str, log_sca
         return
     label = f"the same sets on {scores[0].n} held-out prompts"
     means = np.array([_value(s, log_scale) for s in scores])
-    bars = None if log_scale else np.abs([means - [s.low for s in scores], [s.high for s in scores] - means])
+    ends = None if log_scale else bars(scores)
     style: dict[str, Any] = {"linestyle": "--", "linewidth": 1.4, "elinewidth": 0.9, "capsize": 2}
-    ax.errorbar(sizes, means, bars, color=colour, errorevery=max(1, len(sizes) // 12), label=label, **style)
+    ax.errorbar(sizes, means, ends, color=colour, errorevery=max(1, len(sizes) // 12), label=label, **style)
 
 
 def _draw_references(ax: Axes, path: SubsetPath) -> None:
     chance = chance_by_size(path)
     if chance:
         means = np.array([s.mean for s in chance.values()])
-        bars = [means - [s.low for s in chance.values()], [s.high for s in chance.values()] - means]
         style: dict[str, Any] = {
             "color": GREY,
             "marker": "x",
@@ -152,7 +152,7 @@ def _draw_references(ax: Axes, path: SubsetPath) -> None:
             "capsize": 2,
             "linewidth": 1.2,
         }
-        ax.errorbar(list(chance), means, np.abs(bars), label="random sets of that size", **style)
+        ax.errorbar(list(chance), means, bars(list(chance.values())), label="95 % of random sets of that size", **style)
     label = f"everything patched ({len(path.groups)} components)"
     ax.axhline(path.full_effect, color=GREY, linestyle="-.", linewidth=1.1, label=label)
 
@@ -211,7 +211,8 @@ def plot_subgroups(
         ['all (n = 16)', 'female (n = 8)', 'male (n = 8)']
     """
     values, names, own_unit = _effects(effects, labels)
-    sets = {"search prompts": subgroup_scores(values, names, seed)}
+    copies = copies_of(labels) if isinstance(labels, Tracer) else None
+    sets = {"search prompts": subgroup_scores(values, names, seed, copies)}
     if held_out is not None:
         sets["held-out prompts"] = subgroup_scores(np.asarray(held_out[0], dtype=float), held_out[1], seed)
     order = list(dict.fromkeys(name for scores in sets.values() for name in scores))[: MOST_SUBGROUPS + 1]
@@ -224,7 +225,7 @@ def plot_subgroups(
     return figure
 
 
-def subgroup_scores(effects: Any, labels: Sequence[str], seed: int = 0) -> dict[str, Score]:
+def subgroup_scores(effects: Any, labels: Sequence[str], seed: int = 0, copies: Copies = None) -> dict[str, Score]:
     """Score of all prompts (under ``"all"``) and of every subgroup, largest subgroup effect first.
 
     Raises:
@@ -236,10 +237,8 @@ def subgroup_scores(effects: Any, labels: Sequence[str], seed: int = 0) -> dict[
             f"{len(labels)} labels for effects of shape {values.shape}: give one subgroup label per prompt, such as "
             "PromptPairs.from_text(..., labels=...)."
         )
-    names = np.array([str(name) for name in labels])
-    groups = {name: Score.of(values[names == name], seed=seed) for name in dict.fromkeys(names.tolist())}
-    ranked = dict(sorted(groups.items(), key=lambda item: -item[1].mean))
-    return {"all": Score.of(values, seed=seed), **ranked}
+    ranked = dict(sorted(by_label(values, labels, copies, seed).items(), key=lambda item: -item[1].mean))
+    return {"all": Score.of(values, copies=copies, seed=seed), **ranked}
 
 
 def _effects(effects: Any, labels: Any) -> tuple[Float[np.ndarray, " n"], Sequence[str], str]:
@@ -255,11 +254,10 @@ def _effects(effects: Any, labels: Any) -> tuple[Float[np.ndarray, " n"], Sequen
 def _draw_subgroups(ax: Axes, scores: dict[str, Score], order: list[str], label: str, i: int, n: int) -> None:
     here = [(row, scores[name]) for row, name in enumerate(order) if name in scores]
     y = [row + (0.16 * (2 * i - 1) if n > 1 else 0.0) for row, _ in here]
-    means = np.array([s.mean for _, s in here])
-    bars = np.abs([means - [s.low for _, s in here], [s.high for _, s in here] - means])
+    scores_here = [s for _, s in here]
     face = COLOURS[i] if i == 0 else "none"
     style: dict[str, Any] = {"fmt": MARKERS[i], "color": COLOURS[i], "markerfacecolor": face, "capsize": 3}
-    ax.errorbar(means, y, xerr=bars, markersize=6, label=label, **style)
+    ax.errorbar([s.mean for s in scores_here], y, xerr=bars(scores_here), markersize=6, label=label, **style)
 
 
 def _label_subgroups(ax: Axes, sets: dict[str, dict[str, Score]], order: list[str], unit: str) -> None:

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from tl_multitrace._version import __version__
-from tl_multitrace.evaluation.report import CircuitReport
-from tl_multitrace.evaluation.resamples import Stability
+from tl_multitrace.evaluation.circuit_report import CircuitReport
 from tl_multitrace.evaluation.side_effects import SideEffects
+from tl_multitrace.evaluation.stability import Stability
 from tl_multitrace.files import write_text
 from tl_multitrace.render.embed import asset, page
-from tl_multitrace.render.html import Markup, Percent, join, number, table, tag
+from tl_multitrace.render.html import Markup, Percent, between, join, table, tag
 from tl_multitrace.render.judged import plot_report, plot_side_effects, plot_stability
 from tl_multitrace.render.sections import csv_link, section
 from tl_multitrace.render.style import inked, to_svg
@@ -23,7 +23,7 @@ MEANINGS = {
     "full effect": "of patching every hook group",
     "faithfulness": "what is left where only the circuit keeps its activations; 1: all of it",
     "completeness": "what goes without the circuit, over what goes without anything; equals the share",
-    "chance": "random sets of the same size and kinds; interval over draws",
+    "chance": "random sets of the same size and kinds, on these prompts; interval: 95% of the sets",
     "percentile": "share of random sets that the circuit beats, in percent",
     "p_value": "that the effect is nothing, or no more than that of random sets (one-sided)",
     "minimality": "what faithfulness loses without the component",
@@ -69,16 +69,19 @@ def evaluation_section(report: CircuitReport) -> Markup:
         figure = plot_report(report)
     frame = report.to_dataframe()
     rows = [
-        [_named(r, len(report.ablations) > 1), _known(r["value"]), _interval(r), MEANINGS[r["score"]]]
+        [_named(r, len(report.ablations) > 1), _known(r["value"]), between(r["low"], r["high"]), MEANINGS[r["score"]]]
         for r in frame[frame["score"] != "share"].to_dict("records")
     ]
     columns = ["score", "value", "95% interval", "meaning"]
     alt = "Effect by subgroup, faithfulness by ablation and minimality by component. The numbers follow in a table."
+    why = report.ablations[0].undefined
     about = f"{report.direction.capitalize()} {report.metric}; ablation: {', '.join(a.name for a in report.ablations)}."
-    caption = f"Means over {len(report.prompts)} prompts with 95% intervals. {about}"
+    caption = f"Means over {report.effect.n} distinct prompts with 95% intervals. {about}"
+    caption += f" Ratios are {why}." if why else ""
     return section(
         "evaluation",
         "How good, how sure",
+        [tag("p", f"Verdict: {report.verdict}.")] if report.ablations[0].chance is not None else None,
         _notes(report.notes),
         tag("figure", to_svg(figure, "figure-evaluation", alt), tag("figcaption", caption)),
         table(columns, rows[:MOST_ROWS], caption="Scores of the evaluation", sort=True, hidden=True),
@@ -108,7 +111,7 @@ def stability_section(found: Stability) -> Markup:
         [
             r["component"],
             Percent(r["frequency"]),
-            f"{number(r['low'])} to {number(r['high'])}",
+            between(r["low"], r["high"]),
             "yes" if r["stable"] else "no",
         ]
         for r in frame.head(MOST_ROWS).to_dict("records")
@@ -143,7 +146,7 @@ def side_effects_section(found: SideEffects) -> Markup:
             r["before"],
             r["after"],
             r["change"],
-            _interval({"low": r["change_low"], "high": r["change_high"]}),
+            between(r["change_low"], r["change_high"]),
             r["kl"],
             r["prompts"],
         ]
@@ -180,8 +183,3 @@ def _named(row: dict[Any, Any], several: bool) -> str:
 
 def _known(value: Any) -> float | None:
     return None if value is None or value != value else float(value)
-
-
-def _interval(row: dict[Any, Any]) -> str:
-    known = _known(row["low"]) is not None
-    return f"{number(row['low'])} to {number(row['high'])}" if known else "–"

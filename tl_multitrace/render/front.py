@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tl_multitrace.evaluation.front import Axis, Front
-from tl_multitrace.render.style import COLOURS, GREY, new_axes, styled
+from tl_multitrace.evaluation.pareto import Axis, Front
+from tl_multitrace.render.style import COLOURS, GREY, bars, new_axes, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -76,8 +76,8 @@ def _draw(ax: Axes, front: Front, across: Axis, upwards: Axis, *, held_out: bool
     ax.errorbar(
         [s.mean for s in xs],
         [s.mean for s in ys],
-        xerr=np.array([[max(0.0, s.mean - s.low), max(0.0, s.high - s.mean)] for s in xs]).T,
-        yerr=np.array([[max(0.0, s.mean - s.low), max(0.0, s.high - s.mean)] for s in ys]).T,
+        xerr=bars(xs),
+        yerr=bars(ys),
         marker="o",
         markersize=5,
         elinewidth=0.5,

@@ -71,6 +71,12 @@ class Percent(float):
     """A share that a table shows in percent."""
 
 
+def between(low: float | None, high: float | None) -> str:
+    """An interval for reading; a dash where there is none."""
+    known = low is not None and high is not None and low == low
+    return f"{number(low)} to {number(high)}" if known else "–"
+
+
 def number(value: Any, spec: str = ".3g") -> str:
     """A number for reading; a dash where there is none; thousands in full, not as a power of ten."""
     if value is None or value != value:

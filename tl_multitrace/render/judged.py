@@ -7,16 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tl_multitrace.evaluation.estimate import Estimate
+from tl_multitrace.evaluation.circuit_report import CircuitReport
+from tl_multitrace.evaluation.compare import CircuitComparison
 from tl_multitrace.evaluation.mib import MibScores
-from tl_multitrace.evaluation.permutation import Significance
-from tl_multitrace.evaluation.recover import Recovery
-from tl_multitrace.evaluation.report import CircuitReport
-from tl_multitrace.evaluation.resamples import Stability
+from tl_multitrace.evaluation.recovery import Recovery
 from tl_multitrace.evaluation.side_effects import SideEffect, SideEffects
-from tl_multitrace.evaluation.transfer import CircuitComparison
-from tl_multitrace.render.style import COLOURS, GREY, MARKERS, new_axes, styled
-from tl_multitrace.scores import Score
+from tl_multitrace.evaluation.significance import Significance
+from tl_multitrace.evaluation.stability import Stability
+from tl_multitrace.records.stats import Estimate, Score
+from tl_multitrace.render.style import COLOURS, GREY, MARKERS, bars, new_axes, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -103,9 +102,8 @@ def _draw_points(
     ax: Axes, y: Sequence[float], numbers: Sequence[Number], i: int, label: str | None, colour: str | None = None
 ) -> None:
     means = np.array([value_of(x) for x in numbers])
-    bars = np.abs([means - [x.low for x in numbers], [x.high for x in numbers] - means]) if numbers else None
     style: dict[str, Any] = {"fmt": MARKERS[i], "color": colour or COLOURS[i], "capsize": 3, "markersize": 5}
-    ax.errorbar(means, list(y), xerr=bars, label=label, **style)
+    ax.errorbar(means, list(y), xerr=bars(numbers) if numbers else None, label=label, **style)
 
 
 def value_of(number: Number) -> float:
@@ -141,9 +139,12 @@ def plot_mib(scores: MibScores, *, ax: Axes | None = None) -> Figure:
     with styled():
         figure, ax = new_axes(ax, 6.4, 3.8)
         for i, curve in enumerate(scores.curves):
-            label = f"{curve.ranking}: CPR {curve.cpr.value:.3g}, CMD {curve.cmd.value:.3g}"
+            areas = "CPR and CMD undefined"
+            if curve.cpr is not None and curve.cmd is not None:
+                areas = f"CPR {curve.cpr.value:.3g}, CMD {curve.cmd.value:.3g}"
+            label = f"{curve.ranking}: {areas}"
             style: dict[str, Any] = {"color": COLOURS[i], "marker": MARKERS[i], "markersize": 4}
-            ax.plot(scores.fractions, curve.faithfulness, label=label, **style)
+            ax.plot(scores.fractions, np.array(curve.faithfulness, dtype=float), label=label, **style)
         for level in (0, 1):
             ax.axhline(level, color=GREY, linewidth=0.8, linestyle=":" if level else "-")
         ax.set_xscale("log")
@@ -204,8 +205,7 @@ def plot_stability(found: Stability, *, ax: Axes | None = None) -> Figure:
         for row, (_, f) in enumerate(shown):
             sure = f.value >= found.threshold
             style: dict[str, Any] = {"fmt": "o", "color": COLOURS[0], "capsize": 3, "markersize": 5}
-            bars = [[f.value - f.low], [f.high - f.value]]
-            ax.errorbar([f.value], [row], xerr=bars, markerfacecolor=COLOURS[0] if sure else "none", **style)
+            ax.errorbar([f.value], [row], xerr=bars([f]), markerfacecolor=COLOURS[0] if sure else "none", **style)
         ax.axvline(found.threshold, color=GREY, linestyle=":", linewidth=1)
         ax.set_xlim(-0.03, 1.03)
         _name_rows(ax, [c.label for c, _ in shown])
@@ -240,7 +240,7 @@ def plot_comparison(found: CircuitComparison, *, fig: Figure | None = None) -> F
         for ax, t in zip(made.subplots(1, len(found.transfers), squeeze=False)[0], found.transfers, strict=True):
             _draw_rows(ax, {"its own circuit": t.own, "the other circuit": t.other}, COLOURS[0])
             ax.set_xlabel(f"mean effect ({t.metric})")
-            ratio = "" if t.ratio is None else f", ratio {t.ratio.value:.2f}"
+            ratio = ", ratio undefined" if t.ratio is None else f", ratio {t.ratio.value:.2f}"
             ax.set_title(f"On {t.ground}{ratio}", loc="left")
     return made
 

@@ -107,13 +107,14 @@ def show(
         >>> len(shown.views.examples), shown.views.heads
         (1, ['L0H3', 'L0H1'])
     """
+    title = f"Circuit of {len(circuit)} of {circuit.n_groups} components"
     tracer = model if isinstance(model, Tracer) else getattr(circuit, "tracer", None) if model is None else None
     if tracer is None:
         circuit, tracer = _own_tracer(circuit, model, pairs)
     elif pairs is not None:
         tracer = tracer.on(pairs)
     views = make_views(circuit, tracer, examples=examples, heads=heads, neurons=neurons)
-    return Shown(views, f"Circuit of {len(circuit)} of {circuit.n_groups} components in {tracer.view.name}")
+    return Shown(views, f"{title} in {tracer.view.name}")
 
 
 def _own_tracer(circuit: Circuit, model: Any, pairs: PromptPairs | None) -> tuple[Circuit, Tracer]:

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 from tl_multitrace._version import __version__
 from tl_multitrace.files import write_text
+from tl_multitrace.records.stats import Score
 from tl_multitrace.render import sections
 from tl_multitrace.render.curves import plot_path, plot_subgroups, solver_name, subgroup_scores, unit_of
 from tl_multitrace.render.embed import asset, bundle, page
 from tl_multitrace.render.evaluation_page import evaluation_section, side_effects_section, stability_section
 from tl_multitrace.render.flow import check_flow, plot_flow
-from tl_multitrace.render.html import Markup, join, number, table, tag
+from tl_multitrace.render.html import Markup, between, join, number, table, tag
 from tl_multitrace.render.maps import plot_circuit
 from tl_multitrace.render.run import Run
 from tl_multitrace.render.sections import csv_link, section
 from tl_multitrace.render.style import inked, to_svg
-from tl_multitrace.scores import Score
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -84,7 +84,7 @@ def report_html(run: Run) -> str:
     ]
     shows_views = run.views is not None and bool(run.views.examples)
     scripts = (bundle(), asset("report.js")) if shows_views else (asset("report.js"),)
-    main = tag("main", tag("p", sections.sentence(run.circuit), class_="lead"), parts, id="content")
+    main = tag("main", tag("p", sections.sentence(run.circuit, run.verdict), class_="lead"), parts, id="content")
     body = join([_header(run), main, _footer()])
     made = page(run.name, body, scripts=scripts)
     if len(made) > MAX_PAGE:
@@ -154,8 +154,8 @@ def _path_section(run: Run) -> Markup:
     last = path.choices[-1]
     alt = f"Effect against budget; {number(last.score.mean)} at budget {last.size}. The numbers follow in a table."
     caption = (
-        f"Best set that {solver_name(path)} saw within each budget. Band and bars: 95% intervals over prompts, for "
-        "random sets over draws."
+        f"Best set that {solver_name(path)} saw within each budget, and random sets, on the prompts of the search. "
+        "Band and bars: 95% intervals over prompts; for random sets, where 95% of them are."
     )
     numbers = sections.budgets_table(path, run.chance or {})
     return section("budget", "How many components it takes", _figure("budget", figure, alt, caption), numbers)
@@ -173,7 +173,7 @@ def _subgroups_section(run: Run) -> Markup | None:
         for split, (values, names) in parts.items()
         for group, score in subgroup_scores(values, names).items()
     ]
-    rows = [[group, split, s.mean, f"{number(s.low)} to {number(s.high)}", s.median, s.n] for group, split, s in found]
+    rows = [[group, split, s.mean, between(s.low, s.high), s.median, s.n] for group, split, s in found]
     columns = ["subgroup", "split", "effect", "95% interval", "median", "prompts"]
     alt = "Mean effect per subgroup with its interval. The numbers follow in a table."
     made = _figure("subgroups", figure, alt, "Mean effect per subgroup, with 95% intervals over prompts.")

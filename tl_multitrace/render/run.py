@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tl_multitrace.circuit import Circuit
+from tl_multitrace.copies import copies_of
 from tl_multitrace.evaluation import CircuitReport, SideEffects, Stability
 from tl_multitrace.files import naming, write_text
 from tl_multitrace.flow import load_graph, save_graph
 from tl_multitrace.metrics import Metric
 from tl_multitrace.prompts import PromptPairs
+from tl_multitrace.records.chance import Verdict
+from tl_multitrace.records.stats import Score
 from tl_multitrace.render.capture import make_views
 from tl_multitrace.render.curves import chance_by_size, plot_path, plot_subgroups, unit_of
 from tl_multitrace.render.flow import check_flow, plot_flow
@@ -20,7 +23,6 @@ from tl_multitrace.render.judged import plot_report, plot_side_effects, plot_sta
 from tl_multitrace.render.maps import plot_circuit
 from tl_multitrace.render.style import to_file
 from tl_multitrace.render.views import Views, load_views, save_views
-from tl_multitrace.scores import Score
 from tl_multitrace.solvers import SubsetPath
 from tl_multitrace.tracer import Tracer
 from tl_multitrace.untrusted import checked_path, member
@@ -89,6 +91,12 @@ class Run:
         """The title, or one made of metric and model."""
         model = dict(self.circuit.provenance.get("model") or {}).get("name", "a model")
         return self.title or f"{self.circuit.provenance.get('metric', 'Circuit')} in {model}"
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the circuit is beyond chance: on held-out prompts as evaluated, else as far as the circuit tells."""
+        judged = self.evaluation is not None and self.evaluation.ablations[0].chance is not None
+        return self.evaluation.verdict if judged and self.evaluation is not None else self.circuit.verdict
 
     def measured(self, *, examples: int = 3, heads: int = 8, neurons: int = 8) -> Run:
         """A copy with per-prompt effects, held-out effect, random baseline and views, as far as there is a tracer.
@@ -179,7 +187,7 @@ class Run:
         """Effects and labels of the prompts by split; empty where the prompts have fewer than two subgroups."""
         if self.effects is None or len(set(self.effects["label"])) < 2:
             return {}
-        parts = self.effects.groupby("split", sort=False)
+        parts = self.effects.drop_duplicates([c for c in EFFECT_COLUMNS if c != "pair"]).groupby("split", sort=False)
         return {str(name): (part["effect"].tolist(), part["label"].tolist()) for name, part in parts}
 
     def path_with_chance(self) -> SubsetPath:
@@ -236,7 +244,8 @@ def _score(tracer: Tracer, circuit: Circuit) -> Score:
     metric: Metric = tracer.metric
     log = tracer.log_effect(circuit.mask) if metric.relative and metric.needs_wrong else None
     seed = int(circuit.provenance.get("seed", 0))
-    return Score.of(effect.cpu().numpy(), log=None if log is None else log.cpu().numpy(), seed=seed)
+    logged = None if log is None else log.cpu().numpy()
+    return Score.of(effect.cpu().numpy(), log=logged, copies=copies_of(tracer), seed=seed)
 
 
 def effects_table(circuit: Circuit, tracer: Tracer, held_out: Tracer | None = None) -> pd.DataFrame:

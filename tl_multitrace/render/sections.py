@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from tl_multitrace.circuit import Circuit
+from tl_multitrace.records.chance import Verdict
+from tl_multitrace.records.stats import FEW, Score
 from tl_multitrace.render.curves import solver_name, unit_of
 from tl_multitrace.render.embed import RUN_TITLES, answer_view, attention_views, neuron_view
-from tl_multitrace.render.html import Markup, Percent, join, number, table, tag
+from tl_multitrace.render.html import Markup, Percent, between, join, number, table, tag
 from tl_multitrace.render.run import Run
 from tl_multitrace.render.views import ExampleView, Views
-from tl_multitrace.scores import Score
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,8 +46,13 @@ def section(key: str, title: str, *content: Any) -> Markup:
 # ---------------------------------------------------------------------- what was found
 
 
-def sentence(circuit: Circuit) -> str:
-    """What was found, in one sentence, with what chance and unseen prompts say about it."""
+def sentence(circuit: Circuit, verdict: Verdict | None = None) -> str:
+    """What was found, in one sentence, with what unseen prompts and chance say of it.
+
+    Args:
+        circuit: what was found.
+        verdict: about chance; default the circuit's own.
+    """
     facts = circuit.provenance
     unit, score = unit_of(circuit), circuit.score
     effect = _with_interval(score, unit) if score else f"{number(circuit.effect)} ({unit})"
@@ -56,17 +62,19 @@ def sentence(circuit: Circuit) -> str:
         f"Patching {len(circuit)} of {circuit.n_groups} components of {model} changes "
         f"{facts.get('metric', 'the metric')} by {effect} on {count} prompts"
     )
-    return text + _share_clause(circuit) + _held_out_clause(circuit) + _chance_clause(circuit) + "."
+    return text + _share_clause(circuit) + _held_out_clause(circuit) + f"; {verdict or circuit.verdict}."
 
 
 def _with_interval(score: Score, unit: str = "", note: str = "") -> str:
-    inside = f"95% interval {number(score.low)} to {number(score.high)}{note}"
+    few = f", from {score.n} distinct prompts only" if score.n < FEW else ""
+    inside = f"95% interval {between(score.low, score.high)}{note}{few}"
+    inside = "no interval: one distinct prompt" if score.low is None else inside
     return f"{number(score.mean)} ({unit}; {inside})" if unit else f"{number(score.mean)} ({inside})"
 
 
 def _share_clause(circuit: Circuit) -> str:
     if circuit.share is None:
-        return ""
+        return f" (its share of patching all of them is {circuit.no_share})" if circuit.no_share else ""
     if 0 <= circuit.share <= 1.5:
         return f", {circuit.share:.0%} of what patching all of them does"
     return f" (patching all of them changes it by {number(circuit.full_effect)})"
@@ -76,18 +84,8 @@ def _held_out_clause(circuit: Circuit) -> str:
     if circuit.held_out is None:
         return "; it was not tested on held-out prompts"
     held = circuit.held_out
-    doubt = ", which includes 0" if held.low <= 0 <= held.high and held.n > 1 else ""
+    doubt = "" if held.clear or held.low is None else ", which includes 0"
     return f"; on {held.n} held-out prompts the change is {_with_interval(held, note=doubt)}"
-
-
-def _chance_clause(circuit: Circuit) -> str:
-    if circuit.chance is None:
-        return ""
-    sign = -1 if circuit.provenance.get("direction") == "minimize" else 1
-    judged = circuit.held_out or circuit.score
-    beaten = judged is not None and sign * judged.mean > sign * circuit.chance.mean
-    reach = f"random sets of the same size and kinds reach {number(circuit.chance.mean)} on average"
-    return f"; {reach}" if beaten else f", which is no more than chance: {reach}"
 
 
 def scores_section(run: Run) -> Markup:
@@ -96,9 +94,9 @@ def scores_section(run: Run) -> Markup:
     rows = [
         _score_row("effect", c.score, "on the prompts of the search", c.effect),
         _score_row("held-out effect", c.held_out, "on prompts that the search never saw"),
-        _chance_row(c.chance),
-        ["whole mask", c.full_effect, None, None, None, f"all {c.n_groups} components patched"],
-        ["share", _percent(c.share), None, None, None, "effect over that of the whole mask"],
+        _chance_row(c),
+        _score_row("whole mask", c.full_score, f"all {c.n_groups} components patched", c.full_effect),
+        ["share", _percent(c.share), None, None, None, c.no_share or "effect over that of the whole mask"],
     ]
     if c.score is not None and c.score.log is not None:
         rows.insert(1, ["log scale", c.score.log, None, None, c.score.n, "mean change of the log-odds, in nats"])
@@ -114,6 +112,7 @@ def scores_section(run: Run) -> Markup:
         "Scores",
         tag("p", f"An effect is the metric with the circuit patched minus the metric without. Unit: {unit_of(c)}."),
         table(columns, rows, caption="Scores of the circuit", hidden=True),
+        tag("p", f"Verdict: {run.verdict}."),
         tag("dl", [(tag("dt", k), tag("dd", v)) for k, v in facts]),
         [tag("p", f"Note of the solver: {note}") for note in run.path.notes],
     )
@@ -122,12 +121,13 @@ def scores_section(run: Run) -> Markup:
 def _score_row(name: str, score: Score | None, meaning: str, mean: float | None = None) -> list[Any]:
     if score is None:
         return [name, mean, None, None, None, meaning if mean is not None else f"not measured: {meaning}"]
-    return [name, score.mean, f"{number(score.low)} to {number(score.high)}", score.median, score.n, meaning]
+    return [name, score.mean, between(score.low, score.high), score.median, score.n, meaning]
 
 
-def _chance_row(chance: Score | None) -> list[Any]:
-    meaning = "random sets of the same size and kinds"
-    row = _score_row("chance", chance, meaning if chance is None else f"{chance.n} {meaning}; interval over the sets")
+def _chance_row(circuit: Circuit) -> list[Any]:
+    chance, where = circuit.chance, circuit.provenance.get("chance_on", "the prompts of the search")
+    meaning = f"random sets of the same size and kinds, on {where}; interval: 95% of the sets"
+    row = _score_row("chance", chance, meaning if chance is None else f"{chance.n} {meaning}")
     return [*row[:4], None, row[5]]
 
 
@@ -196,7 +196,7 @@ def budgets_table(path: Any, chance: Mapping[int, Score]) -> Markup:
         random = chance.get(len(c.members))
         names = " ".join(path.groups.components[i].label for i in c.members[:40])
         held = None if c.held_out is None else c.held_out.mean
-        interval = f"{number(c.score.low)} to {number(c.score.high)}"
+        interval = between(c.score.low, c.score.high)
         more = " ..." if len(c.members) > 40 else ""
         rows.append([c.size, c.score.mean, interval, held, random and random.mean, names + more])
     columns = ["budget", "effect", "95% interval", "held out", "random sets", "components"]
@@ -216,7 +216,7 @@ def goals_section(path: Any) -> Markup | None:
             r.budget,
             r.change,
             r.unit,
-            f"{number(r.low)} to {number(r.high)}",
+            between(r.low, r.high),
             r.held_out,
             r.bound.replace("<=", "≤").replace(">=", "≥") or None,
             _kept(r.kept, r.kept_held_out),
@@ -258,7 +258,7 @@ def flow_table(graph: Any) -> Markup:
             f"{a} → {b}",
             d.get("input", ""),
             d["effect"],
-            f"{number(d['low'])} to {number(d['high'])}",
+            between(d.get("low"), d.get("high")),
             _percent(d.get("share")),
         ]
         for a, b, d in edges[:MOST_ROWS]

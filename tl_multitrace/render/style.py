@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from jaxtyping import Float
+
+from tl_multitrace.records.stats import Estimate, Score
 from tl_multitrace.render.html import Markup, tag
 
 if TYPE_CHECKING:
@@ -75,6 +79,13 @@ def new_axes(ax: Axes | None, width: float, height: float) -> tuple[Figure, Axes
     if "inline" in plt.get_backend().lower():
         plt.close(figure)  # a notebook would show it twice: now, and as the value of the cell
     return figure, made
+
+
+def bars(numbers: Sequence[Score | Estimate]) -> Float[np.ndarray, "two n"]:
+    """Lengths of error bars, below and above; 0 where a number has no interval."""
+    at = [x.mean if isinstance(x, Score) else x.value for x in numbers]
+    known = [(v, v) if x.low is None or x.high is None else (x.low, x.high) for v, x in zip(at, numbers, strict=True)]
+    return np.array([[max(0.0, v - low), max(0.0, high - v)] for v, (low, high) in zip(at, known, strict=True)]).T
 
 
 def to_svg(figure: Figure, name: str, alt: str) -> Markup:

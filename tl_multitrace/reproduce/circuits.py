@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from tl_multitrace.groups import HookGroups
+from tl_multitrace.groups import HookGroups, mask_of
 from tl_multitrace.interventions import Interchange, Intervention, MeanAblation
 from tl_multitrace.metrics import Accuracy, AnswerProb, Metric
 from tl_multitrace.prompts import PromptPairs
@@ -187,9 +187,7 @@ class PublishedCircuit:
 
 def _kept(tracer: Tracer, sets: Sequence[Sequence[int]]) -> list[float]:
     """Per set, the share of the model's performance that is left with everything else patched."""
-    masks = torch.ones(len(sets), len(tracer.groups))
-    for mask, members in zip(masks, sets, strict=True):
-        mask[list(members)] = 0.0
+    masks = torch.stack([1 - mask_of(len(tracer.groups), members) for members in sets])
     return [_share(tracer.base_metric + effect, tracer) for effect in tracer.effects(masks)]
 
 

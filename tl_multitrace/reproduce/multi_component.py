@@ -181,8 +181,9 @@ def _published(values: tuple[float, ...], size: int, n: int, model: str) -> Publ
 
 def _curves(name: str, choices: tuple[Choice, ...]) -> list[Curve]:
     x = tuple(float(c.size) for c in choices)
-    low, high = tuple(c.score.low for c in choices), tuple(c.score.high for c in choices)
-    made = [Curve(name, x, tuple(c.score.mean for c in choices), low=low, high=high)]
+    known = [(c.score.low, c.score.high) for c in choices if c.score.low is not None and c.score.high is not None]
+    low, high = zip(*known, strict=True) if len(known) == len(choices) else ((), ())
+    made = [Curve(name, x, tuple(c.score.mean for c in choices), low=tuple(low), high=tuple(high))]
     held = [(float(c.size), c.held_out.mean) for c in choices if c.held_out is not None]
     if held:
         made.append(Curve(name, tuple(s for s, _ in held), tuple(v for _, v in held), "dashed"))

@@ -240,7 +240,12 @@ def _judged(run: Run, job: Job, log: Log, budgets: Any) -> Run:
     tracer, facts = run.tracer, run.path.provenance
     if run.held_out is not None:
         with log.step("evaluation", f"Judging the circuit on {len(run.held_out)} held-out prompts"):
-            run = replace(run, evaluation=evaluate(run.circuit, run.held_out, seed=job.seed))
+            found = evaluate(run.circuit, run.held_out, seed=job.seed)
+            circuit = run.circuit
+            if not job.keep:  # under bounds, chance is of sets that keep them
+                facts = {**circuit.provenance, "chance_on": "the held-out prompts"}
+                circuit = circuit.with_scores(chance=found.ablations[0].chance, provenance=facts)
+            run = replace(run, circuit=circuit, evaluation=found)
     if job.stability and tracer is not None:
         with log.step(
             "stability", f"Searching again on {job.stability} resamples of the prompts (--stability 0: none)"

@@ -8,17 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import numpy as np
 import torch
-from jaxtyping import Float
 from pydantic import BaseModel, Field
-from torch import Tensor
 
 from tl_multitrace.circuit import Circuit
 from tl_multitrace.files import File, GroupsRecord, Provenance, ScoreRecord, naming, read_json, stored_score, write_json
-from tl_multitrace.groups import HookGroups
+from tl_multitrace.groups import HookGroups, mask_of
 from tl_multitrace.objective import Objective, aim_of
-from tl_multitrace.scores import Score
+from tl_multitrace.records.stats import Score, random_sets
 from tl_multitrace.solvers.search import Subset
 
 if TYPE_CHECKING:
@@ -88,6 +85,7 @@ class PathFile(File):
     groups: GroupsRecord
     choices: list[ChoiceRecord] = Field(min_length=1)
     full_effect: float
+    full_score: ScoreRecord | None = None
     notes: list[str] = Field(default_factory=list)
     provenance: Provenance = Field(default_factory=dict)
 
@@ -137,6 +135,7 @@ class SubsetPath:
         groups: all hook groups of the search.
         choices: per budget, ascending.
         full_effect: mean effect of the whole mask.
+        full_score: the same with its interval.
         notes: what the solver has to say about its run.
         provenance: model, prompts, metric, intervention, direction, solver, seed, cost, versions.
         tracer: what it was searched on (of an objective, its first goal's); not saved.
@@ -163,6 +162,7 @@ class SubsetPath:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     tracer: Tracer | None = field(default=None, repr=False, compare=False)
     objective: Objective | None = field(default=None, repr=False, compare=False)
+    full_score: Score | None = None
     _circuits: dict[int, Circuit] = field(default_factory=dict, repr=False, compare=False)
 
     # ------------------------------------------------------------------ reading
@@ -217,6 +217,7 @@ class SubsetPath:
             held_out=choice.held_out,
             chance=chance,
             full_effect=self.full_effect,
+            full_score=self.full_score,
             marginals=marginals,
             certificate=choice.certificate,
             provenance={**self.provenance, "budget": choice.size},
@@ -292,6 +293,7 @@ class SubsetPath:
             groups=GroupsRecord.of(self.groups),
             choices=[ChoiceRecord.of(c) for c in self.choices],
             full_effect=self.full_effect,
+            full_score=ScoreRecord.of(self.full_score),
             notes=list(self.notes),
             provenance=dict(self.provenance),
         )
@@ -304,7 +306,8 @@ class SubsetPath:
             groups = file.groups.groups()
             check_members(file.choices, len(groups))
         choices = tuple(c.choice() for c in file.choices)
-        return cls(groups, choices, file.full_effect, tuple(file.notes), file.provenance)
+        full = stored_score(file.full_score)
+        return cls(groups, choices, file.full_effect, tuple(file.notes), file.provenance, full_score=full)
 
 
 # ---------------------------------------------------------------------- what a circuit's table needs
@@ -314,8 +317,7 @@ def marginal_effects(tracer: Tracer | Objective, members: Subset) -> tuple[float
     """Effect of a set minus that of the set without each member, exact."""
     if not members:
         return ()
-    full = torch.zeros(len(tracer.groups))
-    full[list(members)] = 1.0
+    full = mask_of(len(tracer.groups), members)
     masks = full.repeat(len(members) + 1, 1)
     masks[torch.arange(len(members)), list(members)] = 0.0
     means = aim_of(tracer).amounts(masks, reference=full)
@@ -323,50 +325,17 @@ def marginal_effects(tracer: Tracer | Objective, members: Subset) -> tuple[float
 
 
 def chance_score(tracer: Tracer | Objective, members: Subset, seed: int = 0, draws: int = CHANCE_DRAWS) -> Score | None:
-    """Mean effects of random sets with as many components of each kind; the interval is over draws.
+    """Mean effects of random sets with as many components of each kind; the interval holds the middle 95 % of them.
 
     Under constraints only sets that keep them count; None where hardly any of ``CHANCE_TRIES`` times as many does.
     """
     aim = aim_of(tracer)
     tried = draws * (CHANCE_TRIES if aim.has_bounds else 1)
-    masks = random_sets(tracer.groups, members, tried, seed, stream=99)
+    masks = random_sets(tracer.groups, members, tried, seed)
     amounts = aim.amounts(masks)
     if aim.has_bounds:
         amounts = amounts[[aim.holds(mask) for mask in masks]][:draws]
-    return Score.of(amounts) if len(amounts) >= FEWEST_DRAWS else None
-
-
-def random_sets(
-    groups: HookGroups, members: Subset, draws: int, seed: int = 0, *, stream: int = 71
-) -> Float[Tensor, "draws groups"]:
-    """Masks (0 or 1, no unit) of random sets that hold as many groups of each kind as ``members`` does.
-
-    Args:
-        groups: all hook groups.
-        members: mask indices of the set to match.
-        draws: how many sets.
-        seed: of the draws.
-        stream: different streams of one seed are independent.
-
-    Examples:
-        >>> import tl_multitrace as mt
-        >>> from tl_multitrace.evaluation import random_sets
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
-        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
-        >>> masks = random_sets(tracer.groups, circuit.indices, draws=5)
-        >>> masks.sum(1).tolist()
-        [2.0, 2.0, 2.0, 2.0, 2.0]
-    """
-    generator = np.random.default_rng([seed, stream])
-    kinds = np.array(groups.kinds)
-    counts = list(zip(*np.unique(kinds[list(members)], return_counts=True), strict=True)) if members else []
-    masks = torch.zeros(draws, len(kinds))
-    for row in masks:
-        for kind, count in counts:
-            row[generator.choice(np.flatnonzero(kinds == kind), int(count), replace=False)] = 1.0
-    return masks
+    return Score.of_sets(amounts) if len(amounts) >= FEWEST_DRAWS else None
 
 
 def _ranges(sizes: list[int]) -> str:

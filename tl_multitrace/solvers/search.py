@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_multitrace.engine.shared import Loop
+from tl_multitrace.groups import mask_of
 from tl_multitrace.objective import Aim, Objective, aim_of
 from tl_multitrace.progress import bar, tell
 from tl_multitrace.tracer import Tracer
@@ -251,9 +252,7 @@ class Search:
         Args:
             members: mask indices.
         """
-        mask = torch.zeros(self.n)
-        mask[list(members)] = 1.0
-        return mask
+        return mask_of(self.n, members)
 
     # ------------------------------------------------------------------ gradients
 

@@ -109,17 +109,18 @@ def select(
         cost, seconds = aim.cost - before, time.perf_counter() - began
         chosen = {size: search.best_within(size)[1] for size in search.budgets}
         choices = _score(aim, None if held_out is None else aim.on(held_out), chosen, search, seed)
-        full = float(aim.amounts(torch.ones(1, len(aim.groups)))[0])
+        full = aim.measure(torch.ones(len(aim.groups)), search.sign, seed)
     overfit = overfit_notes(choices, search.sign)
     for note in overfit:
         logger.warning("%s", note)
     logger.info(
         "%s: best effect %.4g of %.4g with everything on, %.1f forward equivalents, %.1f s",
-        solver.name, choices[-1].score.mean, full, cost.equivalents, seconds,
+        solver.name, choices[-1].score.mean, full.mean, cost.equivalents, seconds,
     )  # fmt: skip
     notes = [*search.notes, *overfit]
     facts = {"direction": direction, "seed": seed, "solver": _describe(solver), "cost": _record(cost, seconds)}
-    return SubsetPath(aim.groups, choices, full, tuple(notes), aim.provenance() | facts, aim.tracer, _objective(tracer))
+    kept = aim.provenance() | facts
+    return SubsetPath(aim.groups, choices, full.mean, tuple(notes), kept, aim.tracer, _objective(tracer), full)
 
 
 @contextmanager
@@ -176,8 +177,7 @@ def overfit_notes(choices: Sequence[Choice], sign: int) -> list[str]:
         own, held = choice.score, choice.held_out
         if held is None:
             continue
-        own_worst, held_best = (own.low, held.high) if sign > 0 else (own.high, held.low)
-        if sign * own_worst > sign * held.mean and sign * own.mean > sign * held_best:
+        if own.beyond(held.mean, sign) and held.beyond(own.mean, -sign):
             inflated.append((choice.size, own.mean, held.mean))
     if not inflated:
         return []

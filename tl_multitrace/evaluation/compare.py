@@ -11,13 +11,13 @@ from jaxtyping import Float
 from scipy import stats
 
 from tl_multitrace.circuit import Circuit
-from tl_multitrace.evaluation.estimate import Estimate, estimates
+from tl_multitrace.copies import copies_of
 from tl_multitrace.evaluation.result import Result, ResultFile, intervention_name
-from tl_multitrace.evaluation.subject import places_of
+from tl_multitrace.evaluation.target import places_of
 from tl_multitrace.files import Provenance
 from tl_multitrace.groups import Component, HookGroups
 from tl_multitrace.prompts import PromptPairs
-from tl_multitrace.scores import Score
+from tl_multitrace.records.stats import Estimate, Score, estimates
 from tl_multitrace.tracer import Tracer
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ class Transfer:
         intervention: what replaces activations.
         own: effect of the circuit that belongs here.
         other: effect of the one that comes from elsewhere.
-        ratio: ``other`` over ``own``, on the same prompts; 1: the other does as well here. None where the own circuit
-            has no effect.
+        ratio: ``other`` over ``own``, on the same prompts; 1: the other does as well here. None where the own
+            circuit's effect may be zero: its interval holds 0.
     """
 
     ground: str
@@ -140,7 +140,7 @@ class CircuitComparison(Result):
             lines.append((name, labels or "none"))
         for t in self.transfers:
             how = f"{t.direction} {t.metric}, {intervention_name(t.intervention)}, {t.model}"
-            ratio = t.ratio or "undefined"
+            ratio = t.ratio or "undefined: the own circuit's effect may be 0"
             lines.append((f"on {t.ground}", f"own {t.own}, other {t.other}, ratio {ratio} ({how})"))
         return lines
 
@@ -256,16 +256,16 @@ def _transfer(
     groups = _ground_groups(tracer, own, other)
     on = tracer.on(pairs, groups=groups)
     masks = [_mask(groups, circuit) for circuit in (own, other)]
-    values = on.effects(masks).double().cpu().numpy()
+    values, copies = on.effects(masks).double().cpu().numpy(), copies_of(on)
     return Transfer(
         ground=name,
         model=on.view.name,
         metric=on.metric.name or "custom",
         direction=str(own.provenance.get("direction", "maximize")),
         intervention=on.intervention.describe(),
-        own=Score.of(values[0], seed=seed),
-        other=Score.of(values[1], seed=seed),
-        ratio=estimates(_ratio, values, seed=seed)[0],
+        own=Score.of(values[0], copies=copies, seed=seed),
+        other=Score.of(values[1], copies=copies, seed=seed),
+        ratio=estimates(_ratio, values, copies=copies, over=0, seed=seed)[0],
     )
 
 

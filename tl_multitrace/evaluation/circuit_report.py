@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from tl_multitrace.evaluation.estimate import Estimate
-from tl_multitrace.evaluation.measure import AblationScores
-from tl_multitrace.evaluation.result import Result, ResultFile
+from tl_multitrace.evaluation.result import Result, ResultFile, intervention_name
 from tl_multitrace.files import Provenance
 from tl_multitrace.groups import Component
-from tl_multitrace.scores import Score
+from tl_multitrace.records.chance import Verdict, beyond_chance
+from tl_multitrace.records.stats import Estimate, Score, undefined
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,12 +22,86 @@ EXPLAINED = 0.5
 """Share of a prompt's full effect from which a circuit is said to explain the prompt."""
 
 
+@dataclass(frozen=True)
+class AblationScores:
+    """What one ablation says of a circuit.
+
+    Attributes:
+        intervention: what replaced activations, with its options.
+        effect: of patching the circuit, in the metric's unit; positive: the metric rose.
+        full_effect: of patching every hook group.
+        faithfulness: what is left of the behaviour where only the circuit keeps its activations; 1: all of it. None
+            where the effect of patching everything may be zero (:attr:`undefined` says so), like the two that follow.
+        completeness: what the behaviour loses without the circuit, over what it loses without anything: the share.
+        minimality: per component, what faithfulness loses without it.
+        effects: per prompt, of patching the circuit.
+        full_effects: per prompt, of patching everything.
+        kept_effects: per prompt, of patching everything but the circuit.
+        subgroups: effect by the prompts' labels; empty without labels.
+        chance: mean effects of random sets of the same size and kinds; the interval holds the middle 95 % of the sets.
+        percentile: share of random sets that the circuit beats, in percent.
+        p_value: that the effect is one of zero mean, or one that random sets have as well: the larger of ``p_zero``
+            (sign flips over prompts) and ``p_chance`` (random sets), one-sided. Valid on held-out prompts only.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
+        >>> report = mt.evaluate(circuit, task.pairs, draws=20)
+        >>> first = report.ablations[0]
+        >>> first.name, len(first.effects), first.reversed_subgroups
+        ('interchange', 16, ())
+    """
+
+    intervention: Mapping[str, Any]
+    effect: Score
+    full_effect: Score
+    faithfulness: Estimate | None
+    completeness: Estimate | None
+    minimality: tuple[Estimate | None, ...]
+    effects: tuple[float, ...]
+    full_effects: tuple[float, ...]
+    kept_effects: tuple[float, ...]
+    subgroups: Mapping[str, Score]
+    chance: Score | None = None
+    percentile: float | None = None
+    p_zero: float | None = None
+    p_chance: float | None = None
+
+    @property
+    def name(self) -> str:
+        """The intervention as tables show it."""
+        return intervention_name(self.intervention)
+
+    @property
+    def undefined(self) -> str:
+        """Why ratios to the full effect are not defined, in words; empty where they are."""
+        return undefined(self.full_effect)
+
+    @property
+    def share(self) -> Estimate | None:
+        """Effect over the whole mask's effect; the same number as completeness, by definition."""
+        return self.completeness
+
+    @property
+    def p_value(self) -> float | None:
+        """P-value as the class describes it; None where no random sets were drawn."""
+        return None if self.p_zero is None or self.p_chance is None else max(self.p_zero, self.p_chance)
+
+    @property
+    def reversed_subgroups(self) -> tuple[str, ...]:
+        """Subgroups whose mean effect has the opposite sign of the overall one."""
+        return tuple(name for name, s in self.subgroups.items() if s.mean * self.effect.mean < 0)
+
+
 @dataclass(frozen=True, repr=False)
 class CircuitReport(Result):
     """Scores of one circuit on one prompt set, under one ablation or several.
 
-    The attributes of :class:`~tl_multitrace.evaluation.measure.AblationScores` (``effect``, ``faithfulness``, ...) can
-    be read from the report itself: they are those of its first ablation.
+    The attributes of :class:`AblationScores` (``effect``, ``faithfulness``, ...) can be read from the report itself:
+    they are those of its first ablation.
 
     Attributes:
         components: the circuit's.
@@ -87,7 +160,7 @@ class CircuitReport(Result):
 
     @property
     def faithfulness(self) -> Estimate | None:
-        """See :class:`~tl_multitrace.evaluation.measure.AblationScores`; likewise for what follows."""
+        """See :class:`~tl_multitrace.evaluation.circuit_report.AblationScores`; likewise for what follows."""
         return self.ablations[0].faithfulness
 
     @property
@@ -109,6 +182,15 @@ class CircuitReport(Result):
     def p_value(self) -> float | None:
         """That the effect is nothing, or nothing more than random sets have."""
         return self.ablations[0].p_value
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the effect is beyond chance, in the words that every table, page and note uses."""
+        return self.verdict_of(self.ablations[0])
+
+    def verdict_of(self, scores: AblationScores) -> Verdict:
+        """The same under another ablation."""
+        return beyond_chance(scores.effect, scores.chance, direction=self.direction, full=scores.full_effect)
 
     @property
     def subgroups(self) -> Mapping[str, Score]:
@@ -247,12 +329,13 @@ def _lines(report: CircuitReport, scores: AblationScores) -> list[tuple[str, str
         ("ablation", f"{scores.name}, {report.direction} {report.metric}"),
         ("effect", f"{scores.effect} {report.metric_unit}".rstrip()),
         ("full effect", f"{scores.full_effect}"),
-        ("faithfulness", str(scores.faithfulness or "undefined: patching everything changes nothing")),
-        ("completeness", f"{scores.completeness or 'undefined'} (share of the full effect)"),
+        ("faithfulness", str(scores.faithfulness or scores.undefined)),
+        ("completeness", f"{scores.completeness or scores.undefined} (share of the full effect)"),
         ("explained", f"{told} of {known} prompts that the full mask moves"),
     ]
     if scores.percentile is not None and scores.chance is not None:
         lines.append(("chance", f"{scores.chance}; beats {scores.percentile:.3g} % of {scores.chance.n} random sets"))
+        lines.append(("verdict", str(report.verdict_of(scores))))
         lines.append(
             ("p", f"{scores.p_value:.3g} (zero effect {scores.p_zero:.3g}, random sets {scores.p_chance:.3g})")
         )

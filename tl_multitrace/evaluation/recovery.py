@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float
 from scipy import stats
 
 from tl_multitrace.circuit import Circuit
 from tl_multitrace.evaluation.result import Result, ResultFile
+from tl_multitrace.evaluation.target import importances
 from tl_multitrace.groups import Component, HookGroups
 from tl_multitrace.solvers import SubsetPath
 from tl_multitrace.untrusted import load_json, short
@@ -146,7 +146,8 @@ def recovery(
     """Compare a circuit, a path or scores with components that are known to matter.
 
     Args:
-        found: a circuit, a path, or one score per hook group (higher: more important).
+        found: a circuit, a path, or one score per hook group (higher: more important), also by label, as in
+            ``{"L9H6": 0.4}``.
         truth: see :data:`Truth`. A component without a position stands for all positions.
         alternatives: other sets that would be as right, where components can stand in for each other; the one that is
             met best counts.
@@ -306,10 +307,11 @@ def _scores(
         fitting = [c for c in found.choices if c.size <= size] or [found.choices[0]]
         members[list(fitting[-1].members)] = True
         return path_scores(found, size), members, "path"
-    values = found.detach().cpu().numpy() if isinstance(found, torch.Tensor) else np.asarray(found)
-    if values.shape != (len(every),) or not np.isfinite(values.astype(float)).all():
-        raise ValueError(f"scores must be {len(every)} finite numbers, one per hook group, got shape {values.shape}.")
-    values = np.abs(values.astype(float)) if absolute else values.astype(float)
+    values = importances(found, every, "scores")
+    if np.isnan(values).any():
+        scored = int((~np.isnan(values)).sum())
+        raise ValueError(f"the graph scores {scored} of the {len(every)} hook groups: pass groups= of those.")
+    values = np.abs(values) if absolute else values
     ranked = np.sort(values)[::-1]
     # a tie across the border leaves the top open: then all that tie are in it
     return values, values >= ranked[size - 1], "absolute scores" if absolute else "signed scores"

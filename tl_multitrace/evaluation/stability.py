@@ -13,14 +13,14 @@ import torch
 from scipy import stats
 
 from tl_multitrace.circuit import Circuit
-from tl_multitrace.evaluation.estimate import Estimate, frequency
+from tl_multitrace.copies import copies_of
 from tl_multitrace.evaluation.result import Result, ResultFile, intervention_name
 from tl_multitrace.files import Provenance
-from tl_multitrace.groups import Component
+from tl_multitrace.groups import Component, mask_of
 from tl_multitrace.interventions import ResampleAblation
 from tl_multitrace.objective import Objective, aim_of
 from tl_multitrace.progress import bar, tell
-from tl_multitrace.scores import Score
+from tl_multitrace.records.stats import Estimate, Score, frequency, prompt_notes, redrawn_rows
 from tl_multitrace.solvers.path import marginal_effects
 from tl_multitrace.solvers.search import Direction, Subset
 from tl_multitrace.solvers.select import Solver, select
@@ -224,9 +224,8 @@ def _redrawn(target: Tracer | Objective, seed: int, draw: int) -> Tracer | Objec
 
 
 def _resampled(tracer: Tracer, seed: int, draw: int) -> Tracer:
-    n = tracer.n
-    index = np.random.default_rng([seed, 75, draw]).integers(0, n, n)
-    pairs, intervention = tracer.pairs[index.tolist()], tracer.intervention
+    rows = redrawn_rows(copies_of(tracer), [seed, 75, draw])[0].tolist()
+    pairs, intervention = tracer.pairs[rows], tracer.intervention
     if isinstance(intervention, ResampleAblation) and intervention.reference is None:
         intervention = replace(intervention, reference=tracer.pairs)  # a draw may hold only one prompt of some length
     return tracer.on(pairs, intervention=intervention)
@@ -246,6 +245,7 @@ def _stability(
     overlaps = [jaccard(a, b) for a, b in combinations(sets, 2)]
     facts = aim_of(tracer).provenance()
     empty = sum(not s for s in sets)
+    few = prompt_notes(copies_of(tracer)) if isinstance(tracer, Tracer) else []
     return Stability(
         components=tuple(tracer.groups.components[i] for i in order),
         indices=tuple(order),
@@ -261,7 +261,7 @@ def _stability(
         metric=str(facts["metric"]),
         direction=direction,
         intervention=facts["intervention"],
-        notes=(f"{empty} of {len(sets)} runs found no set better than the empty one",) if empty else (),
+        notes=(*few, *[f"{empty} of {len(sets)} runs found no set better than the empty one"][: bool(empty)]),
         provenance={**facts, "seeds": seeds},
     )
 
@@ -279,8 +279,7 @@ def chance_jaccard(size: int, n: int) -> float:
 
 
 def _circuit(tracer: Tracer, places: list[int], found: Stability) -> Circuit:
-    mask = torch.zeros(len(tracer.groups))
-    mask[places] = 1.0
+    mask = mask_of(len(tracer.groups), places)
     both = tracer.effects(torch.stack([mask, torch.ones_like(mask)])).double().cpu().numpy()
     facts = {**aim_of(tracer).provenance(), "direction": found.direction, "solver": {"name": found.solver}}
     return Circuit(
@@ -288,7 +287,7 @@ def _circuit(tracer: Tracer, places: list[int], found: Stability) -> Circuit:
         indices=tuple(places),
         n_groups=len(tracer.groups),
         effect=float(both[0].mean()),
-        score=Score.of(both[0]),
+        score=Score.of(both[0], copies=copies_of(tracer), weighted=True),
         full_effect=float(both[1].mean()),
         marginals=marginal_effects(tracer, tuple(places)),
         certificate=f"in {found.threshold:.0%} of {len(found.sets)} searches on resampled prompts",

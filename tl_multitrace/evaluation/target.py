@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
+import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
 from tl_multitrace.circuit import Circuit
 from tl_multitrace.compat import ModelView
-from tl_multitrace.groups import HookGroups
+from tl_multitrace.groups import HookGroups, mask_of
 from tl_multitrace.interventions import Intervention, intervention_by_name
 from tl_multitrace.metrics import Metric, as_metric, metric_by_name
 from tl_multitrace.prompts import PromptPairs
@@ -25,7 +25,7 @@ Interventions = Intervention | Sequence[Intervention] | None
 
 
 @dataclass(frozen=True)
-class Subject:
+class Target:
     """A chosen set, and everything it takes to measure it on other prompts.
 
     Attributes:
@@ -58,9 +58,7 @@ class Subject:
     @property
     def mask(self) -> Float[Tensor, " groups"]:
         """1 at the members, 0 elsewhere."""
-        mask = torch.zeros(len(self.groups))
-        mask[list(self.members)] = 1.0
-        return mask
+        return mask_of(len(self.groups), self.members)
 
     @property
     def chosen(self) -> HookGroups:
@@ -73,7 +71,7 @@ class Subject:
         return Tracer(self.model, pairs, self.groups, self.metric, replaced, **self.options)
 
 
-def subject_of(
+def target_of(
     judged: Judged,
     *,
     budget: int | None = None,
@@ -83,7 +81,7 @@ def subject_of(
     metric: Any = None,
     interventions: Interventions = None,
     direction: Direction | None = None,
-) -> Subject:
+) -> Target:
     """Put together what is judged, from the circuit's own tracer, from its file, and from what the caller names.
 
     Args:
@@ -106,7 +104,7 @@ def subject_of(
     facts = dict(judged.provenance)
     model = _model(judged, known, model)
     every = _groups(judged, known, groups)
-    return Subject(
+    return Target(
         model=model,
         groups=every,
         members=_members(judged, every, budget),
@@ -222,3 +220,43 @@ def _direction(direction: Direction | None, facts: Mapping[str, Any]) -> Directi
     if found not in ("maximize", "minimize"):
         raise ValueError(f"direction must be 'maximize' or 'minimize', got {found!r}.")
     return "minimize" if found == "minimize" else "maximize"
+
+
+def importances(values: Any, groups: HookGroups, what: str = "importances") -> Float[np.ndarray, " groups"]:
+    """One number per hook group, NaN where a graph has no score for it.
+
+    Args:
+        values: one per group; a mapping from labels or components to numbers; or a graph with node scores, such as
+            :func:`~tl_multitrace.read_circuit` gives it.
+        groups: that they are of.
+        what: how an error calls them.
+
+    Raises:
+        ValueError: not one finite number per group; labels of other groups, or some that are missing.
+    """
+    if hasattr(values, "node_scores"):
+        return _by_label(values.node_scores(), groups, "the graph's node scores", partly=True)
+    if isinstance(values, Mapping):
+        return _by_label({str(getattr(k, "label", k)): v for k, v in values.items()}, groups, what)
+    found = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    if found.shape != (len(groups),) or found.dtype.kind not in "biuf" or not np.isfinite(found.astype(float)).all():
+        raise ValueError(f"{what} must be {len(groups)} finite numbers, one per group, got shape {found.shape}.")
+    return found.astype(float)
+
+
+def _by_label(
+    values: Mapping[str, Any], groups: HookGroups, what: str, partly: bool = False
+) -> Float[np.ndarray, " groups"]:
+    strange = [str(label) for label in values if label not in groups.labels]
+    missing = [label for label in groups.labels if label not in values]
+    if strange or (missing and not partly):
+        which, named = ("name no hook group", strange) if strange else ("miss hook groups", missing)
+        advice = "Pass groups=, those that they are of" if what == "scores" else "Make the tracer with their groups"
+        raise ValueError(
+            f"{what} {which}: {', '.join(named[:5])}{' ...' if len(named) > 5 else ''} ({len(named)}). {advice}: those "
+            "of a MIB file are mib_groups(model)."
+        )
+    found = np.array([np.nan if values.get(label) is None else float(values[label]) for label in groups.labels])
+    if not np.isfinite(found[~np.isnan(found)]).all() or (not partly and np.isnan(found).any()):
+        raise ValueError(f"{what} must be finite numbers, got {dict(list(values.items())[:3])} ...")
+    return found

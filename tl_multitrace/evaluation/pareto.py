@@ -18,9 +18,10 @@ from jaxtyping import Bool, Float
 from tl_multitrace.circuit import Circuit
 from tl_multitrace.evaluation.result import Result, ResultFile
 from tl_multitrace.files import Provenance
+from tl_multitrace.groups import mask_of
 from tl_multitrace.objective import Objective
 from tl_multitrace.prompts import PromptPairs
-from tl_multitrace.scores import Score
+from tl_multitrace.records.stats import Score
 from tl_multitrace.solvers.path import marginal_effects
 from tl_multitrace.solvers.select import Solver, default_solver, select
 
@@ -136,8 +137,7 @@ class Front(Result):
         members = list(point.members)
         if max([*members, 0]) >= len(objective.groups) or objective.groups[members].labels != list(point.labels):
             raise ValueError("the objective's components are not those that were searched: pass the same groups.")
-        mask = objective.groups.as_mask(torch.zeros(len(objective.groups)))
-        mask[members] = 1.0
+        mask = mask_of(len(objective.groups), members)
         score = objective.measure(mask, 1, int(self.provenance.get("seed", 0)))
         return Circuit(
             groups=objective.groups[members],
@@ -269,9 +269,7 @@ class _Searches:
 
     def _search(self, objective: Objective) -> Float[torch.Tensor, " groups"]:
         path = select(objective, range(1, self.budget + 1), self.solver, seed=self.seed)
-        mask = torch.zeros(len(objective.groups))
-        mask[list(path.choices[-1].members)] = 1.0
-        return mask
+        return mask_of(len(objective.groups), path.choices[-1].members)
 
     def candidates(self) -> list[tuple[int, ...]]:
         """Every set within the budget that was evaluated, the empty one included."""
@@ -281,10 +279,7 @@ class _Searches:
 
     def values(self, members: Sequence[tuple[int, ...]], axes: Sequence[Axis]) -> Float[np.ndarray, "sets axes"]:
         """Changes with the sign that makes higher better."""
-        masks = torch.zeros(len(members), len(self.loose.groups))
-        for row, chosen in zip(masks, members, strict=True):
-            row[list(chosen)] = 1.0
-        changes = self.loose.changes(masks)
+        changes = self.loose.changes(torch.stack([mask_of(len(self.loose.groups), chosen) for chosen in members]))
         return np.stack([changes[a.name] * (1 if a.better == "higher" else -1) for a in axes], axis=1)
 
     def cost(self) -> dict[str, float]:
@@ -337,8 +332,7 @@ def _points(
     unseen = None if held_out is None else objective.on(held_out)
     points = []
     for members in sets:
-        mask = torch.zeros(len(objective.groups))
-        mask[list(members)] = 1.0
+        mask = mask_of(len(objective.groups), members)
         labels = tuple(objective.groups[list(members)].labels) if members else ()
         held = {} if unseen is None else unseen.goal_scores(mask, seed)
         points.append(FrontPoint(members, labels, objective.goal_scores(mask, seed), held))

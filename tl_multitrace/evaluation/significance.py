@@ -13,7 +13,7 @@ every prompt, and on held-out prompts their sum lands far outside that of random
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -21,14 +21,15 @@ import torch
 from jaxtyping import Float
 from scipy import stats
 
-from tl_multitrace.evaluation.chance import chance_p, random_sets, sign_flip_p
-from tl_multitrace.evaluation.evaluator import seen_before
-from tl_multitrace.evaluation.measure import log_effects, mean_effects, rounded
+from tl_multitrace.copies import copies_of
+from tl_multitrace.evaluation.evaluate import log_effects, mean_effects, rounded, seen_before
 from tl_multitrace.evaluation.result import Result, ResultFile, intervention_name
-from tl_multitrace.evaluation.subject import Judged, Subject, subject_of
+from tl_multitrace.evaluation.target import Judged, Target, target_of
 from tl_multitrace.files import Provenance
 from tl_multitrace.groups import Component, HookGroups
 from tl_multitrace.prompts import PromptPairs
+from tl_multitrace.records.chance import FEW_SETS, chance_p
+from tl_multitrace.records.stats import coins, prompt_notes, random_sets, sign_flip_p, some_of
 from tl_multitrace.tracer import Tracer
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class Significance(Result):
         p_chance: that random sets of the same size and kinds have it as well.
         tests: one per component.
         draws: random sets.
-        n: prompts.
+        n: distinct prompts.
         metric: name of the metric.
         direction: of the search.
         intervention: what replaced activations.
@@ -221,27 +222,29 @@ def significance(
         >>> tested.p_value <= 0.05
         True
     """
-    if draws < 19:
-        raise ValueError(f"{draws} random sets can't give a p-value below {1 / (draws + 1):.2g}: draw 19 or more.")
-    subject = subject_of(circuit, budget=budget, tracer=tracer, model=model, groups=groups, metric=metric)
-    on = subject.tracer(pairs)
+    if draws < FEW_SETS:
+        least = 1 / (draws + 1)
+        raise ValueError(f"{draws} random sets can't give a p-value below {least:.2g}: draw {FEW_SETS} or more.")
+    target = target_of(circuit, budget=budget, tracer=tracer, model=model, groups=groups, metric=metric)
+    on = target.tracer(pairs)
+    copies = copies_of(on)
     with on.session():
-        effect = float(mean_effects(on, subject.mask[None])[0])
-        whole = _scaled(on, subject.mask)
-        drawn = mean_effects(on, random_sets(subject.groups, subject.members, draws, seed))
-        tests = _tests(on, subject, whole, effect, replacements, seed) if replacements else ()
+        effect = float(mean_effects(on, target.mask[None])[0])
+        whole = _scaled(on, target.mask)
+        drawn = mean_effects(on, random_sets(target.groups, target.members, draws, seed))
+        tests = _tests(on, target, whole, effect, replacements, seed) if replacements else ()
     return Significance(
         effect=effect,
-        p_zero=sign_flip_p(whole, subject.sign, seed),
-        p_chance=chance_p(effect, drawn, subject.sign),
+        p_zero=sign_flip_p(whole, target.sign, seed, copies),
+        p_chance=chance_p(effect, drawn, target.sign),
         tests=tests,
         draws=draws,
-        n=len(pairs),
-        metric=subject.metric.name or "custom",
-        direction=subject.direction,
+        n=len(np.unique(copies)),
+        metric=target.metric.name or "custom",
+        direction=target.direction,
         intervention=on.intervention.describe(),
-        notes=tuple(seen_before(subject, pairs)),
-        provenance=dict(subject.provenance),
+        notes=(*seen_before(target, pairs), *prompt_notes(copies)),
+        provenance=dict(target.provenance),
     )
 
 
@@ -252,30 +255,60 @@ def _scaled(tracer: Tracer, mask: torch.Tensor) -> Float[np.ndarray, " n"]:
 
 
 def _tests(
-    tracer: Tracer, subject: Subject, whole: Float[np.ndarray, " n"], effect: float, replacements: int, seed: int
+    tracer: Tracer, target: Target, whole: Float[np.ndarray, " n"], effect: float, replacements: int, seed: int
 ) -> tuple[ComponentTest, ...]:
-    rows = []
-    for member in subject.members:
-        without = subject.mask
+    rows, copies = [], copies_of(tracer)
+    for member in target.members:
+        without = target.mask
         without[member] = 0.0
         mean = float(mean_effects(tracer, without[None])[0])
-        p_zero = sign_flip_p(whole - _scaled(tracer, without), subject.sign, seed)
-        others = _instead(subject, member, replacements, seed)
+        p_zero = sign_flip_p(whole - _scaled(tracer, without), target.sign, seed, copies)
+        others = _instead(target, member, replacements, seed)
         masks = without.repeat(len(others), 1)
         masks[torch.arange(len(others)), torch.as_tensor(others)] = 1.0
         drawn = mean_effects(tracer, masks) if len(others) else np.empty(0)
-        rows.append((subject.groups.components[member], effect - mean, p_zero, chance_p(effect, drawn, subject.sign)))
+        rows.append((target.groups.components[member], effect - mean, p_zero, chance_p(effect, drawn, target.sign)))
     if not rows:
         return ()
     adjusted = stats.false_discovery_control([max(zero, chance) for *_, zero, chance in rows])
     return tuple(ComponentTest(*row, adjusted=float(q)) for row, q in zip(rows, adjusted, strict=True))
 
 
-def _instead(subject: Subject, member: int, count: int, seed: int) -> np.ndarray:
+def _instead(target: Target, member: int, count: int, seed: int) -> np.ndarray:
     """Groups of the member's kind outside the set, at most ``count`` of them at random."""
-    kinds = np.array(subject.groups.kinds)
+    kinds = np.array(target.groups.kinds)
     free = kinds == kinds[member]
-    free[list(subject.members)] = False
+    free[list(target.members)] = False
     others = np.flatnonzero(free)
-    generator = np.random.default_rng([seed, 74, member])
-    return generator.choice(others, min(count, len(others)), replace=False) if len(others) else others
+    return some_of(others, count, [seed, 74, member])
+
+
+def shuffled_answers(pairs: PromptPairs, seed: int = 0) -> PromptPairs:
+    """A null task: answers and wrong answers exchanged in each pair with probability one half.
+
+    No component can carry what a coin decides, so whatever a search finds on such prompts is chance. Shuffle the
+    prompts of the search and the held-out ones with different seeds.
+
+    Args:
+        pairs: prompts with wrong answers.
+        seed: of the coins.
+
+    Raises:
+        ValueError: a pair has no wrong answer to exchange with.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> from tl_multitrace.evaluation import shuffled_answers
+        >>> model = mt.load_model("demo")
+        >>> task = mt.task("professions", model, n=16)
+        >>> null = shuffled_answers(task.pairs, seed=1)
+        >>> int((null.right != task.pairs.right)[:, 0].sum())
+        9
+    """
+    present = (pairs.candidates >= 0).any(-1)
+    wrong = present & ~pairs.right
+    if not bool(wrong.any(-1).all()):
+        bare = int((~wrong.any(-1)).nonzero()[0])
+        raise ValueError(f"pair {bare} has no wrong answer: without one there is nothing to exchange its answer with.")
+    tossed = torch.as_tensor(coins(len(pairs), seed))
+    return replace(pairs, right=torch.where(tossed[:, None], wrong, pairs.right))

@@ -1,0 +1,1 @@
+"""What results are made of: statistics, and how results are kept and read."""
