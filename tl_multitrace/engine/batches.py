@@ -161,7 +161,7 @@ class Batches:
 
     def _jobs(
         self, masks: Tensor, batch: Batch, plans: Plans
-    ) -> Iterator[tuple[int, Int[Tensor, " jobs"], list[StoredRun], int]]:
+    ) -> Iterator[tuple[int, Int[Tensor, " _"], list[StoredRun], int]]:
         """What runs together: first block, masks, the stored run of each, and first token."""
         for start, jobs, runs in plans:
             if start < self.runs.view.n_layers:

@@ -33,7 +33,7 @@ PLACES = 1 << 20
 MIN_RUNS = 4
 """Runs for which storing keys and values (one forward) begins to pay."""
 
-Plans = list[tuple[int, Int[Tensor, " jobs"], list[StoredRun]]]
+Plans = list[tuple[int, Int[Tensor, " _"], list[StoredRun]]]
 """A block to start at, the masks that do, and the stored run of each."""
 
 
