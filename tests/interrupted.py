@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,8 +16,8 @@ from oracles import pairs_of, random_examples
 
 import tl_multitrace as mt
 from tiny_models import MODEL_NAMES, build, word_tokenizer
-from tl_multitrace.forward.engine import Engine
-from tl_multitrace.persist import cache as cache_module
+from tl_multitrace.engine import cache as cache_module
+from tl_multitrace.engine.mask_runs import MaskRuns
 
 FACTS = [
     ("The old doctor said that", "old doctor", " he"),
@@ -39,8 +40,8 @@ SOLVERS: dict[str, Callable[[], Any]] = {
 
 @cache
 def model() -> Any:
-    """A tiny model that takes stored keys and values."""
-    return build(MODEL_NAMES[0], tokenizer=word_tokenizer())
+    """A tiny model that takes stored keys and values, in float64: where a run restarts moves a number by rounding."""
+    return build(MODEL_NAMES[0], torch.float64, tokenizer=word_tokenizer())
 
 
 def prompts(n: int = 7, seed: int = 1) -> mt.PromptPairs:
@@ -56,15 +57,43 @@ def tracer(folder: Path | None, *, seed: int = 1, metric: Any = None, interventi
     )
 
 
-def exact(value: Any) -> Any:
-    """A result as JSON that differs where a single bit does; seconds are left out."""
+def plain(value: Any) -> Any:
+    """A result as JSON, its numbers in full; seconds are left out."""
     if isinstance(value, dict):
-        return {str(k): exact(v) for k, v in value.items() if k not in ("seconds", "elapsed")}
+        return {str(k): plain(v) for k, v in value.items() if k not in ("seconds", "elapsed")}
     if isinstance(value, list | tuple):
-        return [exact(v) for v in value]
-    if isinstance(value, torch.Tensor):
-        return [str(value.dtype), exact(value.tolist())]
-    return value.hex() if isinstance(value, float) else value
+        return [plain(v) for v in value]
+    return [str(value.dtype), value.tolist()] if isinstance(value, torch.Tensor) else value
+
+
+def differences(found: Any, expected: Any, where: str = "") -> Iterator[str]:
+    """Where two results differ: in a choice at all, in a number by more than rounding.
+
+    Cost is not compared. What goes on again stores block inputs anew, or does without them.
+    """
+    if isinstance(found, dict) and isinstance(expected, dict):
+        if found.keys() != expected.keys():
+            yield f"{where}: {sorted(found)} for {sorted(expected)}"
+        for name in (found.keys() & expected.keys()) - {"cost"}:
+            yield from differences(found[name], expected[name], f"{where}.{name}")
+    elif isinstance(found, list) and isinstance(expected, list) and len(found) == len(expected):
+        for i, (a, b) in enumerate(zip(found, expected, strict=True)):
+            yield from differences(a, b, f"{where}[{i}]")
+    elif not same_number(found, expected) and found != expected:
+        yield f"{where}: {found} for {expected}"
+
+
+def same_number(found: Any, expected: Any) -> bool:
+    """Whether two numbers are one up to rounding; NaN is as good as NaN."""
+    if isinstance(found, bool) or not (isinstance(found, int | float) and isinstance(expected, int | float)):
+        return False
+    return math.isclose(found, expected, rel_tol=1e-6, abs_tol=1e-9) or (math.isnan(found) and math.isnan(expected))
+
+
+def agree(found: str, expected: str) -> None:
+    """Require that two pieces of work came to the same: the same choices, and numbers up to rounding."""
+    wrong = list(differences(json.loads(found), json.loads(expected)))
+    assert not wrong, wrong[:5]
 
 
 def outcome(path: mt.SubsetPath) -> dict[str, Any]:
@@ -79,7 +108,7 @@ def outcome(path: mt.SubsetPath) -> dict[str, Any]:
         }
         for size in path.sizes
     }
-    return {"chosen": exact(chosen), "full": exact(path.full_effect), "notes": list(path.notes), "cost": exact(cost)}
+    return {"chosen": plain(chosen), "full": path.full_effect, "notes": list(path.notes), "cost": cost}
 
 
 def search(name: str, folder: Path | None) -> Any:
@@ -111,7 +140,7 @@ def loose_calls(folder: Path | None) -> Any:
         made.mean_gradient(0.5 * eye[3]),
     ]
     made.flush()
-    return [exact(found), [round(number, 6) for number in made.cost.numbers[:2]]]
+    return {"found": plain(found), "cost": [round(number, 6) for number in made.cost.numbers[:2]]}
 
 
 def early_slope(folder: Path | None) -> Any:
@@ -120,7 +149,7 @@ def early_slope(folder: Path | None) -> Any:
     found = [made.predicted_changes(eye[1])]
     found += [made.effects((eye[k] + eye[1]).clamp(max=1)[None], reference=eye[1]) for k in range(6)]
     made.flush()
-    return [exact(found), [round(number, 6) for number in made.cost.numbers[:2]]]
+    return {"found": plain(found), "cost": [round(number, 6) for number in made.cost.numbers[:2]]}
 
 
 def trace(folder: Path | None, **options: Any) -> Any:
@@ -128,13 +157,13 @@ def trace(folder: Path | None, **options: Any) -> Any:
     prompt, subject, answer = FACTS[0]
     grid = mt.causal_trace(model(), prompt, subject=subject, answer=answer, samples=3, cache_dir=folder, **options)
     cost = {k: round(v, 6) for k, v in grid.provenance["cost"].items() if k != "seconds"}
-    return [exact(grid.restored), exact(cost)]
+    return {"restored": plain(grid.restored), "cost": cost}
 
 
 def average(folder: Path | None) -> Any:
     """Causal traces of several facts."""
     grid = mt.average_causal_trace(model(), FACTS, samples=2, known_only=False, restore="head", folder=folder)
-    return exact(grid.restored)
+    return plain(grid.restored)
 
 
 WORK: dict[str, Callable[[Path | None], Any]] = {
@@ -168,10 +197,10 @@ def killed_after(forwards: int | None) -> Iterator[list[int]]:
     Yields:
         The number of forwards so far.
     """
-    count, forward = [0], Engine.answers
+    count, forward = [0], MaskRuns.answers
     write, write_whole = cache_module.Cache.flush, cache_module.write_whole
 
-    def answers(self: Engine, *args: Any, **options: Any) -> Any:
+    def answers(self: MaskRuns, *args: Any, **options: Any) -> Any:
         if count[0] == forwards:
             raise Killed
         count[0] += 1
@@ -181,9 +210,9 @@ def killed_after(forwards: int | None) -> Iterator[list[int]]:
         if count[0] != forwards:
             write(self)
 
-    Engine.answers, cache_module.Cache.flush = answers, flush  # type: ignore[method-assign]
+    MaskRuns.answers, cache_module.Cache.flush = answers, flush  # type: ignore[method-assign]
     try:
         yield count
     finally:
-        Engine.answers, cache_module.Cache.flush = forward, write  # type: ignore[method-assign]
+        MaskRuns.answers, cache_module.Cache.flush = forward, write  # type: ignore[method-assign]
         cache_module.write_whole = write_whole

@@ -11,8 +11,8 @@ from interrupted import Killed, killed_after
 from typer.testing import CliRunner
 
 from tl_multitrace.cli import app as cli
+from tl_multitrace.engine import cache
 from tl_multitrace.files import locked
-from tl_multitrace.persist import cache
 
 QUICK = ["run", "--task", "ioi", "--components", "heads", "--budget", "2", "--n", "16", "--device", "cpu"]
 QUICK += ["--solver", "greedy", "--stability", "0", "--quiet"]

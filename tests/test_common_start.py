@@ -26,7 +26,7 @@ def test_tokens_in_common_at_the_start_are_left_alone(name: str) -> None:
     alike = mt.PromptPairs.from_tokens(BASE, source, ANSWERS, (ANSWERS + 5) % 60, lengths=LENGTHS)
     masks = torch.eye(len(mt.heads(model)))
     free, whole = (mt.Tracer(model, alike, mt.heads(model)) for _ in range(2))
-    whole._restarts._tried = True
+    whole.batches.restarts.limit = 0
     torch.testing.assert_close(free.effects(masks), whole.effects(masks), atol=2e-5, rtol=1e-4)
     takes_keys = not name.startswith("bridge-native") and not name.startswith("bridge-attn-only")
     assert (free.cost.forwards < whole.cost.forwards) == takes_keys
@@ -38,7 +38,7 @@ def test_what_source_and_base_have_in_common() -> None:
     def found(source: torch.Tensor, **options: Any) -> list[int]:
         alike = mt.PromptPairs.from_tokens(BASE, source, ANSWERS, (ANSWERS + 5) % 60)
         tracer = mt.Tracer(model, alike, mt.mlps(model), **options)
-        return tracer._engine.sources.first_difference(tracer._engine).tolist()
+        return tracer.batches.runs.sources.first_difference(tracer.batches.runs).tolist()
 
     later = BASE.clone()
     later[:, 3] += 1
@@ -58,7 +58,7 @@ def test_gradients_leave_them_alone_too(name: str, dtype: torch.dtype | None) ->
     alike = mt.PromptPairs.from_tokens(BASE, source, ANSWERS, (ANSWERS + 5) % 60, lengths=LENGTHS)
     masks = torch.eye(len(mt.heads(model)))
     free, whole = (mt.Tracer(model, alike, mt.heads(model), batch_size=3) for _ in range(2))
-    whole._restarts._tried = True
+    whole.batches.restarts.limit = 0
     soft, near = masks[:4].sum(0) * 0.5, (masks + masks[0]).clamp(max=1)
     free.effects(masks), whole.effects(masks)
     spent = [t.cost.copy() for t in (free, whole)]

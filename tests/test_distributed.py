@@ -29,15 +29,15 @@ JOB = ["run", "--task", "ioi", "--components", "heads", "--budget", "2", "-n", "
 JOB += ["--solver", "greedy", "--stability", "0"]
 SLOWLY = """
 import sys, time
-from tl_multitrace.forward.engine import Engine
-from tl_multitrace.persist import cache
+from tl_multitrace.engine.mask_runs import MaskRuns
+from tl_multitrace.engine import cache
 from tl_multitrace.cli.app import main
 cache.EVERY = 0.0
-forward = Engine.answers
+forward = MaskRuns.answers
 def answers(*args, **options):
     time.sleep(0.1)
     return forward(*args, **options)
-Engine.answers = answers
+MaskRuns.answers = answers
 main()
 """
 
@@ -77,7 +77,9 @@ def test_fewer_prompts_than_ranks_run_on_every_rank_as_on_one(caplog: Any) -> No
 
 def test_a_single_rank_exchanges_nothing() -> None:
     ranks, found = Ranks(shared=True), Found(torch.ones(2, 3), torch.ones(1))
-    assert ranks.gathered("a call", [3], 2, 1, Cost(), lambda: found) is found
+    assert ranks.joined("a call", [3], 2, 1, Cost(), Cost(), found, None) is found
+    with pytest.raises(ArithmeticError, match="its own"):
+        ranks.joined("a call", [3], 2, 1, Cost(), Cost(), None, ArithmeticError("its own"))
     assert ranks.share_bytes(b"abc") == b"abc" and ranks.least(5) == 5
     done: list[int] = []
     ranks.after_first(lambda: done.append(1))
@@ -101,7 +103,8 @@ def test_a_rank_that_was_asked_for_something_else_is_refused() -> None:
     with pytest.raises(
         RankError, match=r"asked for different things \(here: effects.*Run the same script with the same"
     ):
-        ranks.gathered("effects 12", [1, 1], 1, 0, Cost(), lambda: Found(torch.zeros(1, 1), torch.zeros(0)))
+        found = Found(torch.zeros(1, 1), torch.zeros(0))
+        ranks.joined("effects 12", [1, 1], 1, 0, Cost(), Cost(), found, None)
 
 
 def test_distributed_without_other_processes_says_how_to_start_them(monkeypatch: pytest.MonkeyPatch) -> None:

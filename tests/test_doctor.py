@@ -147,10 +147,10 @@ def test_the_model_is_left_alone() -> None:
 
 
 def test_a_wrong_mix_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tl_multitrace.forward import engine
+    from tl_multitrace.engine import forward
 
-    model, real = mt.load_model("demo", "cpu"), engine.mix
-    monkeypatch.setattr(engine, "mix", lambda act, source, share: real(act, source, 0.9 * share))
+    model, real = mt.load_model("demo", "cpu"), forward.mix
+    monkeypatch.setattr(forward, "mix", lambda act, source, share: real(act, source, 0.9 * share))
     check = by_name(SelfTest(model).checks())["heads"]
     assert check.status == "failed" and "is off the source run" in check.found
 

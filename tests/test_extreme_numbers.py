@@ -108,7 +108,7 @@ def test_means_are_taken_in_float64_and_rounded_once(dtype: torch.dtype) -> None
     with torch.no_grad(), mt.ModelView(half).attached([(name, lambda act, hook: seen.append(act.clone()))]):
         half(SOURCE)
     wanted = seen[0].double().mean((0, 1)).to(dtype)
-    assert torch.equal(tracer._engine.sources.stored[name][0, 0], wanted)
+    assert torch.equal(tracer.batches.runs.sources.kept[name][0, 0], wanted)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

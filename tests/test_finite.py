@@ -14,7 +14,7 @@ import torch
 import tl_multitrace as mt
 from tiny_models import HAS_BRIDGE, build
 from tl_multitrace.causal_trace import causal_trace
-from tl_multitrace.forward.finite import checked
+from tl_multitrace.engine.finite import checked
 
 pytestmark = pytest.mark.lens
 
@@ -82,7 +82,8 @@ def test_an_accuracy_of_broken_logits_is_no_number(broken: Any) -> None:
     tracer = trace(broken, pairs(source=with_broken(SOURCE)), metric=mt.Accuracy())
     logp = torch.full((4, 2, 1), torch.nan)
     with refused("the metric is not finite in batch 0"):
-        checked(tracer._engine, tracer._batches, torch.zeros(4), tracer._batches[0], ON[None, None], "the metric", logp)
+        parts = tracer.batches.parts
+        checked(tracer.batches.runs, parts, torch.zeros(4), parts[0], ON[None, None], "the metric", logp)
 
 
 def test_the_prompts_that_means_are_taken_of(broken: Any) -> None:

@@ -159,7 +159,7 @@ def test_direct_effects_on_the_answer_add_up_to_the_whole(intervention: mt.Inter
     nodes = Nodes.of(model, groups.components, list(range(5)))
     runs = PathPatching(mt.Tracer(model, pairs, groups, intervention=intervention), nodes, pairs)
     direct = sum(effect for edge, effect in runs.direct_effects().items() if edge.receiver is None)
-    torch.testing.assert_close(direct, runs.effect(torch.ones(len(nodes.groups))), rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(direct, runs.tracer.effect(torch.ones(len(nodes.groups))), rtol=1e-8, atol=1e-8)
 
 
 def test_effects_by_values_add_up() -> None:
@@ -332,7 +332,19 @@ def test_bad_input() -> None:
 
 def test_a_model_that_ignores_edits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     tracer, _ = tiny()
-    monkeypatch.setattr("tl_multitrace.flow.taps.mix", lambda act, source, share: act)
+    real = mt.ModelView.attached
+
+    def unheard(fn: Any) -> Any:
+        def at_point(act: torch.Tensor, hook: Any) -> None:
+            fn(act, hook)
+
+        return at_point
+
+    def deaf(view: Any, hooks: Any) -> Any:
+        """The points that attention reads from keep what they had."""
+        return real(view, [(n, unheard(f) if n.endswith(("hook_q", "hook_k", "hook_v")) else f) for n, f in hooks])
+
+    monkeypatch.setattr(mt.ModelView, "attached", deaf)
     with pytest.raises(mt.HookError, match=r"ignores what a hook at blocks\.2\.attn\.hook_q"):
         mt.information_flow(["L2H3"], tracer)
 

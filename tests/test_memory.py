@@ -11,7 +11,7 @@ import psutil
 import pytest
 import torch
 
-from tl_multitrace.memory import measured as memory
+from tl_multitrace.models import memory
 
 GIB = 1 << 30
 
@@ -97,7 +97,7 @@ def test_files_that_make_no_sense_set_no_limit(groups: Path) -> None:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ulimit -v works on Linux")
 def test_ulimit() -> None:
     code = (
-        "import resource, torch; from tl_multitrace.memory import measured as memory\n"
+        "import resource, torch; from tl_multitrace.models import memory\n"
         "import psutil; limit = psutil.Process().memory_info().vms + (1 << 30)\n"
         "resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\n"
         "raise SystemExit(0 if memory.available() <= 1 << 30 and memory.total() <= limit else 1)\n"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 import subprocess
@@ -17,14 +16,12 @@ import torch
 from oracles import pairs_of, random_examples, soft_mask
 
 import tl_multitrace as mt
-from tiny_models import MODEL_NAMES, build, random_gpt2
+from tiny_models import MODEL_NAMES, build
 from tl_multitrace.compat import ModelView
-from tl_multitrace.memory import stores
-from tl_multitrace.memory.stores import FileStore, StoreError, TensorStore, store_for
-from tl_multitrace.rows import Rows
-from tl_multitrace.sizing import budget
+from tl_multitrace.engine import budget
 from tl_multitrace.engine.budget import Limits, Room, bytes_from, measured_limit, power_of_two
-from tl_multitrace.sizing.calibrate import count_step
+from tl_multitrace.engine.step_bytes import count_step
+from tl_multitrace.rows import Rows
 
 pytestmark = pytest.mark.lens
 
@@ -100,60 +97,6 @@ def test_small_traces_get_the_same_batches_on_any_machine(monkeypatch: pytest.Mo
     assert plan(GIB) == plan(30 * GIB) == plan(500 * GIB) == [6, "device", "device", "device"]
 
 
-# ------------------------------------------------------------------------------------------------------- stores
-@pytest.fixture(params=["device", "host", "disk"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
-    return store_for(request.param, torch.device("cpu"), tmp_path / "new")
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_stores_give_back_what_they_were_given(store: Any, dtype: torch.dtype) -> None:
-    draw = torch.Generator().manual_seed(0)
-    values = {name: torch.randn(7, 4, 3, generator=draw).to(dtype) for name in "ab"}
-    for name, value in values.items():
-        store.reserve(name, (7, 5, 3), value)
-        store.put(name, 0, value[:4])
-        store.put(name, 4, value[4:, :2])
-    wanted = {n: torch.nn.functional.pad(v, (0, 0, 0, 1)) for n, v in values.items()}
-    for name, value in wanted.items():
-        value[4:, 2:] = 0
-        assert torch.equal(store.get(name, slice(0, 7)), value)
-        assert torch.equal(store.get(name, slice(3, 5)), value[3:5])
-        assert torch.equal(store.get(name, torch.tensor([6, 0, 6])), value[[6, 0, 6]])
-        assert store.get(name, slice(0, 1)).dtype == dtype
-    assert "a" in store and "c" not in store
-
-
-def test_a_store_is_somewhere() -> None:
-    for place in ("none", "recomputed", "disk"):  # a file needs a folder
-        with pytest.raises(ValueError, match=f"nothing is kept at '{place}'"):
-            store_for(place, torch.device("cpu"), None)  # type: ignore[arg-type]
-
-
-def test_a_file_leaves_nothing_behind(tmp_path: Path) -> None:
-    file = FileStore(tmp_path)
-    file.reserve("a", (3, 2), torch.zeros(1))
-    assert not list(tmp_path.iterdir())  # not even while it is in use, so that a kill leaves nothing
-
-
-def test_a_full_disk_says_so_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = FileStore(tmp_path)
-    monkeypatch.setattr(stores.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 5})())
-    with pytest.raises(StoreError, match=r"cannot be kept in .*: No space left on device. They are recomputed"):
-        file.reserve("a", (3, 2), torch.zeros(1))
-    with pytest.raises(StoreError, match="cannot be kept in"):
-        (tmp_path / "taken").write_text("a file, not a folder")
-        FileStore(tmp_path / "taken")
-
-
-def test_a_file_that_was_cut_off_is_noticed(tmp_path: Path) -> None:
-    file = FileStore(tmp_path)
-    file.reserve("a", (3, 2), torch.zeros(1))
-    file._file.truncate(8)
-    with pytest.raises(StoreError, match="the file ended early"):
-        file.get("a", slice(0, 3))
-
-
 # ------------------------------------------------------------------------------------- the same numbers anywhere
 def groups_of(model: Any) -> mt.HookGroups:
     return mt.heads(model) + mt.neurons(model, [1]) + mt.residual(model, [2], positions=[-1])
@@ -175,56 +118,27 @@ def traced(**options: Any) -> mt.Tracer:
     return mt.Tracer(model_of(), pairs_of(EXAMPLES), groups_of(model_of()), batch_size=2, **options)
 
 
-def test_numbers_do_not_depend_on_the_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_numbers_do_not_depend_on_the_place(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = traced()
     wanted, needed = numbers(kept), kept.memory_estimate().needed
     none = traced(memory_limit=0)
     agree(numbers(none), wanted)
     assert (none.memory["source_place"], none.memory["block_input_bytes"]) == ("recomputed", 0)
-    file = traced(memory_limit=0, cache_dir=tmp_path)
-    file._engine.sources.place = "disk"  # reading does not pay beside a model this small
-    file._surviving(file._start)
-    agree(numbers(file), wanted)
-    assert isinstance(file._engine.sources.store, FileStore)
     monkeypatch.setattr(Limits, "of", classmethod(lambda cls, *args: cls(device=0, host=2 * needed)))
     host = traced()
     agree(numbers(host), wanted)
     memory = host.memory
     assert {memory[f"{item}_place"] for item in ("source", "block_input", "keys_values")} == {"host"}
-    assert isinstance(host._engine.sources.store, TensorStore)
+    assert {t.device.type for found in stored(host).values() for t in found} == {"cpu"}
 
 
 def test_there_is_room_for_the_base_run_alone() -> None:
     kept = traced()
     estimate = kept.memory_estimate()
     short = traced(memory_limit=estimate.needed - estimate.keys_values - estimate.bytes_per_run)
-    assert short._plan.stored_runs == 1 and short.memory["block_input_bytes"] == estimate.bytes_per_run
+    assert short.batches.plan.stored_runs == 1 and short.memory["block_input_bytes"] == estimate.bytes_per_run
     agree(numbers(short), numbers(kept))
-    assert not short._restarts.references
-
-
-def test_reading_pays_beside_a_large_model_alone(tmp_path: Path) -> None:
-    model = random_gpt2(2, 8, 512, d_vocab=128, n_ctx=16, boost=1.0)
-    wide = ModelView(model)
-    assert budget.reading_pays(wide, 2 * (512 + 2048) * 4)
-    assert not budget.reading_pays(ModelView(model_of()), 10_000)
-    estimate = mt.memory_estimate(model, pairs_of(EXAMPLES), mt.neurons(model), memory_limit=0, cache_dir=tmp_path)
-    assert (estimate.places["source_activations"], estimate.disk) == ("disk", estimate.source_activations)
-
-
-def test_a_disk_that_fills_up_is_done_without(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    wanted = numbers(traced())
-    monkeypatch.setattr("tl_multitrace.engine.estimate.reading_pays", lambda view, size: True)
-    full = traced(memory_limit=0, cache_dir=tmp_path / "a")
-    assert full.memory["source_place"] == "disk"
-    full._engine.sources.store._file.truncate(0)  # type: ignore[union-attr]
-    with caplog.at_level(logging.WARNING):
-        agree(numbers(full), wanted)  # found out while reading
-    assert full.memory["source_place"] == "recomputed" and "recomputed per batch" in caplog.text
-    monkeypatch.setattr(stores.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 5})())
-    agree(numbers(traced(memory_limit=0, cache_dir=tmp_path / "b")), wanted)  # while writing
+    assert not short.batches.restarts.references
 
 
 def test_half_precision_is_stored_as_it_is_and_summed_in_float32() -> None:
@@ -233,7 +147,7 @@ def test_half_precision_is_stored_as_it_is_and_summed_in_float32() -> None:
     assert {t.dtype for found in stored(tracer).values() for t in found} == {torch.bfloat16}
     effects, gradient = tracer.effect_and_gradient(soft_mask(len(tracer.groups)).float())
     assert effects.dtype == gradient.dtype == tracer.base_metric.dtype == torch.float32
-    assert tracer._base[0].token_logp.dtype == torch.float32
+    assert tracer.batches.base[0].token_logp.dtype == torch.float32
     assert tracer.mean_gradient(soft_mask(len(tracer.groups)).float()).dtype == torch.float64
 
 
@@ -257,7 +171,10 @@ def test_the_estimate_is_what_is_stored() -> None:
 
 
 def stored(tracer: mt.Tracer) -> dict[str, list[torch.Tensor]]:
-    return {"sources": [*tracer._engine.sources.stored.values()], "inputs": [*tracer._origin.residuals.values()]}
+    return {
+        "sources": [*tracer.batches.runs.sources.kept.values()],
+        "inputs": [*tracer.batches.origin.residuals.values()],
+    }
 
 
 def test_the_estimate_reads_as_a_table() -> None:
@@ -299,7 +216,7 @@ def test_counted_steps_grow_with_what_is_kept(name: str) -> None:
 
 
 def test_counted_bytes_are_those_of_tensors_that_live() -> None:
-    from tl_multitrace.sizing.calibrate import LiveBytes
+    from tl_multitrace.engine.step_bytes import LiveBytes
 
     weight = torch.ones(1000)
     with LiveBytes() as live:
@@ -340,7 +257,8 @@ Path("/proc/self/clear_refs").write_text("5")
 tracer = mt.Tracer(model, pairs(400), groups, memory_limit=sys.argv[1])
 work(tracer)
 estimate = tracer.memory_estimate()
-held = sum(t.nbytes for kept in (tracer._engine.sources.stored, tracer._origin.residuals) for t in kept.values())
+kept = (tracer.batches.runs.sources.kept, tracer.batches.origin.residuals)
+held = sum(t.nbytes for one in kept for t in one.values())
 found = {"rise": kib("VmHWM") - before, "masks": estimate.masks, "estimate": estimate.peak - estimate.weights}
 print(json.dumps({**found, "held": held, "places": dict(estimate.places), "limit": tracer.memory["limit"]}))
 """

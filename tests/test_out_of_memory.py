@@ -13,8 +13,10 @@ from oracles import pairs_of, random_examples, soft_mask
 
 import tl_multitrace as mt
 from tiny_models import MODEL_NAMES, build
-from tl_multitrace.forward.engine import Engine
-from tl_multitrace.memory.exhausted import is_out_of_memory
+from tl_multitrace.engine import mask_runs
+from tl_multitrace.engine.exhausted import is_out_of_memory
+from tl_multitrace.engine.forward import Forward
+from tl_multitrace.engine.mask_runs import MaskRuns
 
 EXAMPLES = random_examples(7, seed=8, right=1, wrong=1, tokens=1)
 model_of = cache(lambda name=MODEL_NAMES[0], dtype=torch.float64: build(name, dtype))
@@ -27,15 +29,15 @@ class Machine:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.rows, self.error, self.failed = 10**9, ERRORS[0], 0
-        forward = Engine._forward
+        run = mask_runs.run
 
-        def limited(engine: Engine, tokens: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-            if len(tokens) > self.rows:
+        def limited(view: mt.ModelView, forward: Forward) -> Any:
+            if len(forward.tokens) > self.rows:
                 self.failed += 1
                 raise self.error
-            return forward(engine, tokens, *args, **kwargs)
+            return run(view, forward)
 
-        monkeypatch.setattr(Engine, "_forward", limited)
+        monkeypatch.setattr(mask_runs, "run", limited)
 
 
 @pytest.fixture
@@ -71,7 +73,9 @@ def test_half_the_batch_gives_the_same_numbers(what: str, error: Exception, mach
     torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-10)
     assert machine.failed == 2 and tracer.halved == 2
     assert (tracer.memory["halved"], tracer.memory["batch_size"], tracer.batch_size) == (2, 2, 2)
-    assert [len(b.examples) for b in tracer._batches] == [2, 2, 2, 1] == [len(a.right) for a in tracer._base]
+    assert (
+        [len(b.examples) for b in tracer.batches.parts] == [2, 2, 2, 1] == [len(a.right) for a in tracer.batches.base]
+    )
 
 
 @pytest.mark.parametrize("options", [{}, {"memory_limit": 0}], ids=["kept", "recomputed"])
@@ -90,19 +94,19 @@ def test_a_tracer_goes_on_after_it_was_halved(options: dict[str, Any], machine: 
 def test_finished_examples_are_not_run_again(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     tracer = traced(batch_size=4)
     ticks: list[int] = []
-    calls, answers = [0], Engine.answers
+    calls, answers = [0], MaskRuns.answers
 
-    def second_fails(engine: Engine, batch: Any, *args: Any, **kwargs: Any) -> Any:
+    def second_fails(engine: MaskRuns, batch: Any, *args: Any, **kwargs: Any) -> Any:
         calls[0] += 1
         if calls[0] == 2:
             raise ERRORS[0]
         return answers(engine, batch, *args, **kwargs)
 
-    monkeypatch.setattr(Engine, "answers", second_fails)
+    monkeypatch.setattr(MaskRuns, "answers", second_fails)
     found = tracer.effects(torch.ones(1, 12), tick=ticks.append)
     # four examples in the first batch; then two batches that hold the other three
     assert calls[0] == 4 and sum(ticks) == 7 and tracer.halved == 1
-    monkeypatch.setattr(Engine, "answers", answers)
+    monkeypatch.setattr(MaskRuns, "answers", answers)
     torch.testing.assert_close(found, traced(batch_size=2).effects(torch.ones(1, 12)), rtol=1e-9, atol=1e-10)
 
 

@@ -1,4 +1,4 @@
-"""Rows that hold several continuations, and the last MLP at the reads alone, change no number."""
+"""Rows that hold several continuations change no number."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import torch
 
 import tl_multitrace as mt
 from tiny_models import D_VOCAB, MODEL_NAMES, TL_MAJOR, build, few
-from tl_multitrace import setup as tracer_setup
-from tl_multitrace.last_mlp import LastMLP
+from tl_multitrace.engine import prepare
 from tl_multitrace.packing import Packing
 
 pytestmark = pytest.mark.lens
@@ -30,7 +29,7 @@ def some_pairs(n: int = 5) -> mt.PromptPairs:
 
 
 def one_row_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracer_setup, "can_pack", lambda view, pairs: False)
+    monkeypatch.setattr(prepare, "can_pack", lambda view, pairs, trials: False)
 
 
 def test_attention_of_a_packed_row() -> None:
@@ -81,42 +80,3 @@ def test_same_effects_under_other_interventions(intervention: mt.Intervention, m
     alone = mt.Tracer(model, pairs, mt.mlps(model), intervention=intervention)
     mask = torch.ones(len(packed.groups))
     torch.testing.assert_close(packed.effect(mask), alone.effect(mask), **TOLERANCE)
-
-
-@pytest.mark.parametrize("name", few("attn-only"))
-def test_last_mlp_at_the_reads_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = build(name, dtype=torch.float64)
-    groups = mt.heads(model)
-    partly = mt.Tracer(model, some_pairs(), groups)
-    checked = partly.view.last_mlp.by_position
-    assert checked is (None if "attn-only" in name else True)
-    monkeypatch.setattr(LastMLP, "_at", lambda self, whole, hidden, reads: whole(hidden))
-    whole = mt.Tracer(model, some_pairs(), groups)
-    masks, half = torch.eye(len(groups)), torch.full((len(groups),), 0.5)
-    torch.testing.assert_close(partly.effects(masks), whole.effects(masks), **TOLERANCE)
-    torch.testing.assert_close(partly.gradient(half), whole.gradient(half), **TOLERANCE)
-
-
-def test_an_mlp_that_mixes_positions_runs_whole() -> None:
-    model = build(MODEL_NAMES[0], dtype=torch.float64)
-    mlp = model.blocks[-1].mlp
-    plain = mlp.forward
-
-    def mixing(hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        return plain(hidden.cumsum(1), *args, **kwargs)
-
-    mlp.__dict__["forward"] = mixing
-    tracer = mt.Tracer(model, some_pairs(), mt.heads(model))
-    assert tracer.view.last_mlp.by_position is False
-    assert mlp.__dict__["forward"] is mixing
-
-
-def test_a_hooked_last_mlp_runs_whole() -> None:
-    model = build(MODEL_NAMES[0])
-    shapes = []
-    last = model.hook_dict[f"blocks.{model.cfg.n_layers - 1}.mlp.hook_post"]
-    last.add_hook(lambda act, hook: shapes.append(tuple(act.shape[:2])))
-    tracer = mt.Tracer(model, some_pairs(), mt.heads(model))
-    tracer.effect(torch.ones(len(tracer.groups)))
-    model.reset_hooks()
-    assert shapes[-1][0] == len(tracer.rows)  # the reads alone would be one row

@@ -26,7 +26,7 @@ def pairs(lengths: Any = LENGTHS) -> mt.PromptPairs:
 def both(model: Any, groups: mt.HookGroups, masks: torch.Tensor, **options: Any) -> tuple[mt.Tracer, mt.Tracer]:
     """A tracer as it is, and one that runs every token; their effects agree."""
     free, whole = (mt.Tracer(model, pairs(), groups, **options) for _ in range(2))
-    whole._restarts._tried = True
+    whole.batches.restarts.limit = 0
     torch.testing.assert_close(free.effects(masks), whole.effects(masks), atol=2e-5, rtol=1e-4)
     return free, whole
 
@@ -64,7 +64,7 @@ def test_few_masks_are_not_worth_it() -> None:
     before = tracer.cost.forwards
     tracer.effects(torch.ones(1, 1))
     assert tracer.cost.forwards - before <= 1
-    assert tracer._restarts._past is None
+    assert tracer.batches.restarts.stored_bytes == 0
 
 
 @pytest.mark.skipif(not HAS_BRIDGE, reason="encoders come through TransformerBridge")

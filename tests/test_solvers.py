@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
@@ -13,16 +13,14 @@ import pytest
 import torch
 from oracles import Plain, pairs_of, random_examples
 from torch import Tensor
+from toy_tracer import Toy, model_of
 
 import tl_multitrace as mt
-from tiny_models import MODEL_NAMES, build
 from tl_multitrace.solvers.path import chance_score, marginal_effects
 from tl_multitrace.solvers.ranking import integrated_gradients
 from tl_multitrace.solvers.search import Search
 
 N = 8
-EXAMPLES = random_examples(4, equal=True, longest=5)
-model_of = cache(lambda: build(MODEL_NAMES[0], torch.float64))
 
 
 # --------------------------------------------------------------------------------------------------- toy problems
@@ -54,41 +52,6 @@ def tangled(m: Tensor) -> Tensor:
 PROBLEMS: dict[str, Callable[[Tensor], Tensor]] = {
     f.__name__: f for f in (additive, redundant, conjunction, harmful, tangled)
 }
-
-
-class Toy(mt.Tracer):
-    """A tracer whose effects are a given function of the mask, spread around it over four examples."""
-
-    SPREAD = torch.tensor([-0.5, -0.1, 0.1, 0.5], dtype=torch.float64)
-
-    def __init__(self, problem: Callable[[Tensor], Tensor]) -> None:
-        super().__init__(model_of(), pairs_of(EXAMPLES), mt.heads(model_of())[:N])
-        self.problem = problem
-        self.asked: list[tuple[int, ...]] = []
-
-    def _values(self, mask: Tensor) -> Tensor:
-        return self.problem(mask.double()) * (1 + self.SPREAD)
-
-    def _metric_values(self, masks: Tensor, *options: Any) -> Tensor:
-        self.asked += [tuple(m.nonzero().flatten().tolist()) for m in masks]
-        self.cost.forwards += len(masks)
-        return torch.stack([self._base_values + self._values(m)[self.rows.order] for m in masks])
-
-    def log_effect(self, mask: Any) -> Tensor:
-        return self.effect(mask)
-
-    def _slopes_by_batch(self, mask: Tensor, inner: bool, as_reference: bool, dtype: Any) -> Iterator[Any]:
-        values = mask.double()
-        self.cost.forwards, self.cost.backwards = self.cost.forwards + 1, self.cost.backwards + 1
-        slope = torch.autograd.functional.jacobian(self._values, values)
-        order = self.rows.order
-        yield torch.arange(4), (self._values(values) + (self.base_metric if inner else 0))[order], slope[order]
-
-    def loss_gradient(self, mask: Any, loss: Any, examples: Any = None) -> tuple[Tensor, Tensor]:
-        leaf = self.groups.as_mask(mask).double().requires_grad_()
-        chosen = torch.arange(4) if examples is None else torch.as_tensor(examples)
-        effects = self._values(leaf)[chosen]
-        return effects.detach(), torch.autograd.grad(loss(effects), leaf)[0]
 
 
 def value(problem: str, members: Iterable[int]) -> float:

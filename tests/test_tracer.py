@@ -58,7 +58,7 @@ def test_effects_are_the_plain_loops(name: str, batch_size: int | None, limit: i
         torch.testing.assert_close(tracer.effects(masks, reference=several), wanted, **tolerance)
     torch.testing.assert_close(tracer.effects(masks), wanted, **tolerance)
     for tile in (1, 10**6):  # tokens per forward up to which masks share a batch
-        tracer._restarts.tile = tile
+        tracer.batches.restarts.tile = tile
         torch.testing.assert_close(tracer.effects(masks.flip(0)), wanted.flip(0), **tolerance)
     assert tracer.memory["source_kept"] == (limit is None)
 
@@ -266,13 +266,13 @@ def test_memory_is_what_it_states(site: str) -> None:
     model = model_of(NAMES[0])
     groups = mt.heads(model, site=site) + mt.neurons(model, 1) + mt.mlps(model)
     tracer = mt.Tracer(model, pairs_of(EXAMPLES), groups)
-    stored = sum(t.numel() * t.element_size() for t in tracer._engine.sources.stored.values())
-    inputs = sum(t.numel() * t.element_size() for t in tracer._origin.residuals.values())
+    stored = sum(t.numel() * t.element_size() for t in tracer.batches.runs.sources.kept.values())
+    inputs = sum(t.numel() * t.element_size() for t in tracer.batches.origin.residuals.values())
     assert (tracer.memory["source_bytes"], tracer.memory["block_input_bytes"]) == (stored, inputs)
     assert tracer.memory["source_kept"]
     held = mt.Tracer(model, pairs_of(EXAMPLES), groups, memory_limit=stored - 1)
     assert not held.memory["source_kept"]
-    assert not held._engine.sources.stored
+    assert not held.batches.runs.sources.kept
 
 
 # ------------------------------------------------------------------------------------------------- side by side

@@ -182,9 +182,8 @@ class SelfTest:
         chosen = {s.hook_name for sites, on in zip(groups.sites, mask, strict=True) if on for s in sites}
         with torch.no_grad(), session(self.view):
             seen = run(self.view, replace(self._run(self.pairs.source_tokens), keep=frozenset(chosen))).kept
-            ones = torch.ones(1, device=self.view.device)
-            put = {name: [(value, ones)] for name, value in seen.items()}
-            logits = self._last(replace(self._run(self.pairs.base_tokens), put=put))
+            # put in whole, not mixed in: a wrong mix is what is looked for
+            logits = self._last(replace(self._run(self.pairs.base_tokens), hide=seen))
         right, wrong = self.pairs.candidates[:, 0, 0], self.pairs.candidates[:, 1, 0]
         return logits.gather(1, right[:, None])[:, 0] - logits.gather(1, wrong[:, None])[:, 0]
 

@@ -21,7 +21,7 @@ import torch
 
 import tl_multitrace as mt
 from tiny_models import bridge_from_hf, forked_rng
-from tl_multitrace.memory.measured import available
+from tl_multitrace.models.memory import available
 
 ROUNDS = 5
 TOKENS = 32
@@ -220,7 +220,7 @@ def _measured(name: str, call: Callable[[], Any], tracer: mt.Tracer, device: str
     spent = tracer.cost - before
     operations = spent.equivalents * forward_operations(tracer)
     passes = launches[0] * (1 + spent.backwards / max(spent.forwards, 1e-9))
-    share = spent.forwards * len(tracer._batches) / max(1, launches[0])  # of the weights that a launch reads
+    share = spent.forwards * len(tracer.batches.parts) / max(1, launches[0])  # of the weights that a launch reads
     moved = passes * min(1.0, share) * block_bytes(tracer.model)
     floor = max(operations / rates[0], moved / rates[1])
     return Step(name, seconds(call, device), spent.equivalents, launches[0], floor)
