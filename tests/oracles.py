@@ -6,6 +6,7 @@ give ``1 - (1 - m1)(1 - m2)`` by themselves; every candidate answer is a run of 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ import jaxtyping
 import torch
 
 import tl_multitrace as mt
+from tiny_models import MODEL_NAMES, build, word_tokenizer
 
 HOOK = {
     ("head", "z"): "blocks.{}.attn.hook_z",
@@ -63,6 +65,24 @@ def random_examples(
         candidates = [[first, *draw((i + j) % tokens)] for j, first in enumerate(firsts)]
         made.append(Example(draw(length), draw(length), candidates[:right], candidates[right:], (1, 3)))
     return made
+
+
+@functools.cache
+def _speaker() -> Any:
+    """A model whose tokenizer has one word for every token id from 3 on."""
+    return build(MODEL_NAMES[0], tokenizer=word_tokenizer())
+
+
+def unequal_pairs(examples: Sequence[Example], align: Any, **options: Any) -> mt.PromptPairs:
+    """Examples whose two prompts may differ in length, lined up at one end: by way of text, as tokens must be equal."""
+    say = _speaker().tokenizer.decode
+    base, source = [say(e.base) for e in examples], [say(e.source) for e in examples]
+    right = [[f" {say(answer)}" for answer in e.answers] for e in examples]
+    wrong = [[f" {say(answer)}" for answer in e.wrong] for e in examples]
+    given = {"prepend_bos": False, "align": align, **options}
+    pairs = mt.PromptPairs.from_text(_speaker(), base, source, right, wrong, **given)
+    assert pairs.base_tokens[0, : len(examples[0].base)].tolist() == examples[0].base  # the words are the tokens
+    return pairs
 
 
 def pairs_of(examples: Sequence[Example], **options: Any) -> mt.PromptPairs:
@@ -157,7 +177,7 @@ class Plain:
             return self.source(i, e, prefix, names)
         return activations(self.model, e.source + prefix, names)
 
-    def _hooks(self, i: int, e: Example, prefix: list[int], mask: Any) -> list[tuple[str, Callable[..., Any]]]:
+    def hooks(self, i: int, e: Example, prefix: list[int], mask: Any) -> list[tuple[str, Callable[..., Any]]]:
         names = list(dict.fromkeys(HOOK[c.kind, c.site].format(c.layer) for g in self.groups for c in g))
         source = self._source(i, e, prefix, names)
 
@@ -195,7 +215,7 @@ class Plain:
         e, logps, last = self.examples[i], [], torch.empty(0)
         for candidate in e.candidates:
             prefix = candidate[:-1]
-            hooks = [] if mask is None else self._hooks(i, e, prefix, mask)
+            hooks = [] if mask is None else self.hooks(i, e, prefix, mask)
             noise = None if self.base_noise is None else self.base_noise[i][: len(e.base + prefix)]
             logp = plain_logits(self.model, e.base + prefix, hooks, noise).log_softmax(-1)
             last = logp[len(e.base) - 1]

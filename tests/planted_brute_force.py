@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tl_multitrace.demo.planted import Component, Direction, PlantedCircuit, Subset
+from planted import Component, Direction, PlantedCircuit, Subset
 
 SITE = {"head": "attn.hook_z", "pattern": "attn.hook_pattern", "neuron": "mlp.hook_post", "mlp": "hook_mlp_out"}
 AXIS = {"head": 2, "pattern": 1, "neuron": 2}  # which axis of the activation a component's index counts

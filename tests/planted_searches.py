@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 import tl_multitrace as mt
-from tl_multitrace.demo.planted import Direction, PlantedCircuit
-from tl_multitrace.demo.planted import build as build_anew
+from planted import Direction, PlantedCircuit
+from planted import build as build_anew
 
 SLACK = 0.01
 """Share of the target by which an effect may fall short of the best and still count as the best."""

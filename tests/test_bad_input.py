@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from oracles import pairs_of, random_examples, unchecked
+from oracles import Example, pairs_of, random_examples, unchecked, unequal_pairs
 
 import tl_multitrace as mt
 from tiny_models import HAS_BRIDGE, build, hf_model, word_tokenizer
@@ -135,7 +135,7 @@ def test_prompts_longer_than_the_context(length: int, answer: int, fits: bool) -
 
 
 def test_a_source_prompt_longer_than_the_context() -> None:
-    pairs = mt.PromptPairs._assemble([[5] * 20], [[5] * 32], [[[6, 7], [8]]], [1], align="right")
+    pairs = unequal_pairs([Example([5] * 20, [5] * 32, [[6, 7]], [[8]])], "right")
     with pytest.raises(ValueError, match="a prompt with its answer has 33 tokens"):
         trace(pairs=pairs)
 

@@ -341,4 +341,4 @@ def test_solvers_by_name(name: str) -> None:
     ],
 )
 def test_an_error_of_ours_needs_no_name(error: Exception, line: str) -> None:
-    assert cli._one_line(error) == line
+    assert cli.one_line(error) == line

@@ -52,7 +52,7 @@ def as_a_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
     """An empty folder, the demo model loaded once for all examples, and a list of tasks that is put back."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(mt, "load_model", demo_once)
-    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    monkeypatch.setattr(registry, "REGISTRY", dict(registry.REGISTRY))
     yield
     if "matplotlib.pyplot" in __import__("sys").modules:
         importlib.import_module("matplotlib.pyplot").close("all")

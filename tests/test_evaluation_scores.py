@@ -18,8 +18,8 @@ from scipy.integrate import trapezoid
 from simulated_tasks import circuit_of
 
 import tl_multitrace as mt
+from planted import DIRECTIONS, Direction, PlantedCircuit, cases
 from tiny_models import HAS_BRIDGE, build
-from tl_multitrace.demo.planted import DIRECTIONS, Direction, PlantedCircuit, cases
 from tl_multitrace.evaluation import FRACTIONS, kept_counts, read_truth
 from tl_multitrace.evaluation.recovery import components_of
 

@@ -12,9 +12,9 @@ from oracles import pairs_of, plain_logits, random_examples
 from test_flow import APIS, MODELS, components, model_of
 
 import tl_multitrace as mt
+from planted import UNIT, Direction, PlantedCircuit
+from planted import build as build_anew
 from tiny_models import NATIVE, _bridge_native, _hooked, randomise
-from tl_multitrace.demo.planted import UNIT, Direction, PlantedCircuit
-from tl_multitrace.demo.planted import build as build_anew
 from tl_multitrace.flow import expected_cost
 from tl_multitrace.flow.nodes import Nodes
 from tl_multitrace.flow.patching import PathPatching

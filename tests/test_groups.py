@@ -8,7 +8,7 @@ from typing import Any
 import oracles
 import pytest
 import torch
-from oracles import Example, Plain, binary_mask, pairs_of, random_examples, soft_mask
+from oracles import Example, Plain, binary_mask, pairs_of, random_examples, soft_mask, unequal_pairs
 
 import tl_multitrace as mt
 from tiny_models import HAS_BRIDGE, build
@@ -80,7 +80,7 @@ def test_pattern_masks_stay_inside_the_prompt() -> None:
     prefix = max(example.candidates, key=len)[:-1]
     assert prefix
     seen = {}
-    hooks = Plain(gpt2(), [example], groups.sites)._hooks(0, example, prefix, torch.ones(4))
+    hooks = Plain(gpt2(), [example], groups.sites).hooks(0, example, prefix, torch.ones(4))
     name = groups.names_filter[0]
     plain = [*hooks, (name, lambda act, hook: seen.__setitem__("mixed", act.clone()))]
     oracles.plain_logits(gpt2(), example.base + prefix, plain)
@@ -292,9 +292,8 @@ def test_user_hooks_refuse_what_does_not_fit() -> None:
 
 def test_user_hooks_refuse_pairs_that_line_up_elsewhere() -> None:
     """The hooks mix position by position; pairs aligned at the right would be mixed one token off."""
-    pairs = mt.PromptPairs._assemble(
-        [[5, 6, 7, 8], [5, 6, 7]], [[5, 6, 7], [5, 6, 7, 8]], [[[9], [10]]] * 2, [1, 1], align="right"
-    )
+    sides = [([5, 6, 7, 8], [5, 6, 7]), ([5, 6, 7], [5, 6, 7, 8])]
+    pairs = unequal_pairs([Example(*side, [[9]], [[10]]) for side in sides], "right")
     groups = mt.heads(gpt2())
     with torch.no_grad():
         _, cached = gpt2().run_with_cache(pairs.source_tokens, names_filter=groups.names_filter)
@@ -304,7 +303,8 @@ def test_user_hooks_refuse_pairs_that_line_up_elsewhere() -> None:
 
 def test_user_hooks_leave_tokens_without_a_partner() -> None:
     """Where a source prompt is shorter, what stands behind it is padding and must not be mixed in."""
-    pairs = mt.PromptPairs._assemble([[5, 6, 7, 8]] * 2, [[9, 10], [9, 10, 11, 12]], [[[9], [10]]] * 2, [1, 1])
+    sides = [([5, 6, 7, 8], [9, 10]), ([5, 6, 7, 8], [9, 10, 11, 12])]
+    pairs = unequal_pairs([Example(*side, [[9]], [[10]]) for side in sides], "left")
     groups, model = mt.residual(gpt2(), [1]), gpt2()
     with torch.no_grad():
         _, cached = model.run_with_cache(pairs.source_tokens, names_filter=groups.names_filter)

@@ -50,7 +50,7 @@ def test_the_gradient_is_that_of_the_penalised_loss() -> None:
     solver, search = mt.HardConcrete(), search_of((3,))
     location = torch.linspace(-1, 1, 12, dtype=torch.float64).requires_grad_()
     examples, weight = torch.arange(5), 0.03
-    found = solver._gradient(search, location, examples, weight, torch.Generator().manual_seed(4))
+    found = solver.step_gradient(search, location, examples, weight, torch.Generator().manual_seed(4))
 
     def value(at: Tensor) -> float:
         effect = problem().effect(draw(at, torch.Generator().manual_seed(4)))
@@ -76,18 +76,18 @@ def test_it_fills_every_budget_and_tells_how() -> None:
 
 
 def test_a_heavier_penalty_gives_a_smaller_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = {}
-    plain = mt.HardConcrete._run
+    passed: dict[float, list[Tensor]] = {}
+    plain = mt.HardConcrete.step_gradient
 
-    def noting(self: Any, search: Search, weight: float, earlier: Run | None, generator: Any) -> Run:
-        run = plain(self, search, weight, earlier, generator)
-        sizes[weight] = (len(run.members), earlier is not None)
-        return run
+    def noting(self: Any, search: Search, location: Tensor, examples: Tensor, weight: float, generator: Any) -> Tensor:
+        passed.setdefault(weight, []).append(location.detach().clone())
+        return plain(self, search, location, examples, weight, generator)
 
-    monkeypatch.setattr(mt.HardConcrete, "_run", noting)
+    monkeypatch.setattr(mt.HardConcrete, "step_gradient", noting)
     mt.select(problem(), [2, 6], mt.HardConcrete(weights=(0.3, 0.0001, 0.03)))
-    assert list(sizes) == [0.0001, 0.03, 0.3]  # lightest first
-    assert sizes[0.0001][0] > sizes[0.3][0] and not sizes[0.0001][1]
+    assert list(passed) == [0.0001, 0.03, 0.3]  # lightest first
+    assert int((passed[0.0001][-1] > 0).sum()) > int((passed[0.3][-1] > 0).sum())
+    assert not passed[0.0001][0].any() and passed[0.03][0].any()  # from even odds, then from where the last one ended
 
 
 def test_forced_forbidden_and_direction() -> None:

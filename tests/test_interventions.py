@@ -9,7 +9,7 @@ from typing import Any
 import oracles
 import pytest
 import torch
-from oracles import Example, Plain, activations, binary_mask, pairs_of, random_examples, soft_mask
+from oracles import Example, Plain, activations, binary_mask, pairs_of, random_examples, soft_mask, unequal_pairs
 
 import tl_multitrace as mt
 from tiny_models import MODEL_NAMES, build
@@ -258,11 +258,6 @@ def test_impossible_noise(noise: float) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------ alignment
-def aligned(examples: list[Example], align: Any) -> mt.PromptPairs:
-    sides = [e.base for e in examples], [e.source for e in examples]
-    return mt.PromptPairs._assemble(*sides, [e.candidates for e in examples], [1] * len(examples), align=align)
-
-
 @pytest.mark.parametrize("align", ["right", "left"])
 @pytest.mark.parametrize("pattern", [False, True])
 @pytest.mark.parametrize("limit", [None, 0])
@@ -274,7 +269,7 @@ def test_interchange_of_unequal_lengths(align: str, pattern: bool, limit: int | 
         Example(e.base[a:], e.source[b:], e.answers, e.wrong, (1, 3), (a - b) if align == "right" else 0)
         for e, (a, b) in zip(drawn, cut, strict=True)
     ]
-    pairs = aligned(examples, align)
+    pairs = unequal_pairs(examples, align)
     groups = all_sites(pattern=pattern)
     tracer = mt.Tracer(model_of(), pairs, groups, batch_size=3, memory_limit=limit)
     loop = Plain(model_of(), examples, groups.sites)
@@ -284,13 +279,7 @@ def test_interchange_of_unequal_lengths(align: str, pattern: bool, limit: int | 
 
 def test_right_alignment_follows_the_answer_too() -> None:
     examples = [Example(e.base[2:], e.source, e.answers, e.wrong, None, 2) for e in random_examples(3, tokens=3)]
-    pairs = mt.PromptPairs._assemble(
-        [e.base for e in examples],
-        [e.source for e in examples],
-        [e.candidates for e in examples],
-        [1] * 3,
-        align="right",
-    )
+    pairs = unequal_pairs(examples, "right")
     groups = all_sites(positions="everywhere")
     ours = mt.Tracer(model_of(), pairs, groups).effect(soft_mask(15))
     theirs = Plain(model_of(), examples, groups.sites).effect(soft_mask(15), oracles.logit_diff)

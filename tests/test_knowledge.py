@@ -13,8 +13,8 @@ from test_flow import MODELS, model_of
 from test_flow_graph import label, planted, tracer_of
 
 import tl_multitrace as mt
+from planted import UNIT
 from tiny_models import build, word_tokenizer
-from tl_multitrace.demo.planted import UNIT
 
 FACTS = [
     ("The doctor said that", "doctor", " she"),

@@ -25,7 +25,7 @@ def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(memory, "MEMBERSHIP", tmp_path / "membership")
     machine = SimpleNamespace(total=64 * GIB, available=40 * GIB)
     monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: machine)
-    monkeypatch.setattr(memory, "_address_space", lambda: iter(()))
+    monkeypatch.setattr(memory, "address_space", lambda: iter(()))
     return root
 
 

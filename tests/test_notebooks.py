@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from check_notebooks import cells, differences, main, printed
+
+import planted
+import tl_multitrace as mt
+from tiny_models import HAS_BRIDGE
 
 FOLDER = Path(__file__).resolve().parents[1] / "tutorials"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -53,6 +58,23 @@ def test_links_lead_somewhere(notebook: Path) -> None:
     prose = "\n".join(source(cell) for cell in content["cells"] if cell["cell_type"] == "markdown")
     targets = [t for t in re.findall(r"\]\(([^)#\s]+)[^)]*\)", prose) if "://" not in t]
     assert not [t for t in targets if not (FOLDER / t).is_file()]
+
+
+@pytest.mark.skipif(not HAS_BRIDGE, reason="the notebook builds its models as bridges")
+@pytest.mark.parametrize(
+    ("maker", "name", "way"),
+    [("conjunction", "and2_hard", "restoring"), ("backup", "backup", "noising"), ("inhibitor", "inhibitor", "noising")],
+)
+def test_the_models_in_the_notebook_on_solvers_are_the_planted_ones(maker: str, name: str, way: Any) -> None:
+    """That notebook is given to Colab by itself, so it builds the models that the tests know in a cell of its own."""
+    (cell,) = [source(c) for c in cells(FOLDER / "03_choosing_a_solver.ipynb") if "class Planted" in source(c)]
+    names: dict[str, Any] = {"mt": mt}
+    exec(compile(cell, "03_choosing_a_solver.ipynb", "exec"), names)
+    own, ours = names[maker](), planted.build(f"{name}-large-rotated-leaks")
+    assert torch.equal(own.tracer(way).base_metric, ours.tracer(way).base_metric)
+    assert torch.equal(own.model(ours.source_tokens), ours.model(ours.source_tokens))
+    assert own.members == ours.labels(c for c in ours.components if c not in ours.leaks)
+    assert own.best == pytest.approx(ours.best[way][2], abs=1e-12)
 
 
 # ---------------------------------------------------------------------- the check itself

@@ -134,8 +134,7 @@ def test_slopes_are_those_of_the_score(name: str) -> None:
     z = soft_mask(len(objective.groups), seed=2)
 
     def score(mask: torch.Tensor) -> float:
-        changes = objective._changes(mask[None], None)
-        return float(objective._score(changes))
+        return float(objective.means(mask[None])[0])
 
     slope, step = objective.slope(z), 1e-5
     for i in range(len(z)):

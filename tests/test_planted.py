@@ -16,9 +16,9 @@ from planted_brute_force import AXIS, effects, gradient_at_empty, hook_name, log
 from planted_searches import HARD, nightly_but
 from torch import Tensor
 
-from tl_multitrace.demo import planted as planted_room
-from tl_multitrace.demo.planted import DIRECTIONS, REACH, UNIT, Component, Direction, PlantedCircuit, Subset, cases
-from tl_multitrace.demo.planted import build as build_anew
+import planted as planted_room
+from planted import DIRECTIONS, REACH, UNIT, Component, Direction, PlantedCircuit, Subset, cases
+from planted import build as build_anew
 
 SMALL = [*cases("small"), *cases("small", leaks=True), *cases("small", rotated=True, leaks=True)]
 LARGE = [*cases("large"), *cases("large", rotated=True, leaks=True)]

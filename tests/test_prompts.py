@@ -8,9 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import pairs_of, random_examples, unchecked
+from oracles import Example, pairs_of, random_examples, unchecked, unequal_pairs
 
 import tl_multitrace as mt
+from tiny_models import word_tokenizer
 from tl_multitrace.rows import Rows
 
 TOKENS = torch.arange(12).reshape(3, 4) + 3
@@ -153,9 +154,8 @@ def test_swap_twice_is_the_same_and_once_is_exchanged() -> None:
 
 def test_swap_moves_spans_and_answer_positions() -> None:
     base, source = [[3, 4, 5, 6]], [[9, 3, 4, 5, 6]]
-    pairs = mt.PromptPairs._assemble(
-        base, source, [[[7], [8]]], [1], align="right", spans={"subject": torch.tensor([[1, 3]])}
-    )
+    subject = [word_tokenizer().decode([4, 5])]
+    pairs = unequal_pairs([Example(base[0], source[0], [[7]], [[8]])], "right", subject=subject)
     swapped = pairs.swap()
     assert (swapped.shifts.tolist(), swapped.lengths.tolist()) == ([-1], [5])
     assert swapped.answer_positions.tolist() == [4]

@@ -83,11 +83,11 @@ def commands() -> list[str]:
 @pytest.mark.parametrize("command", commands())
 def test_the_commands_exist(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
-    monkeypatch.setattr(cli, "_do", lambda *_: done.append("run"))
+    monkeypatch.setattr(cli, "run_into", lambda *_: done.append("run"))
     monkeypatch.setattr("tl_multitrace.cli.show.shown", lambda path: done.append("show") or [])
     for name in ("load_model", "load_facts"):
         monkeypatch.setattr(f"tl_multitrace.cli.trace.{name}", lambda *_, **__: [])
-    for name in ("_trace_prompt", "_trace_facts"):
+    for name in ("trace_prompt", "trace_facts"):
         monkeypatch.setattr(f"tl_multitrace.cli.trace.{name}", lambda *_, **__: done.append("trace"))
     monkeypatch.setattr("tl_multitrace.cli.convert.convert", lambda *_, **__: done.append("convert"))
     monkeypatch.setattr("tl_multitrace.cli.reproduce.reproduce", lambda *_, **__: done.append("reproduce"))

@@ -167,7 +167,7 @@ def test_published_numbers_stand_beside_the_same_model_and_budget() -> None:
     from tl_multitrace.reproduce import multi_component
 
     values = multi_component.WINOBIAS["gpt2-medium"]["PGB-CT"]
-    at = [multi_component._published(values, size, 384, "gpt2-medium") for size in (38, 77, 115, 154, 39)]
+    at = [multi_component.published_value(values, size, 384, "gpt2-medium") for size in (38, 77, 115, 154, 39)]
     assert [None if p is None else p.value for p in at] == [0.381, 0.394, 0.401, 0.404, None]
 
 
@@ -265,7 +265,7 @@ def test_the_size_penalty_of_variable_binding_shrinks_the_set() -> None:
         mt.Tracer(model, one.pairs, groups, one.metric) for one in (made, made.desiderata["operation_invariance"])
     ]
     wishes = [Wish("one", 1, tracers[0], tracers[0], None), Wish("other", -1, tracers[1], tracers[1], None)]
-    sizes = [int((VariableBinding()._run(wishes, len(groups), l1, 25) >= 0.5).sum()) for l1 in (0.0, 0.002, 5.0)]
+    sizes = [int((VariableBinding().optimise(wishes, len(groups), l1, 25) >= 0.5).sum()) for l1 in (0.0, 0.002, 5.0)]
     assert sizes[0] >= sizes[1] >= sizes[2] == 0 and sizes[0] > 0
 
 

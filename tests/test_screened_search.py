@@ -14,8 +14,8 @@ from oracles import pairs_of, random_examples
 from planted_searches import HARD, build, missed, search
 
 import tl_multitrace as mt
+from planted import DIRECTIONS, Direction, cases
 from tiny_models import random_gpt2
-from tl_multitrace.demo.planted import DIRECTIONS, Direction, cases
 
 SETTINGS = [
     (size, rotated, leaks) for size in ("small", "large") for rotated in (False, True) for leaks in (False, True)

@@ -16,8 +16,8 @@ from scipy import stats
 from simulated_tasks import circuit_of
 
 import tl_multitrace as mt
+from planted import build as planted
 from tiny_models import HAS_BRIDGE, build
-from tl_multitrace.demo.planted import build as planted
 from tl_multitrace.evaluation.stability import chance_jaccard
 
 NAME = f"{'bridge' if HAS_BRIDGE else 'hooked'}-gpt2"

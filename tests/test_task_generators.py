@@ -349,4 +349,4 @@ def test_bad_options_are_named(demo_model: Any) -> None:
 
 
 def test_the_list_names_them() -> None:
-    assert set(NAMES) <= set(mt.tasks()["name"]) and set(NAMES) <= set(registry._REGISTRY)
+    assert set(NAMES) <= set(mt.tasks()["name"]) and set(NAMES) <= set(registry.REGISTRY)

@@ -244,7 +244,7 @@ def test_a_task_of_ones_own(word_model: Any, monkeypatch: pytest.MonkeyPatch) ->
                 f"The {rng.choice(['nurse', 'teacher'])} said that", "The man said that", (" he",), (" she",), "x"
             )
 
-    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    monkeypatch.setattr(registry, "REGISTRY", dict(registry.REGISTRY))
     info = registry.TaskInfo("mine", "Who?", make, mt.LogitDiff(), "heads", n=6)
     registry.register(info)
     task = mt.task("mine", word_model)
@@ -259,7 +259,7 @@ def test_a_maker_that_yields_nothing_usable_ends(word_model: Any, monkeypatch: p
         while True:
             yield UNCLEAN[tokens.UNKNOWN]
 
-    monkeypatch.setattr(registry, "_REGISTRY", {})
+    monkeypatch.setattr(registry, "REGISTRY", {})
     registry.register(registry.TaskInfo("hopeless", "Who?", make, mt.LogitDiff(), "heads"))
     with pytest.raises(ValueError, match=rf"does not know \({5 * rows.PATIENCE}\)"):
         mt.task("hopeless", word_model, n=5)

@@ -304,7 +304,7 @@ def test_frozen_sites_keep_the_base_values() -> None:
                 names = [f"blocks.{layer}.hook_mlp_out" for layer in held[k]]
                 base = oracles.activations(model, e.base, names)
                 loop = Plain(model, [e], states.sites)
-                hooks = loop._hooks(0, e, [], torch.eye(3)[k].tolist())
+                hooks = loop.hooks(0, e, [], torch.eye(3)[k].tolist())
                 keep = [(n, lambda act, hook, n=n: base[n]) for n in names]  # noqa: B023
                 logits = oracles.plain_logits(model, e.base, [*hooks, *keep])[-1]
                 score = float(logits[e.answers[0][0]] - logits[e.wrong[0][0]])

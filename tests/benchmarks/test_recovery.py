@@ -23,7 +23,7 @@ from planted_searches import build, search  # noqa: E402
 from test_solver_planted import SETTINGS, SOLVERS  # noqa: E402
 
 import tl_multitrace as mt  # noqa: E402
-from tl_multitrace.demo.planted import DIRECTIONS, Direction  # noqa: E402
+from planted import DIRECTIONS, Direction  # noqa: E402
 
 
 @dataclass

@@ -21,7 +21,7 @@ import torch  # noqa: E402
 from planted_searches import build, missed, search  # noqa: E402
 
 import tl_multitrace as mt  # noqa: E402
-from tl_multitrace.demo.planted import DIRECTIONS, cases  # noqa: E402
+from planted import DIRECTIONS, cases  # noqa: E402
 
 SOLVERS: dict[str, Any] = {
     "ScreenedSearch()": mt.ScreenedSearch(),

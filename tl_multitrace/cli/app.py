@@ -200,7 +200,7 @@ def demo(
     """The whole job on the model inside this package: which heads and neurons hold a gender stereotype?"""
     job = Job(task="professions", components="heads,neurons", budget="8", seed=seed, device="cpu")
     with _reported(debug, quiet):
-        _do(job, out, overwrite, quiet)
+        run_into(job, out, overwrite, quiet)
 
 
 @app.command()
@@ -265,7 +265,7 @@ def run(
         memory_limit=memory_limit,
     )
     with _reported(debug, quiet, log_level, log_file):
-        _do(job, out, overwrite, quiet, resume)
+        run_into(job, out, overwrite, quiet, resume)
 
 
 @app.command()
@@ -327,7 +327,7 @@ def common(
 # ---------------------------------------------------------------------- doing it
 
 
-def _do(job: Job, out: Path, overwrite: bool, quiet: bool, resume: bool = False) -> None:
+def run_into(job: Job, out: Path, overwrite: bool, quiet: bool, resume: bool = False) -> None:
     """Run a job into its folder, on every process that ``torchrun`` started, and say what it found."""
     from tl_multitrace.cli.show import closing_lines
 
@@ -369,11 +369,11 @@ def _reported(debug: bool, quiet: bool = False, level: Level | None = None, path
     except Exception as error:
         if debug:
             raise
-        _tell(f"Error: {_one_line(error)}", style="red")
+        _tell(f"Error: {one_line(error)}", style="red")
         raise typer.Exit(1) from None
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """What went wrong; with its kind where the message alone was not written for a user."""
     message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     own = type(error).__module__.partition(".")[0] == __name__.partition(".")[0]

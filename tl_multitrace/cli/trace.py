@@ -109,11 +109,11 @@ def register(app: typer.Typer, reported: Reported, say: Say) -> None:
             if facts is not None:
                 chosen = load_facts(facts)[:n]
                 loaded = set_bos(load_model(model, device, dtype, trust_remote_code=trust), bos)
-                _trace_facts(loaded, chosen, kinds, out, say, known_only=not all_facts, **shared)
+                trace_facts(loaded, chosen, kinds, out, say, known_only=not all_facts, **shared)
             else:
                 _free(out, kinds, overwrite)
                 loaded = set_bos(load_model(model, device, dtype, trust_remote_code=trust), bos)
-                _trace_prompt(loaded, str(prompt), kinds, out, say, subject=str(subject), answer=answer, **shared)
+                trace_prompt(loaded, str(prompt), kinds, out, say, subject=str(subject), answer=answer, **shared)
 
 
 def _amount(text: str | None) -> int | None:
@@ -146,7 +146,8 @@ def _free(out: Path, kinds: list[str], overwrite: bool) -> None:
         raise FileExistsError(f"{there[0]} exists. Choose another --out, or add --overwrite.")
 
 
-def _trace_prompt(model: Any, prompt: str, kinds: list[str], out: Path, say: Say, **options: Any) -> None:
+def trace_prompt(model: Any, prompt: str, kinds: list[str], out: Path, say: Say, **options: Any) -> None:
+    """Trace one prompt, kind by kind of component, into a folder."""
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always", UserWarning)
         grids = {kind: causal_trace(model, prompt, restore=_kinds(kind), **options) for kind in kinds}
@@ -160,7 +161,8 @@ def _trace_prompt(model: Any, prompt: str, kinds: list[str], out: Path, say: Say
     say(f"Wrote {out}")
 
 
-def _trace_facts(model: Any, facts: list[Any], kinds: list[str], out: Path, say: Say, **options: Any) -> None:
+def trace_facts(model: Any, facts: list[Any], kinds: list[str], out: Path, say: Say, **options: Any) -> None:
+    """Average the traces of many facts, kind by kind of component, into a folder."""
     for kind in kinds:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # what they say is in the trace's notes

@@ -82,7 +82,7 @@ def total(device: torch.device | str = "cpu") -> int:
 def limits() -> list[Limit]:
     """Limits on this process beside the machine's memory; none that is above it, as an unset one reads."""
     machine = int(psutil.virtual_memory().total)
-    found = [*_control_groups(), *_address_space()]
+    found = [*_control_groups(), *address_space()]
     return [limit for limit in found if limit.limit < machine]
 
 
@@ -152,7 +152,7 @@ def _droppable(folder: Path) -> int:
 # ---------------------------------------------------------------------- ulimit
 
 
-def _address_space() -> Iterator[Limit]:
+def address_space() -> Iterator[Limit]:
     """``ulimit -v``, where there is such a thing."""
     try:
         import resource

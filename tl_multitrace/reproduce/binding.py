@@ -90,7 +90,7 @@ class VariableBinding:
         grid, steps = (GRID[::3], STEPS // 10) if work.request.quick else (GRID, STEPS)
         found: dict[int, list[tuple[float, float | None]]] = {}
         for l1 in grid:
-            mask = (self._run(wishes, len(groups), l1, steps) >= 0.5).float()
+            mask = (self.optimise(wishes, len(groups), l1, steps) >= 0.5).float()
             size = int(mask.sum())
             work.tell(f"  l1 {l1:g}: {size} components")
             found[size] = self._judge(work, wishes, mask, f"l1 {l1:g}, {size} components")
@@ -114,7 +114,8 @@ class VariableBinding:
         sign = 1 if one.direction == "maximize" else -1
         return Wish(name, sign, train, accuracy, None if held is None else accuracy.on(held))
 
-    def _run(self, wishes: Sequence[Wish], n: int, l1: float, steps: int) -> Float[Tensor, " groups"]:
+    def optimise(self, wishes: Sequence[Wish], n: int, l1: float, steps: int) -> Float[Tensor, " groups"]:
+        """The soft mask, in [0, 1], after so many steps under a size penalty."""
         z = torch.zeros(n, dtype=torch.float64, requires_grad=True)
         optimiser = torch.optim.Adam([z], lr=RATE * STEPS / steps)
         for i in range(steps):

@@ -151,7 +151,7 @@ class MultiComponent:
         for choice in path.choices:
             share = choice.size / n
             held = None if choice.held_out is None else choice.held_out.mean
-            published = _published(theirs.get(name, ()), choice.size, n, work.view.name)
+            published = published_value(theirs.get(name, ()), choice.size, n, work.view.name)
             what = f"{name}, {choice.size} components ({share:.0%})"
             work.rows.append(scored(what, tracer.metric.unit, choice.score, held_out=held, published=published))
         work.curves += _curves(name, path.choices)
@@ -171,7 +171,7 @@ class MultiComponent:
                         work.rows.append(Row(what, "relative change of odds", None, published=theirs))
 
 
-def _published(values: tuple[float, ...], size: int, n: int, model: str) -> Published | None:
+def published_value(values: tuple[float, ...], size: int, n: int, model: str) -> Published | None:
     """The published number for a budget, where it is one of the paper's shares of ``n`` components."""
     for share, value in zip(SHARES, values, strict=False):
         if size == round(share * n) and value == value:

@@ -102,7 +102,7 @@ class HardConcrete:
         batches, done = self._resume(loop, location, optimiser, generator)
         for step in range(done, self.steps):
             batches = batches or minibatches(search.aim.n, self.batch_size, generator)
-            location.grad = self._gradient(search, location, batches.pop(), weight, generator)
+            location.grad = self.step_gradient(search, location, batches.pop(), weight, generator)
             optimiser.step()
             loop.write(partial(_state, location, optimiser, generator, batches, step + 1), now=step + 1 == self.steps)
         return _result(search, weight, location.detach())
@@ -120,7 +120,7 @@ class HardConcrete:
         generator.set_state(state["generator"])
         return list(state["left"].split(state["sizes"].tolist())), int(state["steps"])
 
-    def _gradient(
+    def step_gradient(
         self,
         search: Search,
         location: Float[Tensor, " groups"],
@@ -128,7 +128,15 @@ class HardConcrete:
         weight: float,
         generator: torch.Generator,
     ) -> Float[Tensor, " groups"]:
-        """Gradient of the penalised loss under one draw of the gates."""
+        """Gradient of the penalised loss on one minibatch under one draw of the gates.
+
+        Args:
+            search: what is asked for, and what was evaluated so far.
+            location: log odds of every gate.
+            examples: the minibatch.
+            weight: penalty on the expected size.
+            generator: of the draw.
+        """
         gates = pinned(search, draw(location, generator))
         slope = search.aim.loss_gradient(gates.detach(), search.sign, examples)
         total = (slope.to(gates) * gates).sum() + weight * open_probability(location).sum()

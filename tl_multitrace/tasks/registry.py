@@ -189,7 +189,7 @@ class TaskInfo:
 IN_PACKAGE = "in the package"
 """What :func:`tasks` says of data that no file is needed for."""
 
-_REGISTRY: dict[str, TaskInfo] = {}
+REGISTRY: dict[str, TaskInfo] = {}
 
 
 def register(info: TaskInfo) -> TaskInfo:
@@ -210,19 +210,19 @@ def register(info: TaskInfo) -> TaskInfo:
         >>> mt.task("mine", mt.load_model("demo")).kept
         1
     """
-    if info.name in _REGISTRY:
+    if info.name in REGISTRY:
         raise ValueError(f"there is a task {info.name!r} already: choose another name.")
-    _REGISTRY[info.name] = info
+    REGISTRY[info.name] = info
     return info
 
 
 def info_of(name: str) -> TaskInfo:
     """The entry of a task; raises ValueError for an unknown name, with the closest known one."""
-    if name not in _REGISTRY:
-        close = difflib.get_close_matches(name, _REGISTRY, 1)
+    if name not in REGISTRY:
+        close = difflib.get_close_matches(name, REGISTRY, 1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"unknown task {name!r}.{hint} The tasks are {', '.join(sorted(_REGISTRY))}.")
-    return _REGISTRY[name]
+        raise ValueError(f"unknown task {name!r}.{hint} The tasks are {', '.join(sorted(REGISTRY))}.")
+    return REGISTRY[name]
 
 
 def task(
@@ -332,6 +332,6 @@ def tasks() -> pd.DataFrame:
             "licence": info.licence,
             "data": info.data or IN_PACKAGE,
         }
-        for _, info in sorted(_REGISTRY.items())
+        for _, info in sorted(REGISTRY.items())
     ]
     return pd.DataFrame(rows)

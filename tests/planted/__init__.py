@@ -4,7 +4,7 @@ What a search should find in a trained model, nobody knows. Here it is known, so
 circuit is one way in which ranking components by their single effects goes wrong.
 
     >>> import tl_multitrace as mt
-    >>> from tl_multitrace.demo import planted
+    >>> import planted
     >>> circuit = planted.build("and2_hard-small")
     >>> path = mt.select(circuit.tracer("restoring"), [1, 2])
     >>> sorted(path[2].labels) == circuit.labels(circuit.optimal["restoring"][2])
@@ -103,7 +103,7 @@ def cases(size: Size = "small", rotated: bool = False, leaks: bool = False) -> l
         Ids for ``build``, such as ``"and2_hard-small-rotated-leaks"``.
 
     Examples:
-        >>> from tl_multitrace.demo.planted import cases
+        >>> from planted import cases
         >>> cases("large")[:3]
         ['induction-large', 'and2_hard-large', 'and3_hard-large']
     """
@@ -123,7 +123,7 @@ def build(case: str, backend: Backend | None = None, dtype: torch.dtype = torch.
         ValueError: the id is none of those that ``cases`` gives.
 
     Examples:
-        >>> from tl_multitrace.demo.planted import build
+        >>> from planted import build
         >>> circuit = build("backup-large")
         >>> len(circuit.components), circuit.best["noising"][2]
         (96, -2.0)
