@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tl_multitrace.encoder_decoder import refuse_encoder_decoder as refuse_encoder_decoder
 from tl_multitrace.identity import weights_digest
 from tl_multitrace.models.offload import device_of, weights_of
 from tl_multitrace.models.renamed import cache_keyword, cache_passed_on
@@ -57,22 +58,6 @@ def installed_version(package: str = "transformer_lens") -> str:
 def is_bridge(model: Any) -> bool:
     """Whether ``model`` wraps a Hugging Face module (``TransformerBridge``), told from its bases' names."""
     return any(cls.__name__ in ("TransformerBridge", "BridgeCore") for cls in type(model).__mro__)
-
-
-def refuse_encoder_decoder(model: Any) -> None:
-    """Refuse models that read a prompt with an encoder and answer with a decoder (T5, BART).
-
-    Raises:
-        ValueError: ``model`` is one; the message names it.
-    """
-    config = getattr(getattr(model, "original_model", None), "config", None)
-    if bool(getattr(config, "is_encoder_decoder", False)) or type(model).__name__ == "HookedEncoderDecoder":
-        name = getattr(model.cfg, "model_name", None) or type(model).__name__
-        raise ValueError(
-            f"{name} is an encoder-decoder ({type(getattr(model, 'original_model', model)).__name__}), which has two "
-            "stacks of blocks, with a prompt each: it cannot be traced here. Use a decoder (GPT-2, Llama) or a masked "
-            "language model (BERT)."
-        )
 
 
 @dataclass(frozen=True)
@@ -151,11 +136,8 @@ class ModelView:
     @property
     def d_vocab_out(self) -> int:
         """Number of token ids that the model predicts, which may be more or fewer than it reads."""
-        unembed = getattr(self.model, "unembed", None)
-        rows = getattr(getattr(unembed, "original_component", None), "out_features", None)
-        if rows is None and not self.is_bridge:
-            rows = getattr(getattr(unembed, "W_U", None), "shape", (None,))[-1]
-        return int(rows or 0) or self._number("d_vocab_out") or self.d_vocab
+        head = getattr(getattr(self.model, "unembed", None), "original_component", None)
+        return int(getattr(head, "out_features", 0) or self._number("d_vocab_out") or self.d_vocab)
 
     @property
     def n_ctx(self) -> int:
@@ -256,33 +238,15 @@ class ModelView:
     @property
     def unembed_input(self) -> str:
         """The last hook point before the unembedding: what leaves it, and nothing else, is unembedded."""
-        for name in ("unembed.hook_in", "ln_final.hook_normalized"):
-            if self.has_point(name):
-                return name
-        return f"blocks.{self.n_layers - 1}.hook_resid_post"
+        names = ("unembed.hook_in", "ln_final.hook_normalized")
+        return next(filter(self.has_point, names), f"blocks.{self.n_layers - 1}.hook_resid_post")
 
     # ------------------------------------------------------------------ embeddings
 
     @property
     def embedding_point(self) -> str:
         """The hook point of the token embedding itself; a bridge's ``hook_embed`` may be the norm behind it (BERT)."""
-        return "embed.hook_out" if self.has_point("embed.hook_out") else EMBEDDING
-
-    @property
-    def embedding_width(self) -> int:
-        """Numbers in a token's embedding, which a model may project to its own width (OPT).
-
-        Raises:
-            ValueError: no hook reaches the token embedding, so no noise can be added to it.
-        """
-        behind_norm = not self.is_bridge and getattr(self.model.cfg, "post_embedding_ln", False)
-        if behind_norm or not self.has_point(self.embedding_point):
-            raise ValueError(
-                f"the token embeddings of {self.name} cannot be corrupted: its {type(self.model).__name__} has no hook "
-                "point between them and what follows. Load it as a TransformerBridge (TransformerLens 3 or later), or "
-                "replace tokens: TokenReplacement()."
-            )
-        return int(self.embed(torch.zeros(1, dtype=torch.long)).shape[-1])
+        return next(filter(self.has_point, ("embed.hook_out",)), EMBEDDING)
 
     def embed(self, ids: Int[Tensor, " n"]) -> Float[Tensor, "n width"]:
         """Embeddings of token ``ids`` as a hook at :attr:`embedding_point` sees them; ``W_E`` lacks Gemma's factor."""
@@ -290,15 +254,6 @@ class ModelView:
         with torch.no_grad(), self.attached([(self.embedding_point, lambda act, hook: seen.append(act.clone()))]):
             made: Tensor = self.model.embed(ids.to(self.device)[None])
         return (seen or [made])[0][0]  # on a HookedTransformer the point lies behind its embedding module
-
-    def embedding_moments(self) -> tuple[Float[Tensor, " width"], float]:
-        """Mean vector and overall standard deviation of the embedding matrix, in chunks."""
-        total, square, count = torch.zeros(self.embedding_width, dtype=torch.float64), 0.0, 0
-        for ids in torch.arange(self.d_vocab).split(4096):
-            rows = self.embed(ids).double().cpu()
-            total, square, count = total + rows.sum(0), square + float((rows**2).sum()), count + rows.numel()
-        mean = float(total.sum()) / count
-        return total / self.d_vocab, ((square - count * mean**2) / (count - 1)) ** 0.5
 
     # ------------------------------------------------------------------ contexts
 

@@ -25,6 +25,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_multitrace.compat import ModelView
+from tl_multitrace.embeddings import embedding_moments, embedding_width
 from tl_multitrace.groups import Position
 from tl_multitrace.groups.mixing import Places
 from tl_multitrace.prompts import PromptPairs
@@ -319,7 +320,7 @@ class NoiseCorruption(Intervention):
             return Run(rows.base, rows.lengths, self._fixed(view) * where[..., None], where)
         scale = self.noise * self.unit(rows, view, where)
         return Run(
-            rows.base, rows.lengths, self._draws(rows, view.embedding_width)[rows.example] * where[..., None] * scale
+            rows.base, rows.lengths, self._draws(rows, embedding_width(view))[rows.example] * where[..., None] * scale
         )
 
     def _where(self, rows: Rows) -> Bool[Tensor, "rows pos"]:
@@ -329,8 +330,8 @@ class NoiseCorruption(Intervention):
 
     def _fixed(self, view: ModelView) -> Float[Tensor, " size"]:
         if self.value == "mean":
-            return view.embedding_moments()[0].float().cpu()
-        return torch.full((view.embedding_width,), float(self.value))
+            return embedding_moments(view)[0].float().cpu()
+        return torch.full((embedding_width(view),), float(self.value))
 
     def _draws(self, rows: Rows, size: int) -> Float[Tensor, "n pos size"]:
         # drawn example by example in the caller's order and for the prompt alone, so that a prompt's noise depends
@@ -359,7 +360,7 @@ class NoiseCorruption(Intervention):
         if isinstance(self.std, int | float):
             return float(self.std)
         if self.std == "embedding":
-            return view.embedding_moments()[1]
+            return embedding_moments(view)[1]
         prompts = rows.starts[:-1]  # one row per prompt, however many answers it has
         return float(view.embed(rows.base[prompts][where[prompts]]).float().std())
 

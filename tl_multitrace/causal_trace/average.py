@@ -104,10 +104,6 @@ def average_causal_trace(
     with bar(len(runs.facts), "facts", progress and runs.options.ranks.first, leave=True) as shown:
         for grid in runs.grids(ticking(shown, lambda: so_far(grids))):
             grids.append(by_class(grid))
-    if runs.doubts:
-        warnings.warn(
-            f"{len(runs.doubts)} doubts about the facts' prompts; the first is {runs.doubts[0]}.", stacklevel=2
-        )
     if not grids:
         raise ValueError(
             f"no fact is left of {len(runs.facts)}: {runs.left_out()}. Pass known_only=False to trace all."
@@ -213,7 +209,10 @@ class FactRuns:
             return made  # the unit that it asks for itself
         # measured once, over all the facts' subjects: the same unit for every fact
         self.unit_of = f"the tokens of {len(self.subjects)} subjects"
-        return replace(made, std=subject_std(self.model, self.subjects))
+        with warnings.catch_warnings():
+            if o.subjects is None:  # what is doubtful about them is said of their prompts
+                warnings.simplefilter("ignore", UserWarning)
+            return replace(made, std=subject_std(self.model, self.subjects))
 
     def _claim(self, folder: Path) -> None:
         digest = _digest([vars(f) for f in self.facts])
@@ -355,6 +354,8 @@ def _average(grids: list[TraceGrid], runs: FactRuns) -> TraceGrid:
     if unknown:
         said.append(f"{unknown} of {len(grids)} answers are not what the model predicts (known_only=False).")
     doubts = _doubts(made)
+    if runs.doubts:
+        doubts.append(f"{len(runs.doubts)} doubts about prompts; the first: {runs.doubts[0]}.")
     for doubt in doubts:
         warnings.warn(doubt, stacklevel=3)
     return replace(made, notes=(*said, *doubts))

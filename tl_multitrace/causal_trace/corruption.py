@@ -24,6 +24,7 @@ from torch import Tensor
 from tl_multitrace.causal_trace.question import Question
 from tl_multitrace.compat import ModelView
 from tl_multitrace.cost import NonFiniteError
+from tl_multitrace.embeddings import embedding_moments
 from tl_multitrace.interventions import Interchange, Intervention, NoiseCorruption
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.rows import Rows
@@ -250,7 +251,7 @@ def noise_unit(
     if corruption.std == "prompts":
         ids = torch.tensor([question.ids[p] for p in question.corrupted])
         return _finite(float(view.embed(ids).float().std()), "this prompt's subject tokens")
-    return _finite(view.embedding_moments()[1], "the whole embedding matrix")
+    return _finite(embedding_moments(view)[1], "the whole embedding matrix")
 
 
 def _finite(spread: float, of: str) -> tuple[float, str]:

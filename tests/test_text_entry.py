@@ -1,0 +1,362 @@
+"""How text comes in: BOS, separators, masks, unknown words, ids and subjects mean what they say, or are refused."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from masked_models import MASKED, NO_BRIDGE, SPECIAL, masked_model, masked_tokenizer
+from oracles import unchecked
+
+import tl_multitrace as mt
+from tiny_models import D_VOCAB, HAS_BRIDGE, bridge_from_hf, build, forked_rng, hf_model, word_tokenizer
+from tiny_tokenizer import WORDS
+from tl_multitrace.causal_trace import TokenReplacement, average_causal_trace, causal_trace, subject_std
+from tl_multitrace.tasks.rows import Row, pairs_of, sieve_of
+from tl_multitrace.tokens import MASK, Encoder
+
+pytestmark = pytest.mark.filterwarnings("ignore:the model does not predict", "ignore:the (corruption|total effect)")
+bridges = pytest.mark.skipif(not HAS_BRIDGE, reason=NO_BRIDGE)
+NAME = "bridge-gpt2" if HAS_BRIDGE else "hooked-gpt2"
+BASE, SOURCE = "The doctor said that", "The nurse said that"
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        yield
+
+
+@cache
+def words_model() -> Any:
+    return build(NAME, tokenizer=word_tokenizer(leading_space=True))
+
+
+# ---------------------------------------------------------------------------------------------------------- BOS
+def bare_tokenizer(kind: str) -> Any:
+    """Tokenizers without BOS; TransformerLens fills in ``<|endoftext|>``."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {word: i for i, word in enumerate(["[UNK]", "[PAD]", "[EOS]", *WORDS])}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]" if kind != "no-unk" else None))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit() if kind == "split" else pre_tokenizers.Whitespace()
+    named = {"pad_token": "[PAD]", "name_or_path": "bare", **({} if kind == "no-unk" else {"unk_token": "[UNK]"})}
+    return PreTrainedTokenizerFast(tokenizer_object=core, **named)
+
+
+@pytest.mark.parametrize("kind", ["words", "split", "no-unk"])
+def test_a_filler_is_no_bos(kind: str) -> None:
+    tokenizer = bare_tokenizer(kind)
+    own = tokenizer(BASE)["input_ids"]
+    hf = hf_model("gpt2", vocab_size=len(tokenizer))
+    if HAS_BRIDGE:
+        model = bridge_from_hf(hf, tokenizer)
+    else:
+        from tiny_models import hooked_from_hf
+
+        model = hooked_from_hf(hf, "gpt2", tokenizer)
+    assert model.tokenizer.bos_token == "<|endoftext|>"  # what TransformerLens made of it
+    assert Encoder.of(mt.ModelView(model)).prompt(BASE) == own
+    pairs = mt.PromptPairs.from_text(model, [BASE], [SOURCE], [" he"])
+    assert pairs.base_tokens[0].tolist() == own
+    grid = causal_trace(model, BASE, subject="doctor", answer=" he", samples=1, restore="mlp")
+    assert len(grid.tokens) == len(own) and grid.subject == (1, 2)
+    with pytest.raises(ValueError, match="prepend_bos=True, but the tokenizer has no BOS token"):
+        mt.PromptPairs.from_text(model, [BASE], [SOURCE], [" he"], prepend_bos=True)
+
+
+def test_a_bos_of_its_own_stays() -> None:
+    for tokenizer in (word_tokenizer(), word_tokenizer(add_bos=True), word_tokenizer(leading_space=True)):
+        model = build(NAME, tokenizer=tokenizer)
+        assert Encoder.of(mt.ModelView(model)).prompt(BASE)[0] == tokenizer.bos_token_id == 0
+
+
+# ----------------------------------------------------------------------------------------------- masked models
+@cache
+def masked(kind: str = "bert") -> Any:
+    return masked_model(kind, masked_tokenizer())
+
+
+def framed_folder(where: Path) -> tuple[Any, Any]:
+    """A BERT in a folder with a plain fast tokenizer: the tokenizer's own encoding, and the model as loaded."""
+    tokenizer = masked_tokenizer()
+    tokenizer.init_kwargs.pop("add_bos_token")
+    masked("bert").original_model.config.save_pretrained(where)
+    import transformers
+
+    with forked_rng(0):
+        transformers.BertForMaskedLM(masked("bert").original_model.config).save_pretrained(where)
+    tokenizer.save_pretrained(where)
+    with forked_rng(0):
+        return transformers.AutoTokenizer.from_pretrained(where), mt.load_model(str(where), "cpu")
+
+
+@bridges
+def test_separators_are_those_of_the_original_tokenizer(tmp_path: Path) -> None:
+    original, model = framed_folder(tmp_path)
+    prompts = ["The old doctor said that <mask> was tired .", "The nurse said <mask>", "<mask> was busy ."]
+    pairs = mt.PromptPairs.from_text(model, prompts, prompts, ["he"] * 3, ["she"] * 3)
+    for i, prompt in enumerate(prompts):
+        own = original(prompt)["input_ids"]
+        assert own[0] == original.cls_token_id and own[-1] == original.sep_token_id
+        assert pairs.base_tokens[i, : pairs.lengths[i]].tolist() == own
+        assert int(pairs.answer_positions[i]) == own.index(original.mask_token_id)
+        with torch.no_grad():
+            wanted = model.original_model(torch.tensor([own])).logits[0, own.index(original.mask_token_id)]
+        tracer = mt.Tracer(model, pairs[[i]], mt.heads(model), mt.AnswerProb(), mt.ZeroAblation())
+        assert float(tracer.base_metric) == pytest.approx(
+            float(wanted.softmax(-1)[original.convert_tokens_to_ids("he")]), abs=1e-6
+        )
+    grid = causal_trace(model, prompts[0], subject="old doctor", answer="he", samples=1, restore="mlp")
+    assert len(grid.tokens) == len(original(prompts[0])["input_ids"])
+
+
+@pytest.mark.skipif(not MASKED, reason=NO_BRIDGE)
+@pytest.mark.parametrize("kind", MASKED or ["bert"])
+def test_text_of_a_masked_model_equals_transformers(kind: str, tmp_path: Path) -> None:
+    model = masked(kind)
+    base, source = "The old doctor said <mask> was tired .", "The old nurse said <mask> was tired ."
+    he, she = model.tokenizer.convert_tokens_to_ids(["he", "she"])
+    logits = {}
+    for name, prompt in (("base", base), ("source", source)):
+        ids = model.tokenizer(prompt)["input_ids"]
+        with torch.no_grad():
+            logits[name] = model.original_model(torch.tensor([ids])).logits[0, ids.index(SPECIAL.index("<mask>"))]
+    file = tmp_path / "mine.csv"
+    file.write_text(f"base,source,answer,wrong_answer\n{base},{source},he,she\n")
+    lines = tmp_path / "mine.jsonl"
+    lines.write_text(f'{{"base": "{base}", "source": "{source}", "answer": "he", "wrong_answer": "she"}}\n')
+    for pairs in (
+        mt.PromptPairs.from_text(model, [base], [source], ["he"], ["she"]),
+        mt.PromptPairs.from_text(model, [base], [source], [" he"], [" she"]),  # here a space carries nothing
+        mt.task_from_file(file, model).pairs,
+        mt.task_from_file(lines, model).pairs,
+    ):
+        tracer = mt.Tracer(model, pairs, mt.residual(model, [0], positions="everywhere"), mt.LogitDiff())
+        apart = {name: float(row[he] - row[she]) for name, row in logits.items()}
+        assert float(tracer.base_metric) == pytest.approx(apart["base"], abs=1e-5)
+        whole = float(tracer.effect(torch.ones(1)))
+        assert whole == pytest.approx(apart["source"] - apart["base"], abs=1e-5) and abs(whole) > 1e-3
+        swapped = mt.Tracer(model, pairs.swap(), mt.heads(model), mt.LogitDiff())
+        assert float(swapped.base_metric) == pytest.approx(apart["source"], abs=1e-5)
+
+
+REFUSED = {
+    "no mask": (
+        ("The doctor said he", "The nurse said he", "was"),
+        {},
+        "fills in masks, and the prompt has none: put <mask>",
+    ),
+    "two masks": (("The <mask> said <mask>", "The <mask> said <mask>", "he"), {}, r"masks at \[2, 4\]: say which"),
+    "elsewhere": (("The old <mask> said", "The <mask> old said", "he"), {}, r"mask is token 3 of the base.*\[2\]"),
+    "several": (
+        ("The doctor said <mask>", "The nurse said <mask>", "he was"),
+        {},
+        "2 tokens, but a mask stands for one",
+    ),
+    "unknown": (("The doctor said <mask>", "The nurse said <mask>", "xyzzy"), {}, "does not know"),
+    "bos": (("The doctor said <mask>", "The nurse said <mask>", "he"), {"prepend_bos": True}, "masked language model"),
+}
+
+
+@bridges
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_a_mask_cannot_be_asked_is_refused(case: str) -> None:
+    (base, source, answer), options, message = REFUSED[case]
+    with pytest.raises(ValueError, match=message):
+        mt.PromptPairs.from_text(masked(), [base], [source], [answer], **options)
+
+
+@bridges
+def test_masks_that_are_named_or_lined_up() -> None:
+    two = ["The <mask> said <mask>"]
+    for place in (2, 4, -2):
+        pairs = mt.PromptPairs.from_text(masked(), two, two, ["he"], answer_positions=[place])
+        assert int(pairs.answer_positions) == place % 6
+    longer = mt.PromptPairs.from_text(
+        masked(), ["The doctor said <mask> was"], ["The old doctor said <mask> was"], ["he"], align="right"
+    )
+    assert (longer.answer_positions.tolist(), longer.swap().answer_positions.tolist()) == ([4], [5])
+    with pytest.raises(ValueError, match=r"align='left'|align='right'"):
+        mt.PromptPairs.from_text(masked(), ["The doctor <mask>"], ["The old doctor <mask>"], ["he"], align="left")
+    rows = [Row(BASE, SOURCE, ("was",)), Row(f"{BASE} <mask>", f"{SOURCE} <mask>", ("he",))]
+
+    kept = pairs_of(masked(), rows, sieve_of(masked()))
+    assert (len(kept), kept.dropped) == (1, {MASK: 1})
+
+
+@bridges
+def test_white_space_that_carries_something_is_asked_for() -> None:
+    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = [*SPECIAL, *WORDS[:20], *(f"\u0120{word}" for word in WORDS[:20])]
+    core = Tokenizer(models.WordLevel({p: i for i, p in enumerate(pieces)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.post_processor = processors.TemplateProcessing(
+        single="<cls> $A <sep>", special_tokens=[("<cls>", 2), ("<sep>", 3)]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, name_or_path="byte-level", unk_token="<unk>", pad_token="<pad>", cls_token="<cls>",
+        sep_token="<sep>", mask_token=AddedToken("<mask>", lstrip=True, special=True),
+    )  # fmt: skip
+    tokenizer.init_kwargs["add_bos_token"] = True
+    model = masked_model("bert", tokenizer)
+    with pytest.raises(ValueError, match="no leading space"):
+        mt.PromptPairs.from_text(model, ["The doctor <mask>"], ["The nurse <mask>"], ["said"])
+    pairs = mt.PromptPairs.from_text(model, ["The doctor <mask>"], ["The nurse <mask>"], [" said"])
+    assert pairs.candidates.flatten().tolist() == [pieces.index("\u0120said")]
+
+
+def test_residues_need_no_space() -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = ["<bos>", "<pad>", *"ACDEFGHIKLMNPQRSTVWY"]
+    core = Tokenizer(models.WordLevel({p: i for i, p in enumerate(letters)}, unk_token="<pad>"))
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split("", behavior="isolated")]
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<bos>", name_or_path="residues")
+    tokenizer.init_kwargs["add_bos_token"] = True
+    encoder = Encoder.of(mt.ModelView(build(NAME, tokenizer=tokenizer)))
+    assert encoder.answer("EVQL", "V") == encoder.answer("EVQL", " V") == [letters.index("V")]
+
+
+# ------------------------------------------------------------------------------------------------ unknown words
+UNKNOWN: dict[str, Any] = {
+    "base": lambda m: mt.PromptPairs.from_text(m, [BASE, "The wizard said that"], [SOURCE] * 2, [" he"] * 2),
+    "source": lambda m: mt.PromptPairs.from_text(m, [BASE] * 2, [SOURCE, "The wizard said that"], [" he"] * 2),
+    "trace": lambda m: causal_trace(m, "The wizard said that", subject="wizard", answer=" he", samples=1),
+    "tokens": lambda m: mt.causal_tokens(m, "The wizard said that", answer=" he", samples=1),
+    "replacement": lambda m: causal_trace(
+        m, BASE, subject="doctor", answer=" he", corruption=TokenReplacement("The wizard said that")
+    ),
+    "among": lambda m: causal_trace(
+        m, BASE, subject="doctor", answer=" he", samples=1, corruption=TokenReplacement(among=["nurse", " wizard"])
+    ),
+    "unit": lambda m: subject_std(m, [" doctor", " wizard"]),
+    "average": lambda m: average_causal_trace(
+        m, [(BASE, "doctor", " he"), ("The wizard said that", "wizard", " he")], samples=1, known_only=False
+    ),
+}
+
+
+@pytest.mark.parametrize("entry", UNKNOWN)
+def test_unknown_words_are_counted_and_named(entry: str) -> None:
+    with pytest.warns(UserWarning, match=r"unknown to the tokenizer and read as <unk>.*' ?wizard'") as said:
+        UNKNOWN[entry](words_model())
+    assert sum("unknown to the tokenizer" in str(w.message) for w in said) == 1  # once per set
+
+
+def test_what_is_known_is_silent() -> None:
+    with quiet():
+        mt.PromptPairs.from_text(
+            words_model(), [BASE, "The <unk> said that"], [SOURCE, "The <unk> said to"], [" he"] * 2
+        )
+    with pytest.raises(ValueError, match="pair 1: the answer ' wizard' holds a word"):
+        mt.PromptPairs.from_text(words_model(), [BASE] * 2, [SOURCE] * 2, [" he", " wizard"])
+
+
+# ---------------------------------------------------------------------------------------------------------- ids
+@bridges
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2"])
+@pytest.mark.parametrize("rows", [200, 60])
+def test_answers_are_ids_of_the_head(family: str, rows: int) -> None:
+    hf = hf_model(family)
+    with forked_rng(1):
+        hf.lm_head = torch.nn.Linear(hf.config.hidden_size, rows, bias=False)
+    model = bridge_from_hf(hf)
+    assert mt.ModelView(model).d_vocab_out == rows
+    tokens, other = torch.tensor([[5, 6, 7]]), torch.tensor([[5, 8, 7]])
+
+    def tracer(answer: Any) -> mt.Tracer:
+        return mt.Tracer(model, mt.PromptPairs.from_tokens(tokens, other, answer), mt.heads(model), mt.AnswerProb())
+
+    with torch.no_grad():
+        wanted = hf(tokens).logits[0, -1].softmax(-1)
+    assert float(tracer([rows - 1]).base_metric) == pytest.approx(float(wanted[rows - 1]), abs=1e-6)
+    for wrong in ([rows], [[[rows, 3]]], [[[3, rows]]], [[[max(rows, D_VOCAB), 3]]]):
+        with pytest.raises(ValueError, match=f"predicts {rows} tokens|reads {D_VOCAB} tokens"):
+            tracer(wrong)
+    if rows > D_VOCAB:  # predicted, but nothing that it could read on from
+        with pytest.raises(ValueError, match=f"holds the id 150, but .* reads {D_VOCAB}"):
+            tracer([[[150, 3]]])
+    with pytest.raises(ValueError, match=f"token ids from 0 to {rows - 1}"):
+        causal_trace(model, [5, 6, 7], subject=(1, 2), answer=rows)
+
+
+FRACTIONS: dict[str, Any] = {
+    "base": lambda t: mt.PromptPairs.from_tokens(t + 0.4, t, [3]),
+    "source": lambda t: mt.PromptPairs.from_tokens(t, t.double(), [3]),
+    "answers": lambda t: mt.PromptPairs.from_tokens(t, t, [5.4]),
+    "nested": lambda t: mt.PromptPairs.from_tokens(t, t, [[[5, 6.5]]]),
+    "wrong": lambda t: mt.PromptPairs.from_tokens(t, t, [3], torch.tensor([4.5])),
+    "lengths": lambda t: mt.PromptPairs.from_tokens(t, t, [3], lengths=[2.5]),
+    "positions": lambda t: mt.PromptPairs.from_tokens(t, t, [3], answer_positions=[1.5]),
+    "truth": lambda t: mt.PromptPairs.from_tokens(t > 0, t, [3]),
+    "trace": lambda t: causal_trace(words_model(), [5.4, 6.0], subject=(0, 1)),
+    "replacement": lambda t: causal_trace(
+        words_model(), [5, 6], subject=(0, 1), answer=3, corruption=TokenReplacement([[5.4, 6.0]])
+    ),
+}
+
+
+@pytest.mark.parametrize("entry", FRACTIONS)
+def test_fractions_are_no_ids(entry: str) -> None:
+    with unchecked(), pytest.raises(ValueError, match=r"must be whole numbers, got (float|bool)"):
+        FRACTIONS[entry](torch.tensor([[5, 6, 7]]))
+
+
+# ---------------------------------------------------------------------------------------- doubtful, and said so
+def test_a_subject_that_stands_twice_is_said() -> None:
+    tokenizer = word_tokenizer()
+    model = build(NAME, tokenizer=tokenizer)
+    twice, once = "The doctor and doctor said", "The doctor and nurse said"
+    message = r"'doctor' occurs 2 times, at the tokens \[2, 3\), \[4, 5\)"
+    with pytest.warns(UserWarning, match=rf"pair 1: .*{message}"):
+        pairs = mt.PromptPairs.from_text(model, [once, twice], [twice, once], [" he"] * 2, subject=["doctor"] * 2)
+    assert pairs.spans["subject"].tolist() == [[2, 3], [2, 3]]
+    with pytest.warns(UserWarning, match=message):
+        causal_trace(model, twice, subject="doctor", answer=" he", samples=1, restore="mlp")
+    with pytest.warns(UserWarning, match=rf"first: fact 1: .*{message}"):
+        facts = [(once, "doctor", " he"), (twice, "doctor", " he")]
+        average_causal_trace(model, facts, samples=1, known_only=False, restore="mlp")
+    with quiet():  # what is only part of another word is no second place
+        mt.PromptPairs.from_text(model, ["Then The man said"], ["Then The man said"], [" he"], subject=["The"])
+
+
+def test_pairs_without_a_difference_are_said() -> None:
+    model = words_model()
+    pairs = mt.PromptPairs.from_text(model, [BASE, BASE, SOURCE], [SOURCE, BASE, SOURCE], [" he"] * 3)
+    with pytest.warns(UserWarning, match=r"2 of 3 pairs have the same tokens .*the first is pair 1\)"):
+        mt.Tracer(model, pairs, mt.heads(model), mt.AnswerProb())
+    with pytest.warns(UserWarning, match=r"2 of 2 pairs .*the first is pair 1\)"):
+        mt.Tracer(model, pairs[1:], mt.heads(model), mt.AnswerProb())
+    with quiet():
+        mt.Tracer(model, pairs, mt.heads(model), mt.AnswerProb(), mt.ZeroAblation())
+        mt.Tracer(model, pairs[[0]], mt.heads(model), mt.AnswerProb())
+
+
+def test_pairs_keep_their_numbers() -> None:
+    model = words_model()
+    base = [BASE, "The old doctor said that", SOURCE, "The man said that"]
+    pairs = mt.PromptPairs.from_text(model, base, [SOURCE] * 2 + [BASE] * 2, [" he"] * 4, align="drop")
+    assert [pairs.number(i) for i in range(3)] == [0, 2, 3]
+    assert [pairs[[2, 0]].number(i) for i in range(2)] == [3, 0]
+    parts = pairs.split(0.5, seed=1)
+    assert sorted(part.number(i) for part in parts for i in range(len(part))) == [0, 2, 3]
+
+
+def test_where_an_answer_is_read_is_part_of_the_digest() -> None:
+    tokens = torch.tensor([[5, 6, 7, 8]])
+    made = [mt.PromptPairs.from_tokens(tokens, tokens, [3], answer_positions=[p]).digest() for p in range(4)]
+    assert len(set(made)) == 4 and made[3] == mt.PromptPairs.from_tokens(tokens, tokens, [3]).digest()
