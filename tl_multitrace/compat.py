@@ -10,7 +10,7 @@ A ``ModelView`` never changes the model outside its context managers, and each o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -58,6 +58,32 @@ def is_bridge(model: Any) -> bool:
     return any(cls.__name__ in ("TransformerBridge", "BridgeCore") for cls in type(model).__mro__)
 
 
+def architecture_of(model: Any) -> str:
+    """The class of the model inside a bridge, such as ``GPT2LMHeadModel``; else the model's own."""
+    return type(getattr(model, "original_model", model)).__name__
+
+
+def refuse_other_shapes(model: Any) -> None:
+    """Refuse models that are not one stack of blocks, each run once.
+
+    Raises:
+        ValueError: an encoder-decoder, or a model without ``blocks``.
+    """
+    config = getattr(getattr(model, "original_model", None), "config", None)
+    if getattr(config, "is_encoder_decoder", False) or "EncoderDecoder" in type(model).__name__:
+        raise ValueError(
+            f"{architecture_of(model)} is an encoder-decoder: base and source would need a prompt for either side, and "
+            "which of its two stacks a layer number means is not said. Use a decoder such as gpt2, or a masked model."
+        )
+    if not hasattr(model, "blocks"):
+        stacks = [name for name, _ in model.named_children() if name.endswith("blocks")]
+        raise ValueError(
+            f"{architecture_of(model)} is not one stack of blocks that run once each (TransformerLens has "
+            f"{' and '.join(stacks) or 'none'} instead of blocks), so that heads, neurons, mlps or residual states of "
+            "a layer have no place of their own in a run. Use a model with one stack, such as gpt2."
+        )
+
+
 @dataclass(frozen=True)
 class ModelView:
     """What the engine needs of a TransformerLens model, the same for both generations.
@@ -67,6 +93,7 @@ class ModelView:
 
     Raises:
         TypeError: ``model`` has no ``hook_dict`` or ``cfg``, so it is not a TransformerLens model.
+        ValueError: it is an encoder-decoder, or not one stack of blocks.
 
     Examples:
         >>> import tl_multitrace as mt
@@ -84,6 +111,7 @@ class ModelView:
                 f"{type(self.model).__name__}. Wrap a Hugging Face model with "
                 "TransformerBridge.boot_transformers(name, hf_model=model, tokenizer=tokenizer)."
             )
+        refuse_other_shapes(self.model)
 
     # ------------------------------------------------------------------ facts
 
@@ -213,6 +241,10 @@ class ModelView:
             known = f"; it has {', '.join(near)} ..." if near else ""
             raise KeyError(f"{type(self.model).__name__} has no hook point {name!r}{known}")
         return points[name]
+
+    def points(self) -> Mapping[str, Any]:
+        """Every ``HookPoint`` by name."""
+        return self._points()
 
     def has_point(self, name: str) -> bool:
         """Whether the model has a hook point called ``name``."""

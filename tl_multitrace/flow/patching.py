@@ -28,6 +28,7 @@ from torch import Tensor
 from tl_multitrace.answers import Answers
 from tl_multitrace.cost import HookError
 from tl_multitrace.flow.nodes import Edge, Nodes
+from tl_multitrace.flow.outputs import Outputs
 from tl_multitrace.flow.taps import Taps
 from tl_multitrace.forward.engine import Prefix
 from tl_multitrace.groups import ATTENTION_INPUTS, SITES
@@ -37,7 +38,7 @@ from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.rows import Batch
 from tl_multitrace.tracer import Tracer
 
-ATTENTION_OUT, MLP_OUT = SITES["attn", "out"].hook, SITES["mlp", "out"].hook
+ATTENTION_OUT = SITES["attn", "out"].hook
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,7 @@ class PathPatching(Tracer):
         self._reference_inputs = Prefix(self.background.cpu().numpy())
         eps = torch.finfo(self.view.dtype).eps
         self._rounding = 16 * eps if eps < 1e-4 else 0.0  # half precision: runs that agree agree exactly
-        layers = range(self.view.n_layers)
-        self._attention_out = [ATTENTION_OUT.format(layer=i) for i in layers]
-        self._mlp_out = [MLP_OUT.format(layer=i) for i in layers] if self.view.d_mlp else []
+        self._outputs = Outputs.of(tracer.model)
 
     @property
     def noise(self) -> float:
@@ -146,7 +145,7 @@ class PathPatching(Tracer):
         """Hook points that are watched or kept: layer outputs, the receivers' own, and what attention reads."""
         own = [component.hook_name for component in self.groups]
         inputs = [self._input(x, layer) for x in ATTENTION_INPUTS for layer in self._layers(self.nodes.components)]
-        return list(dict.fromkeys([*inputs, *own, *self._attention_out, *self._mlp_out]))
+        return list(dict.fromkeys([*inputs, *own, *self._outputs]))
 
     def _layers(self, nodes: Iterable[int]) -> list[int]:
         """Layers of the attention receivers among some nodes."""
@@ -165,7 +164,7 @@ class PathPatching(Tracer):
         with self.taps.doing(record=self._points()) as seen:
             record = [self._reference_inputs] if keeps else []
             answers = self._engine.answers(batch, self.background[None, None], record=record)
-        quiet = {name: seen[name] for name in (*self._attention_out, *self._mlp_out)}
+        quiet = {name: seen[name] for name in self._outputs}
         values = self.metric(answers, base)
         self._check(values, batch, self.background[None, None], "the metric", answers.token_logp)
         return Reference(batch, base, seen, values, quiet)
@@ -278,7 +277,7 @@ class PathPatching(Tracer):
             HookError: it ignores either.
         """
         at = self._reference(batch, self._base[0].picked(self._base[0].right.new_zeros(1, dtype=torch.long)))
-        for names in (self._attention_out, self._mlp_out):
+        for names in (self._outputs.attention, self._outputs.mlp):
             poison = {name: torch.full_like(at.values[name], torch.nan) for name in names}
             with self.taps.doing(kept=poison):
                 answers = self._run(batch, self.background[None])
@@ -295,7 +294,7 @@ class PathPatching(Tracer):
         for name in names.values():
             value = torch.randn(at.values[name].shape, generator=noise).to(at.values[name])
             swaps[name] = value, torch.ones(1, 1, 1, 1, device=self.view.device)
-        outs = [self._attention_out[layer] for layer in names]
+        outs = [ATTENTION_OUT.format(layer=layer) for layer in names]
         with self.taps.doing(record=outs, kept=at.quiet, swaps=swaps) as seen:
             self._run(batch, self.background[None])
         if names and all(torch.equal(seen[name], at.values[name]) for name in outs):
