@@ -13,7 +13,7 @@ from torch import Tensor
 import tl_multitrace as mt
 from tiny_models import HAS_BRIDGE, HAS_HOOKED, NATIVE, TL_MAJOR, forked_rng, randomise
 from tl_multitrace.causal_trace import TokenReplacement, causal_trace
-from tl_multitrace.embeddings import embedding_moments
+from tl_multitrace.models.embeddings import embedding_moments
 
 SIZES = {
     "vocab_size": 128,

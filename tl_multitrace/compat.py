@@ -10,7 +10,7 @@ A ``ModelView`` never changes the model outside its context managers, and each o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -21,10 +21,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tl_multitrace.encoder_decoder import refuse_encoder_decoder as refuse_encoder_decoder
 from tl_multitrace.identity import weights_digest
 from tl_multitrace.models.offload import device_of, weights_of
 from tl_multitrace.models.renamed import cache_keyword, cache_passed_on
+from tl_multitrace.models.stacks import refuse_other_shapes
 
 HookFn = Callable[..., Any]
 """A TransformerLens forward hook: ``fn(activation, hook) -> activation | None``."""
@@ -69,6 +69,7 @@ class ModelView:
 
     Raises:
         TypeError: ``model`` has no ``hook_dict`` or ``cfg``, so it is not a TransformerLens model.
+        ValueError: it is an encoder-decoder, or not one stack of blocks.
 
     Examples:
         >>> import tl_multitrace as mt
@@ -86,7 +87,7 @@ class ModelView:
                 f"{type(self.model).__name__}. Wrap a Hugging Face model with "
                 "TransformerBridge.boot_transformers(name, hf_model=model, tokenizer=tokenizer)."
             )
-        refuse_encoder_decoder(self.model)
+        refuse_other_shapes(self.model)
 
     # ------------------------------------------------------------------ facts
 
@@ -223,6 +224,10 @@ class ModelView:
             raise KeyError(f"{type(self.model).__name__} has no hook point {name!r}{known}")
         return points[name]
 
+    def points(self) -> Mapping[str, Any]:
+        """Every ``HookPoint`` by name."""
+        return self._points()
+
     def has_point(self, name: str) -> bool:
         """Whether the model has a hook point called ``name``."""
         return name in self._points()
@@ -298,6 +303,24 @@ class ModelView:
                 module.training = mode
             if config is not None and use_cache:
                 config.use_cache = use_cache
+
+    def watched(
+        self, names: Iterable[str], n_tokens: int, put: Mapping[str, Tensor] | None = None
+    ) -> dict[str, list[Any]]:
+        """What every firing of some hook points shows in a run of a few tokens, however often they fire.
+
+        Args:
+            names: hook points; those that the model has not are left out.
+            n_tokens: length of the prompt, whose ids are 0, 1, 2 ...
+            put: activations to put in first, by hook point.
+        """
+        seen: dict[str, list[Any]] = {name: [] for name in names if self.has_point(name)}
+        hooks: list[tuple[str, HookFn]] = [(name, _constant(value)) for name, value in (put or {}).items()]
+        hooks += [(name, _watcher(found)) for name, found in seen.items()]
+        tokens = (torch.arange(n_tokens, device=self.device) % max(1, self.d_vocab))[None]
+        with torch.no_grad(), self.frozen(), self.attached(hooks):
+            self.model(tokens)
+        return seen
 
     # ------------------------------------------------------------------ running
 
@@ -390,6 +413,17 @@ class ModelView:
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def _constant(value: Tensor) -> HookFn:
+    return lambda act, hook=None: value
+
+
+def _watcher(found: list[Any]) -> HookFn:
+    def watch(act: Any, hook: Any = None) -> None:
+        found.append(act.detach().clone() if isinstance(act, Tensor) else act)
+
+    return watch
 
 
 _containers: WeakKeyDictionary[Any, dict[int, Callable[[Tensor], Any]]] = WeakKeyDictionary()

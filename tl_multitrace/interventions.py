@@ -25,9 +25,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_multitrace.compat import ModelView
-from tl_multitrace.embeddings import embedding_moments, embedding_width
 from tl_multitrace.groups import Position
 from tl_multitrace.groups.mixing import Places
+from tl_multitrace.models.embeddings import embedding_moments, embedding_width
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.rows import Rows
 from tl_multitrace.tokens import pad_rows

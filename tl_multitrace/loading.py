@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 
-from tl_multitrace.compat import ModelView, installed_version, refuse_encoder_decoder
+from tl_multitrace.compat import ModelView, installed_version
 from tl_multitrace.distributed import local_device
 from tl_multitrace.models.renamed import pass_on_cache
+from tl_multitrace.models.stacks import refuse_other_shapes
 from tl_multitrace.tokens import Encoder
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ def load_model(
     began = time.perf_counter()
     model = _load(name_or_path, device, dtype, trust_remote_code)
     pass_on_cache(model)  # for good: text that the user generates later is to be right too
-    refuse_encoder_decoder(model)
+    refuse_other_shapes(model)
     logger.info("%s loaded on %s as %s in %.1f s", name_or_path, device, dtype, time.perf_counter() - began)
     return model
 

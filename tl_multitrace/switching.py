@@ -121,7 +121,8 @@ def steering(model: Any, groups: HookGroups, strength: float, reference: PromptP
     source = means(view, names, reference.source_tokens, reference.source_lengths)
     base = means(view, names, reference.base_tokens, reference.lengths)
     moves = {
-        name: strength * (source[name] - base[name]) * chosen for name, chosen in _places(groups, view.device).items()
+        name: strength * (source[name] - base[name]) * chosen[: source[name].shape[0]]
+        for name, chosen in _places(groups, view.device).items()
     }
     return Switch(model, groups, {name: _adder(move) for name, move in moves.items()}, f"steering by {strength:g}")
 
@@ -188,9 +189,14 @@ def _places(groups: HookGroups, device: torch.device) -> dict[str, Bool[Tensor, 
 
 def _setter(value: Tensor, chosen: Tensor) -> HookFn:
     def set_value(act: Tensor, hook: Any = None) -> Tensor:
-        return torch.where(chosen.to(act.device), value.to(act), act).contiguous()
+        return torch.where(_fitting(chosen, act).to(act.device), value.to(act), act).contiguous()
 
     return set_value
+
+
+def _fitting(chosen: Tensor, act: Tensor) -> Tensor:
+    """As many places as an activation has, of a table that is made for the widest layer."""
+    return chosen[: act.shape[2]] if len(chosen) > 1 else chosen
 
 
 def _adder(move: Tensor) -> HookFn:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_multitrace.compat import ModelView
-from tl_multitrace.groups import Component, HookGroups, Position
+from tl_multitrace.groups import Component, HookGroups, Points, Position
 
 SITE = {"resid": "post", "mlp": "out", "attn": "out", "head": "z", "neuron": "post"}
 """What is restored of each kind; a residual state is the output of its block, as in Meng et al. 2022."""
@@ -35,6 +35,7 @@ class Cells:
         n_layers: blocks of the model.
         size: heads or neurons per layer of the model; 1 for whole layers.
         own: the user's own hook groups, one cell each; the grid then has no positions and layers.
+        lacking: kinds and layers that a window leaves out, as a hybrid has attention in some layers alone.
     """
 
     kinds: tuple[str, ...]
@@ -45,6 +46,7 @@ class Cells:
     n_layers: int = 0
     size: int = 1
     own: HookGroups | None = None
+    lacking: tuple[tuple[str, int], ...] = ()
 
     @property
     def dims(self) -> tuple[str, ...]:
@@ -75,13 +77,16 @@ class Cells:
         if self.own is not None:
             return self.own
         cells = list(product(self.positions, self.layers, self.units or (None,)))
-        named = tuple(Component(self.kinds[0], layer, unit, p, SITE[self.kinds[0]]) for p, layer, unit in cells)
+        named, lacking = self._names(cells), set(self.lacking)
         sites = tuple(
-            tuple(self._site(k, i, unit, p) for k in self.kinds for i in self.reach(layer, k))
+            tuple(self._site(k, i, unit, p) for k in self.kinds for i in self.reach(layer, k) if (k, i) not in lacking)
             for p, layer, unit in cells
         )
         sizes = {(s.kind, s.site): self.size for group in sites for s in group}
         return HookGroups(named, sites, sizes)
+
+    def _names(self, cells: Iterable[tuple[int, int, int | None]]) -> tuple[Component, ...]:
+        return tuple(Component(self.kinds[0], layer, unit, p, SITE[self.kinds[0]]) for p, layer, unit in cells)
 
     def atoms(self) -> tuple[HookGroups, Float[Tensor, "cells atoms"] | None]:
         """What cells are made of, and which cell restores which; None where cells are what they are made of.
@@ -131,6 +136,7 @@ def make_cells(
 
     Raises:
         ValueError: unknown kind, kinds that cannot be restored together, or something outside prompt or model.
+        HookError: the model has no such components to hook.
     """
     view = ModelView(model)
     if isinstance(restore, HookGroups):
@@ -138,18 +144,24 @@ def make_cells(
             raise ValueError("restore= has no hook groups: there is nothing to restore.")
         return Cells((), (), (), n_layers=view.n_layers, own=restore)
     kinds = check_kinds(restore)
-    size = _units_of(view, kinds[0])
+    seen = Points.of(model)
+    for kind in kinds:
+        seen.check(kind, SITE[kind])
+    size = seen.size(kinds[0], SITE[kinds[0]])
     if units is not None and kinds[0] not in INDEXED:
         raise ValueError(f"units={units!r} are heads or neurons, and restore={restore!r} has none. Leave units= out.")
     chosen = () if kinds[0] not in INDEXED else _inside(units, size, kinds[0])
     cells = Cells(
         kinds,
         _positions(positions, n_tokens, subject),
-        _inside(layers, view.n_layers, "layer"),
+        _inside(seen.layers(kinds[0], SITE[kinds[0]]) if layers is None else layers, view.n_layers, "layer"),
         chosen,
         _window(window) if set(kinds) & set(WINDOWED) else 1,
         view.n_layers,
         size,
+        lacking=tuple(
+            (k, i) for k in kinds for i in range(view.n_layers) if k in WINDOWED and seen.missing(k, SITE[k], i)
+        ),
     )
     HookGroups.of(model, [s for sites in cells.groups().sites[: len(chosen or (0,))] for s in sites])
     return cells
@@ -168,12 +180,6 @@ def check_kinds(restore: str | Sequence[str]) -> tuple[str, ...]:
     if len(kinds) > 1 and set(kinds) & set(INDEXED):
         raise ValueError(f"{' and '.join(kinds)} cannot share a grid: heads and neurons have an axis of their own.")
     return kinds
-
-
-def _units_of(view: ModelView, kind: str) -> int:
-    if kind == "neuron" and not view.d_mlp:
-        raise ValueError(f"{view.name} has no neurons.")
-    return {"head": view.n_heads, "neuron": view.d_mlp}.get(kind, 1)
 
 
 def _window(window: int) -> int:
@@ -234,7 +240,9 @@ def held_sites(
         groups: the cells.
         severed: ``"mlp"``, ``"attn"`` or both.
     """
-    view = ModelView(model)
+    seen = Points.of(model)
+    for kind in severed:
+        seen.check(kind, SITE[kind])
     places: list[Position] = list(dict.fromkeys(s.position for sites in groups.sites for s in sites))
     table = torch.zeros(len(groups), len(places))
     for cell, sites in enumerate(groups.sites):
@@ -242,7 +250,8 @@ def held_sites(
             table[cell, places.index(site.position)] = 1.0
     names = tuple(Component(severed[0], 0, None, p, SITE[severed[0]]) for p in places)
     sites_of = tuple(
-        tuple(Component(k, layer, None, p, SITE[k]) for k in severed for layer in range(view.n_layers)) for p in places
+        tuple(Component(k, layer, None, p, SITE[k]) for k in severed for layer in seen.layers(k, SITE[k]))
+        for p in places
     )
     HookGroups.of(model, sites_of[0])
     return HookGroups(names, sites_of, {(k, SITE[k]): 1 for k in severed}), table

@@ -24,8 +24,8 @@ from torch import Tensor
 from tl_multitrace.causal_trace.question import Question
 from tl_multitrace.compat import ModelView
 from tl_multitrace.cost import NonFiniteError
-from tl_multitrace.embeddings import embedding_moments
 from tl_multitrace.interventions import Interchange, Intervention, NoiseCorruption
+from tl_multitrace.models.embeddings import embedding_moments
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.rows import Rows
 from tl_multitrace.token_ids import whole_numbers

@@ -24,6 +24,7 @@ from tl_multitrace.compat import BLOCK_INPUT, ModelView
 from tl_multitrace.engine.exhausted import is_out_of_memory
 from tl_multitrace.engine.forward import Forward, Start, padded, run, session
 from tl_multitrace.engine.past import Past
+from tl_multitrace.models.embeddings import embedding_width
 from tl_multitrace.rows import Attention
 
 logger = logging.getLogger(__name__)
@@ -139,7 +140,7 @@ class Trials:
         """The prompts with other embeddings from a column on."""
         spread = float(self.view.embed(self._plain.tokens[0]).float().std()) or 1.0
         draw = torch.Generator().manual_seed(0)
-        noise = SIZE * spread * torch.randn(*self._plain.tokens.shape, self.view.embedding_width, generator=draw)
+        noise = SIZE * spread * torch.randn(*self._plain.tokens.shape, embedding_width(self.view), generator=draw)
         noise[:, :column] = 0.0
         return replace(self._plain, noise=noise)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from tl_multitrace.circuit import Circuit
 from tl_multitrace.compat import ModelView
+from tl_multitrace.cost import HookError
 from tl_multitrace.groups import ATTENTION_INPUTS, SITES, Component, HookGroups, Position, residual
 from tl_multitrace.prompts import PromptPairs
 
@@ -61,10 +62,12 @@ class Nodes:
 
         Raises:
             ValueError: something that cannot be a node, or is outside the model.
+            HookError: the model has no hook points for what an attention layer reads.
         """
         for component in components:
             _check(component)
         made = HookGroups.of(model, components)
+        _check_inputs(ModelView(model), components)
         groups = made + residual(model, [0], positions=positions) if positions else made
         return cls(groups, len(made), ModelView(model).parallel_attn_mlp, len(made) if n_chosen is None else n_chosen)
 
@@ -129,6 +132,17 @@ def _check(component: Component) -> None:
         raise ValueError(
             f"{component.label} is a residual state: it is the sum of everything before it, so no effect on it is "
             "direct. Choose heads, neurons, MLP or attention layers; tokens are nodes by themselves."
+        )
+
+
+def _check_inputs(view: ModelView, components: Iterable[Component]) -> None:
+    """Refuse attention layers whose queries, keys or values have no hook points: nothing can be sent to them."""
+    names = [x.format(layer=c.layer) for c in components if c.kind in ATTENTION for x in ATTENTION_INPUTS.values()]
+    missing = next((name for name in names if not view.has_point(name)), None)
+    if missing is not None:
+        raise HookError(
+            f"{view.name} has no hook point {missing}, so no edge can be drawn to that layer's heads. Draw edges "
+            "between its mlps, or look at the effects of heads as a whole (select, tracer.effects)."
         )
 
 

@@ -30,6 +30,7 @@ from tl_multitrace.cost import HookError
 from tl_multitrace.engine.forward import session
 from tl_multitrace.engine.sources import StoredRun
 from tl_multitrace.flow.nodes import Edge, Nodes
+from tl_multitrace.flow.outputs import Outputs
 from tl_multitrace.groups import ATTENTION_INPUTS, SITES
 from tl_multitrace.groups.mixing import Plan, mix
 from tl_multitrace.progress import track
@@ -37,7 +38,7 @@ from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.rows import Batch
 from tl_multitrace.tracer import Tracer
 
-ATTENTION_OUT, MLP_OUT = SITES["attn", "out"].hook, SITES["mlp", "out"].hook
+ATTENTION_OUT = SITES["attn", "out"].hook
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,7 @@ class PathPatching:
         self._reference_inputs = StoredRun(self.background.cpu().numpy())
         eps = torch.finfo(self.view.dtype).eps
         self._rounding = 16 * eps if eps < 1e-4 else 0.0  # half precision: runs that agree agree exactly
-        layers = range(self.view.n_layers)
-        self._attention_out = [ATTENTION_OUT.format(layer=i) for i in layers]
-        self._mlp_out = [MLP_OUT.format(layer=i) for i in layers] if self.view.d_mlp else []
+        self._outputs = Outputs.of(tracer.model)
 
     @property
     def noise(self) -> float:
@@ -145,7 +144,7 @@ class PathPatching:
         """Hook points that are watched or kept: layer outputs, the receivers' own, and what attention reads."""
         own = [component.hook_name for component in self.groups]
         inputs = [self._input(x, layer) for x in ATTENTION_INPUTS for layer in self._layers(self.nodes.components)]
-        return list(dict.fromkeys([*inputs, *own, *self._attention_out, *self._mlp_out]))
+        return list(dict.fromkeys([*inputs, *own, *self._outputs]))
 
     def _layers(self, nodes: Iterable[int]) -> list[int]:
         """Layers of the attention receivers among some nodes."""
@@ -176,7 +175,7 @@ class PathPatching:
         seen: dict[str, Tensor] = {}
         mask = self.background[None, None]
         answers = self._runs.answers(batch, mask, record=record, keep_after=frozenset(self._points()), seen=seen)
-        quiet = {name: seen[name] for name in (*self._attention_out, *self._mlp_out)}
+        quiet = {name: seen[name] for name in self._outputs}
         values = self.tracer.metric(answers, base)
         self._own.check(values, batch, mask, "the metric", answers.token_logp)
         return Reference(batch, base, seen, values, quiet)
@@ -292,7 +291,7 @@ class PathPatching:
         """
         base = self._own.base[0]
         at = self._reference(batch, base.picked(base.right.new_zeros(1, dtype=torch.long)))
-        for names in (self._attention_out, self._mlp_out):
+        for names in (self._outputs.attention, self._outputs.mlp):
             poison = {name: torch.full_like(at.values[name], torch.nan) for name in names}
             answers, _ = self._run(batch, self.background[None], hide=poison)
             if names and bool(answers.token_logp[answers.present].isfinite().any()):
@@ -308,7 +307,7 @@ class PathPatching:
         for name in names.values():
             value = torch.randn(at.values[name].shape, generator=noise).to(at.values[name])
             swaps[name] = value, torch.ones(1, 1, 1, 1, device=self.view.device)
-        outs = [self._attention_out[layer] for layer in names]
+        outs = [ATTENTION_OUT.format(layer=layer) for layer in names]
         _, seen = self._run(batch, self.background[None], keep_after=frozenset(outs), hide=at.quiet, put=swaps)
         if names and all(torch.equal(seen[name], at.values[name]) for name in outs):
             self._ignored(next(iter(names.values())))

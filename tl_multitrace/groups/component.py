@@ -34,11 +34,15 @@ SITES: dict[tuple[str, str], SiteKind] = {
     ("mlp_dim", "out"): SiteKind("blocks.{layer}.hook_mlp_out", axis=2),
     ("mlp", "out"): SiteKind("blocks.{layer}.hook_mlp_out"),
     ("attn", "out"): SiteKind("blocks.{layer}.hook_attn_out"),
+    ("mlp_dim", "inner"): SiteKind("blocks.{layer}.mlp.hook_out", axis=2),
+    ("mlp", "inner"): SiteKind("blocks.{layer}.mlp.hook_out"),
+    ("attn", "inner"): SiteKind("blocks.{layer}.attn.hook_out"),
     ("resid", "pre"): SiteKind("blocks.{layer}.hook_resid_pre"),
     ("resid", "mid"): SiteKind("blocks.{layer}.hook_resid_mid"),
     ("resid", "post"): SiteKind("blocks.{layer}.hook_resid_post"),
 }
-"""Every kind of component and the activation that stands for it."""
+"""Every kind of component and the activation that stands for it; ``inner`` where a block has no point for its layers'
+outputs, but the layer has."""
 
 ATTENTION_INPUTS = {
     "q": "blocks.{layer}.attn.hook_q",

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tl_multitrace.compat import HookFn, ModelView
 from tl_multitrace.groups.component import Component, Position
+from tl_multitrace.groups.points import Points
 from tl_multitrace.tokens import picks
 
 
@@ -58,18 +59,11 @@ class HookGroups:
 
         Raises:
             ValueError: a component is outside the model.
-            KeyError: the model has no such hook point.
+            HookError: the model has no hook point for it, or one that holds something else.
         """
-        view, made = ModelView(model), tuple(components)
-        sizes = {key: axis_length(view, key) for key in {(c.kind, c.site) for c in made}}
-        for name in {c.hook_name: None for c in made if c.layer < view.n_layers}:
-            view.point(name)
-        for c in made:
-            if c.layer >= view.n_layers or (c.index is not None and c.index >= sizes[c.kind, c.site]):
-                raise ValueError(
-                    f"{c.label} is outside {view.name}, which has {view.n_layers} layers"
-                    + (f" of {sizes[c.kind, c.site]} {c.kind}s." if c.index is not None else ".")
-                )
+        seen, made = Points.of(model), tuple(components)
+        _check_inside(seen, made)
+        sizes = {key: seen.size(*key) for key in {(c.kind, c.site) for c in made}}
         return cls(made, tuple((c,) for c in made), sizes)
 
     # ------------------------------------------------------------------ set operations
@@ -232,5 +226,17 @@ def mask_of(n: int, members: Iterable[SupportsIndex]) -> Float[Tensor, " groups"
 
 
 def axis_length(view: ModelView, key: tuple[str, str]) -> int:
-    """How many components a (kind, site) has per layer; 1 where a site is a whole vector."""
-    return {"head": view.n_heads, "neuron": view.d_mlp, "mlp_dim": view.d_model}.get(key[0], 1)
+    """How many components a (kind, site) has per layer, at most; 1 where a site is a whole vector."""
+    return Points.of(view.model).size(*key)
+
+
+def _check_inside(seen: Points, components: Sequence[Component]) -> None:
+    places = dict.fromkeys((c.kind, c.site, c.layer) for c in components if c.layer < seen.n_layers)
+    widths = {place: seen.width(*place) for place in places}
+    for c in components:
+        width = widths.get((c.kind, c.site, c.layer), 0)
+        if not width or (c.index is not None and c.index >= width):
+            raise ValueError(
+                f"{c.label} is outside {seen.name}, which has {seen.n_layers} layers"
+                + (f" of {width or seen.size(c.kind, c.site)} {c.kind}s." if c.index is not None else ".")
+            )

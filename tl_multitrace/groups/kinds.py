@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
 from typing import Any
 
-from tl_multitrace.compat import ModelView
-from tl_multitrace.groups.component import Component, Position, Positions
+from tl_multitrace.groups.component import SITES, Component, Position, Positions
 from tl_multitrace.groups.hook_groups import HookGroups
+from tl_multitrace.groups.points import NOUN, Points
+
+logger = logging.getLogger(__name__)
 
 
 def heads(model: Any, layers: Any = None, *, site: str = "z", positions: Positions = "all") -> HookGroups:
@@ -15,7 +17,7 @@ def heads(model: Any, layers: Any = None, *, site: str = "z", positions: Positio
 
     Args:
         model: a TransformerLens model.
-        layers: block numbers; default all.
+        layers: block numbers; default all that have such components.
         site: ``"z"`` mixes the head's output before ``W_O``; ``"pattern"`` mixes its attention weights, those that the
             covered positions give to earlier ones, and leaves the values running.
         positions: see :func:`neurons`.
@@ -28,7 +30,7 @@ def heads(model: Any, layers: Any = None, *, site: str = "z", positions: Positio
         >>> mt.heads(model, [0], site="pattern").names_filter
         ['blocks.0.attn.hook_pattern']
     """
-    return _indexed(model, "head", layers, positions, ModelView(model).n_heads, site)
+    return _indexed(model, "head", layers, positions, site)
 
 
 def neurons(model: Any, layers: Any = None, *, positions: Positions = "all") -> HookGroups:
@@ -36,12 +38,13 @@ def neurons(model: Any, layers: Any = None, *, positions: Positions = "all") -> 
 
     Args:
         model: a TransformerLens model.
-        layers: block numbers; default all.
+        layers: block numbers; default all that have such components.
         positions: ``"all"`` prompt positions (default), ``"last"``, ``"everywhere"`` (also the answer's tokens), a
             span's name such as ``"subject"``, one position, a ``slice``, or a list of positions for one group each.
 
     Raises:
-        ValueError: the model has no MLPs, or a layer is outside the model.
+        ValueError: a layer is outside the model.
+        HookError: the model has no neurons to hook, such as a mixture of experts.
 
     Examples:
         >>> import tl_multitrace as mt
@@ -49,7 +52,7 @@ def neurons(model: Any, layers: Any = None, *, positions: Positions = "all") -> 
         >>> len(mt.neurons(model)), len(mt.neurons(model, [2], positions="last"))
         (2048, 512)
     """
-    return _indexed(model, "neuron", layers, positions, ModelView(model).d_mlp)
+    return _indexed(model, "neuron", layers, positions, "post")
 
 
 def mlp_dims(model: Any, layers: Any = None, *, positions: Positions = "all") -> HookGroups:
@@ -57,7 +60,7 @@ def mlp_dims(model: Any, layers: Any = None, *, positions: Positions = "all") ->
 
     Args:
         model: a TransformerLens model.
-        layers: block numbers; default all.
+        layers: block numbers; default all that have such components.
         positions: see :func:`neurons`.
 
     Examples:
@@ -65,8 +68,7 @@ def mlp_dims(model: Any, layers: Any = None, *, positions: Positions = "all") ->
         >>> mt.mlp_dims(mt.load_model("demo"), [2]).labels[:3]
         ['L2D0', 'L2D1', 'L2D2']
     """
-    view = ModelView(model)
-    return _indexed(model, "mlp_dim", layers, positions, view.d_model if view.d_mlp else 0)
+    return _indexed(model, "mlp_dim", layers, positions, "out", "inner")
 
 
 def mlps(model: Any, layers: Any = None, *, positions: Positions = "all") -> HookGroups:
@@ -74,20 +76,19 @@ def mlps(model: Any, layers: Any = None, *, positions: Positions = "all") -> Hoo
 
     Args:
         model: a TransformerLens model.
-        layers: block numbers; default all.
+        layers: block numbers; default all that have such components.
         positions: see :func:`neurons`.
 
     Raises:
-        ValueError: the model has no MLPs, or a layer is outside it.
+        ValueError: a layer is outside the model.
+        HookError: the model has no MLP layers to hook.
 
     Examples:
         >>> import tl_multitrace as mt
         >>> mt.mlps(mt.load_model("demo"), positions=["last"]).labels
         ['L0MLP@last', 'L1MLP@last', 'L2MLP@last', 'L3MLP@last']
     """
-    if not ModelView(model).d_mlp:
-        raise ValueError(f"{ModelView(model).name} has no MLP layers.")
-    return _indexed(model, "mlp", layers, positions, None)
+    return _indexed(model, "mlp", layers, positions, "out", "inner")
 
 
 def attn_layers(model: Any, layers: Any = None, *, positions: Positions = "all") -> HookGroups:
@@ -95,7 +96,7 @@ def attn_layers(model: Any, layers: Any = None, *, positions: Positions = "all")
 
     Args:
         model: a TransformerLens model.
-        layers: block numbers; default all.
+        layers: block numbers; default all that have such components.
         positions: see :func:`neurons`.
 
     Examples:
@@ -103,7 +104,7 @@ def attn_layers(model: Any, layers: Any = None, *, positions: Positions = "all")
         >>> mt.attn_layers(mt.load_model("demo")).labels
         ['L0ATTN', 'L1ATTN', 'L2ATTN', 'L3ATTN']
     """
-    return _indexed(model, "attn", layers, positions, None)
+    return _indexed(model, "attn", layers, positions, "out", "inner")
 
 
 def residual(model: Any, layers: Any = None, *, site: str = "pre", positions: Positions = "all") -> HookGroups:
@@ -111,7 +112,7 @@ def residual(model: Any, layers: Any = None, *, site: str = "pre", positions: Po
 
     Args:
         model: a TransformerLens model.
-        layers: block numbers; default all.
+        layers: block numbers; default all that have such components.
         site: ``"pre"``, ``"mid"`` or ``"post"``.
         positions: see :func:`neurons`.
 
@@ -120,7 +121,7 @@ def residual(model: Any, layers: Any = None, *, site: str = "pre", positions: Po
         >>> mt.residual(mt.load_model("demo"), [1], site="post", positions=[0, 3]).labels
         ['L1@0', 'L1@3']
     """
-    return _indexed(model, "resid", layers, positions, None, site)
+    return _indexed(model, "resid", layers, positions, site)
 
 
 def mib_groups(model: Any) -> HookGroups:
@@ -137,26 +138,39 @@ def mib_groups(model: Any) -> HookGroups:
         >>> len(groups), groups.labels[:3], groups.labels[-1]
         (37, ['L0RESID', 'L0H0', 'L0H1'], 'L3MLP')
     """
-    view = ModelView(model)
+    seen = Points.of(model)
     nodes = [Component("resid", 0, None, None, "pre")]
-    for layer in range(view.n_layers):
-        nodes += [Component("head", layer, head) for head in range(view.n_heads)]
-        nodes += [Component("mlp", layer)] if view.d_mlp else []
+    for layer in range(seen.n_layers):
+        if seen.missing("head", "z", layer) is None:
+            nodes += [Component("head", layer, head) for head in range(seen.width("head", "z", layer))]
+        nodes += [Component("mlp", layer)] if seen.missing("mlp", "out", layer) is None else []
     return HookGroups.of(model, nodes)
 
 
-def _indexed(model: Any, kind: str, layers: Any, positions: Positions, count: int | None, site: str = "") -> HookGroups:
-    view = ModelView(model)
-    if count == 0:
-        raise ValueError(f"{view.name} has no {kind}s.")
-    chosen = range(view.n_layers) if layers is None else [layers] if isinstance(layers, int) else list(layers)
-    outside = [layer for layer in chosen if not 0 <= layer < view.n_layers]
+def _indexed(model: Any, kind: str, layers: Any, positions: Positions, *sites: str) -> HookGroups:
+    """Components at the first of some sites that the model has."""
+    if (kind, sites[0]) not in SITES:
+        Component(kind, 0, site=sites[0])  # says which sites there are
+    seen = Points.of(model)
+    site = next((s for s in sites if seen.layers(kind, s)), sites[0])
+    chosen = _every_layer(seen, kind, site) if layers is None else [layers] if isinstance(layers, int) else list(layers)
+    outside = [layer for layer in chosen if not 0 <= layer < seen.n_layers]
     if outside:
-        raise ValueError(f"layer {outside[0]} is outside {view.name}, which has layers 0 to {view.n_layers - 1}.")
-    indices: Sequence[int | None] = [None] if count is None else range(count)
-    return HookGroups.of(
-        model, [Component(kind, layer, i, p, site) for layer in chosen for i in indices for p in _each(positions)]
-    )
+        raise ValueError(f"layer {outside[0]} is outside {seen.name}, which has layers 0 to {seen.n_layers - 1}.")
+    indexed, at = SITES[kind, site].axis is not None, _each(positions)
+    numbers = {i: range(seen.width(kind, site, i)) if indexed else [None] for i in chosen}
+    return HookGroups.of(model, [Component(kind, i, n, p, site) for i in chosen for n in numbers[i] for p in at])
+
+
+def _every_layer(seen: Points, kind: str, site: str) -> list[int]:
+    """All layers that have such components; told where it is not all layers."""
+    seen.check(kind, site)
+    found = seen.layers(kind, site)
+    if len(found) < seen.n_layers:
+        first = next(i for i in range(seen.n_layers) if i not in found)
+        reason = seen.missing(kind, site, first)
+        logger.warning("%s: %s of layers %s alone. Layer %d: %s", seen.name, NOUN[kind], found, first, reason)
+    return found
 
 
 def _each(positions: Positions) -> list[Position]:

@@ -166,6 +166,7 @@ def mix(act: Tensor, source: Tensor, share: Tensor) -> Tensor:
         share: as :meth:`Plan.share` gives it.
     """
     running = act.unflatten(0, (share.shape[0], -1))
+    share = _narrowed(share, running)
     while share.ndim < running.ndim:
         share = share.unsqueeze(-1)
     work = act.dtype if act.dtype in (torch.float32, torch.float64) else torch.float32
@@ -173,6 +174,12 @@ def mix(act: Tensor, source: Tensor, share: Tensor) -> Tensor:
     near = act.device  # of a model on several devices, that of this block
     mixed = torch.lerp(running.to(work), source.to(near, work), share.to(near, work))
     return mixed.to(act.dtype).flatten(0, 1).contiguous()
+
+
+def _narrowed(share: Tensor, running: Tensor) -> Tensor:
+    """The share of a layer that has fewer components than the widest, for which tables are made."""
+    axis = 2 if share.ndim == 5 else 3  # [k, r, i, dest, src] of attention weights, else [k, r, pos, i]
+    return share.narrow(axis, 0, min(share.shape[axis], max(1, running.shape[axis])))
 
 
 # ---------------------------------------------------------------------- compiling

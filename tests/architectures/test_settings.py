@@ -1,0 +1,37 @@
+"""Every setting of ``HookedTransformerConfig``, on TransformerLens 2.x and 3.x: no number but the plain loop's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from settings import SETTINGS, build, dtype_of
+from sweep import Sweep
+
+from tiny_models import HAS_HOOKED
+
+pytestmark = [
+    pytest.mark.sweep,
+    pytest.mark.lens,
+    pytest.mark.skipif(not HAS_HOOKED, reason="HookedTransformer went with TransformerLens 4"),
+    pytest.mark.filterwarnings("ignore"),
+]
+
+ENGINE: dict[str, str] = {}
+"""Settings that fail in the forward, and how."""
+
+WITHOUT = {
+    "attention only": {"neurons", "mlp_dims", "mlps", "residual:mid"},
+    "parallel": {"residual:mid"},
+    "experts": {"neurons"},
+    "gated experts": {"neurons"},
+}
+"""Kinds that a setting takes away; all others work."""
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_number_is_the_plain_loops(name: str, request: pytest.FixtureRequest) -> None:
+    if name in ENGINE:
+        request.applymarker(pytest.mark.xfail(reason=ENGINE[name], strict=False))
+    row = Sweep(build(name), tolerance=1e-6 if dtype_of(name) == torch.float64 else 1e-4).run()
+    assert set(row.refused) == WITHOUT.get(name, set())
+    assert {"flow", "trace"} <= set(row.works)
