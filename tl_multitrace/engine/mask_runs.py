@@ -260,7 +260,7 @@ class MaskRuns:
         kinds: dict[str, list[str]] = {}
         for name in {**self.frozen_plans, **self.plans}:
             kinds.setdefault(name.split(".", 2)[-1], []).append(name)
-        nothing = torch.full((), torch.nan, device=self.view.device), torch.ones(1, device=self.view.device)
+        nothing = torch.full((), torch.nan, device=self.view.device), torch.ones(1, 1, 1, 1, device=self.view.device)
         for names in kinds.values():
             with torch.no_grad():
                 logp = self.answers(batch, put=dict.fromkeys(names, nothing)).token_logp

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from tl_multitrace.answers import Answers
 from tl_multitrace.engine.means import mean_activations, refuse_non_finite
+from tl_multitrace.groups import Points
 from tl_multitrace.groups.mixing import Plan
 from tl_multitrace.interventions import GivenAblation, Run
 from tl_multitrace.rows import Batch, Rows
@@ -220,13 +222,13 @@ class Sources:
         return value[:, :width] if value.shape[1] > 1 else value
 
     def row_bytes(self, runs: MaskRuns) -> dict[str, int]:
-        """Bytes of one row by hook name."""
-        rows, view = runs.rows, runs.view
-        width, size = rows.base.shape[1], view.dtype.itemsize
-        per_position = {"neuron": view.d_mlp, "head": view.n_heads * view.d_head}
+        """Bytes of one row by hook name, from the shapes that the activations there have."""
+        width, size = runs.rows.base.shape[1], runs.view.dtype.itemsize
+        shapes = Points.of(runs.view.model).shapes
         return {
-            name: size * width * (view.n_heads * width if plan.pattern else per_position.get(plan.kind, view.d_model))
+            name: size * width * (shapes[name][1] * width if plan.pattern else prod(shapes[name][2:]))
             for name, plan in self.plans.items()
+            if name in shapes
         }
 
     def _rows(self, runs: MaskRuns) -> int:
