@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tl_multitrace.engine.ambient import alone
 from tl_multitrace.last_mlp import LastMLP, Reads
 from tl_multitrace.memory.offload import device_of
 from tl_multitrace.models.digest import watched
@@ -393,6 +394,7 @@ class ModelView:
 def tracing(view: ModelView, hooks: Sequence[tuple[str, HookFn]]) -> Iterator[None]:
     """``view.frozen()`` and ``view.attached(hooks)`` together: what one tracing session needs."""
     with ExitStack() as stack:
+        stack.enter_context(alone(view.model))
         stack.enter_context(view.frozen())
         stack.enter_context(view.attached(hooks))
         yield

@@ -19,6 +19,7 @@ from torch import Tensor
 from tl_multitrace.answers import Answers
 from tl_multitrace.compat import ModelView
 from tl_multitrace.cost import Cost, new_cost
+from tl_multitrace.engine.metric_check import check_metric
 from tl_multitrace.forward.engine import Engine, Prefix
 from tl_multitrace.forward.finite import checked
 from tl_multitrace.forward.gradients import Gradients
@@ -130,6 +131,7 @@ class Evaluator(Halving):
             self._engine.sources.prepare(self._engine)
             if self._engine.held is not None:
                 self._engine.held.prepare(self._engine, base_run)
+            check_metric(self.metric, self._base[0])
             pairs = zip(self._batches, self._base, strict=True)
             values = [self._check(self.metric(a, a), batch, None, "the metric of the base run") for batch, a in pairs]
         self._base_values = torch.cat(values)

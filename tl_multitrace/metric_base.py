@@ -140,7 +140,8 @@ class CustomMetric(Metric):
             raise ValueError(
                 f"metric {self.label!r} must return a tensor of shape ({len(out.right)},), one per example, got {got}."
             )
-        return value
+        whole = not (value.is_floating_point() or value.is_complex())
+        return value.to(out.token_logp.dtype) if whole else value  # a count or a yes, of which effects are differences
 
 
 def as_metric(metric: Any) -> Metric:

@@ -21,12 +21,15 @@ from torch import Tensor
 
 from tl_multitrace.cost import Cost
 from tl_multitrace.distributed import Found, Ranks, ranks_of
+from tl_multitrace.engine import ambient
+from tl_multitrace.engine.ambient import usable
+from tl_multitrace.engine.identity import Unchanged, agree
 from tl_multitrace.evaluator import Evaluator
 from tl_multitrace.groups import HookGroups
 from tl_multitrace.interventions import Intervention
 from tl_multitrace.metrics import Metric
 from tl_multitrace.persist.cache import Cache, bytes_of
-from tl_multitrace.persist.calls import Calls, folder_of
+from tl_multitrace.persist.calls import Calls, name_of
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.setup import Setup
 
@@ -74,6 +77,7 @@ class Tracer(Evaluator):
         (torch.Size([16]), torch.Size([16, 32]))
     """
 
+    @ambient.call
     def __init__(
         self,
         model: Any,
@@ -90,9 +94,12 @@ class Tracer(Evaluator):
         distributed: bool | Ranks = False,
         cache_dir: str | Path | None = None,
     ) -> None:
+        pairs, groups, metric, intervention = usable(pairs), usable(groups), usable(metric), usable(intervention)
         self.model, self.pairs = model, pairs
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.given_limit, self.given_ranks = memory_limit, ranks_of(distributed)
+        given = {"prompts": pairs, "components": groups, "metric": metric, "intervention": intervention, "held": held}
+        agree(self.given_ranks, model, given)
         self.ranks = self.given_ranks.for_examples(len(pairs))
         made = Setup.of(
             model,
@@ -123,11 +130,15 @@ class Tracer(Evaluator):
         dealt, whole = made.dealt, made.whole
         counts = [sum(map(len, parts)) for parts in dealt]
         order = torch.argsort(whole.order[torch.cat([torch.cat(parts) for parts in dealt])])
-        self.calls = Calls(self, self.ranks, counts, order)
-        if self.cache_dir is not None:
-            folder = folder_of(self.cache_dir, self, pairs, sum(map(len, dealt)))
-            self.calls.cache = Cache(folder, self.ranks)
-        self._base_metric = self.calls.begin()
+        unchanged = Unchanged(model, made.metric, keeps=self.cache_dir is not None)
+        self.calls = Calls(self, self.ranks, counts, order, unchanged)
+        name = None if self.cache_dir is None else name_of(self, unchanged.state, pairs, sum(map(len, dealt)))
+        base = self.calls.begin()
+        self._base_metric = base[0]
+        if self.cache_dir is not None and name is not None:
+            tolerance = 1e-4 if self.view.dtype in (torch.float32, torch.float64) else 2e-2
+            self.calls.cache = Cache.of_base(self.cache_dir / name, self.ranks, base, tolerance=tolerance)
+        unchanged.leave()
         logger.info("base run of %d pairs on %s: %s", self.n, self.view.device, self.memory)
 
     # ------------------------------------------------------------------ facts
@@ -212,6 +223,7 @@ class Tracer(Evaluator):
 
     # ------------------------------------------------------------------ effects
 
+    @ambient.call
     def effect(self, mask: Any) -> Float[Tensor, " n"]:
         """Per-example effect of one mask, in the metric's unit; positive: the metric rises.
 
@@ -224,6 +236,7 @@ class Tracer(Evaluator):
         """
         return self.effects([mask])[0]
 
+    @ambient.call
     def effects(
         self,
         masks: Any,
@@ -258,6 +271,7 @@ class Tracer(Evaluator):
         counted.finish()
         return found.each
 
+    @ambient.call
     def log_effect(self, mask: Any) -> Float[Tensor, " n"]:
         """Change of the metric's inner quantity under a ``mask``, per example: for ``OddsRatio`` log-odds, in nats."""
         values = self.groups.as_mask(mask).cpu()
@@ -280,6 +294,7 @@ class Tracer(Evaluator):
         """
         return self.effect_and_gradient(mask)[1]
 
+    @ambient.call
     def effect_and_gradient(
         self, mask: Any, *, inner: bool = False, as_reference: bool = False, dtype: torch.dtype | None = None
     ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n groups"]]:
@@ -303,6 +318,7 @@ class Tracer(Evaluator):
         found = self.calls.make("effect_and_gradient", given, 1 + len(self.groups), 0, run)
         return found.each[0], found.each[1:].T
 
+    @ambient.call
     def mean_gradient(self, mask: Any, *, dtype: torch.dtype | None = None) -> Float[Tensor, " groups"]:
         """Mean of :meth:`gradient` at ``mask``, in float64; ``dtype`` as for :meth:`effect_and_gradient`."""
         values = self.groups.as_mask(mask).cpu()
@@ -314,6 +330,7 @@ class Tracer(Evaluator):
         given = [bytes_of(values), str(dtype).encode()]
         return self.calls.make("mean_gradient", given, 0, len(self.groups), run).sums / self.n
 
+    @ambient.call
     def predicted_changes(self, mask: Any, *, dtype: torch.dtype | None = None) -> Float[Tensor, " groups"]:
         """Predicted change of the mean metric from switching each entry of a binary mask, from one derivative.
 
@@ -333,6 +350,7 @@ class Tracer(Evaluator):
         given = [bytes_of(values), str(dtype).encode()]
         return self.calls.make("predicted_changes", given, 0, len(self.groups), run).sums / self.n
 
+    @ambient.call
     def loss_gradient(
         self, mask: Any, loss: Callable[[Float[Tensor, " e"]], Tensor], examples: Sequence[int] | Tensor | None = None
     ) -> tuple[Float[Tensor, " e"], Float[Tensor, " groups"]]:

@@ -7,42 +7,56 @@ replaced by copies for as long as it lasts. What is given with such tensors in i
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields, is_dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from tl_multitrace.models.digest import ModelState, modules_of, watched
+from tl_multitrace.models.digest import modules_of, pinned, watched
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 DEVICES = ("cpu", "cuda", "mps", "xpu", "hpu")
 """Device types that autocast may be on for."""
 
 
 @contextmanager
-def alone(model: nn.Module) -> Iterator[ModelState]:
+def alone(model: nn.Module) -> Iterator[None]:
     """A call on a model: no other thread's in between, and nothing of what the caller's process has switched on.
 
-    Calls nest. What the model was like when the outermost began is what :func:`tl_multitrace.models.digest.watched`
-    says until it ends, so that hooks attached in between are not taken for the user's.
+    Calls nest. Where the model is watched, its state is that of the beginning of the outermost until that ends, so that
+    hooks attached in between are not taken for the user's.
 
     Args:
         model: a TransformerLens model.
-
-    Yields:
-        The model's state.
     """
-    with lock_of(model), neutral(), watched(model).pinned() as state, _differentiable(model):
-        yield state
+    with lock_of(model), neutral(), pinned(model), _differentiable(model):
+        yield
+
+
+def call(method: F) -> F:
+    """A method that runs in :func:`alone`, on the ``model`` of its object or, when that is made, its first argument."""
+
+    @functools.wraps(method)
+    def run(self: Any, *args: Any, **options: Any) -> Any:
+        model = vars(self).get("model", args[0] if args else options.get("model"))
+        if not isinstance(model, nn.Module):  # the method says what is wrong with it
+            return method(self, *args, **options)
+        _ = watched(model)  # from before any hook is attached
+        with alone(model):
+            return method(self, *args, **options)
+
+    return cast(F, run)
 
 
 # ---------------------------------------------------------------------- threads
@@ -152,8 +166,7 @@ def _differentiable(model: nn.Module) -> Iterator[None]:
 
 def _inference_weights(model: nn.Module) -> list[tuple[dict[str, Any], str, Tensor]]:
     """Where such weights are: table, name and tensor; tied ones at every place."""
-    first = next(model.parameters(), None)
-    if first is None or not first.is_inference():  # all of a model or nothing of it
+    if not any(weight.is_inference() for weight in model.parameters()):
         return []
     found = []
     for module in modules_of(model).values():

@@ -78,8 +78,8 @@ class Unchanged:
 def _said(what: str, changes: Sequence[str]) -> str:
     named = ", ".join(changes[:NAMED]) + (f" and {len(changes) - NAMED} more" if len(changes) > NAMED else "")
     return (
-        f"the {what} has changed since this tracer was made ({named}). What it has stored belongs to the {what} as it was, "
-        "so that an answer now would be of neither. Make a new Tracer, or undo the change."
+        f"the {what} has changed since this tracer was made ({named}). What it has stored belongs to the {what} as it "
+        "was, so an answer now would be of neither. Make a new Tracer, or undo the change."
     )
 
 

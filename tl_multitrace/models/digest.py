@@ -209,16 +209,17 @@ class Watched:
 
     Attributes:
         model: any module.
+        pins: calls that go on, during which nothing is looked at.
     """
 
     model: nn.Module
-    _pins: int = 0
+    pins: int = 0
     _state: ModelState | None = None
     _look: _Look | None = None
 
     def state(self) -> ModelState:
         """The present state; cheap where nothing has changed since it was last asked for."""
-        if self._state is not None and (self._pins or (self._look is not None and self._look.unchanged())):
+        if self._state is not None and (self.pins or (self._look is not None and self._look.unchanged())):
             return self._state
         with torch.inference_mode(False), torch.no_grad():
             found = read(self.model)
@@ -227,15 +228,20 @@ class Watched:
             self._state = found
         return self._state
 
-    @contextmanager
-    def pinned(self) -> Iterator[ModelState]:
-        """For the duration, the state is that of the start: hooks that come and go inside do not count."""
-        state = self.state()
-        self._pins += 1
-        try:
-            yield state
-        finally:
-            self._pins -= 1
+
+@contextmanager
+def pinned(model: nn.Module) -> Iterator[None]:
+    """For the duration, a model that is watched has the state of the start: hooks that come and go do not count."""
+    seen = _WATCHED.get(id(model))
+    if seen is None or seen.model is not model:
+        yield
+        return
+    seen.state()
+    seen.pins += 1
+    try:
+        yield
+    finally:
+        seen.pins -= 1
 
 
 @dataclass(eq=False)

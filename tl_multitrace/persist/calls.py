@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,12 +11,15 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tl_multitrace._version import __version__
+from tl_multitrace.compat import installed_version
 from tl_multitrace.cost import Cost
 from tl_multitrace.distributed import Found, Ranks
+from tl_multitrace.engine.identity import Unchanged, base_numbers, cache_name
 from tl_multitrace.evaluator import Evaluator
 from tl_multitrace.forward.restart import RunState
 from tl_multitrace.identity import digest_of
-from tl_multitrace.persist.cache import Cache, StateFile, Values, key_of
+from tl_multitrace.models.digest import ModelState
+from tl_multitrace.persist.cache import Cache, Shapes, StateFile, Values, key_of
 from tl_multitrace.prompts import PromptPairs
 
 
@@ -30,6 +32,7 @@ class Calls:
         ranks: the processes that share the prompts.
         counts: examples per rank.
         order: puts the examples of rank after rank into the caller's order.
+        unchanged: holds the tracer to its model and metric.
         cache: results of earlier runs.
     """
 
@@ -37,6 +40,7 @@ class Calls:
     ranks: Ranks
     counts: Sequence[int]
     order: Int[Tensor, " n"]
+    unchanged: Unchanged
     cache: Cache | None = None
     _resumed: RunState | None = None
     _batches: int = 0
@@ -52,13 +56,14 @@ class Calls:
         return self.own.state if self._resumed is None else self._resumed
 
     def begin(self) -> Tensor:
-        """The base run, on all ranks; its metric in the caller's order."""
+        """The base run, on all ranks; in the caller's order its metric, and three rows that tell it from others."""
 
         def start() -> Found:
             self.own._surviving(self.own._start)
-            return Found(self.own._base_values[None], torch.zeros(0))
+            numbers = base_numbers(self.own._base).to(self.own._base_values)
+            return Found(torch.cat([self.own._base_values[None], numbers]), torch.zeros(0))
 
-        return self._gathered("the base run", 1, 0, start).each[0]
+        return self._gathered("the base run", 4, 0, start).each
 
     def make(
         self, what: str, given: Sequence[bytes], rows: int, totals: int, run: Callable[[], Found], *, keep: bool = True
@@ -73,9 +78,18 @@ class Calls:
             run: computes this rank's part.
             keep: whether to look in the cache, and to keep what was found there.
         """
-        cache = self.cache if keep else None
+        self.unchanged.check()
+        try:
+            return self._made(what, given, rows, totals, run, self.cache if keep else None)
+        finally:
+            self.unchanged.leave()
+
+    def _made(
+        self, what: str, given: Sequence[bytes], rows: int, totals: int, run: Callable[[], Found], cache: Cache | None
+    ) -> Found:
         key = key_of(what, *given, self.state.key(), self._batches)
-        known = None if cache is None else cache.get(key)
+        shapes: Shapes = {"each": (rows, sum(self.counts)), "sums": (totals,), **_shapes(self.own)}
+        known = None if cache is None else cache.get(key, shapes)
         if known is not None:
             return self._recalled(known)
         before = self.cost.copy()
@@ -141,9 +155,14 @@ class Loop:
             self._file = StateFile(cache.folder / f"{name}.state", cache.ranks, cache.every)
         self._began = [c.cost.copy() for c in calls]
 
-    def read(self) -> Values | None:
-        """The latest state, with what it has cost charged; None to begin at the beginning."""
-        state = None if self._file is None else self._file.read()
+    def read(self, expected: Shapes | None = None) -> Values | None:
+        """The latest state, with what it has cost charged; None to begin at the beginning.
+
+        Args:
+            expected: shapes of the solver's own part, by name.
+        """
+        records = {f"{i}.{n}": s for i, calls in enumerate(self._calls) for n, s in _shapes(calls.own).items()}
+        state = None if self._file is None else self._file.read({**records, **(expected or {})})
         if state is None:
             return None
         for i, calls in enumerate(self._calls):
@@ -163,16 +182,16 @@ class Loop:
         }
 
 
-def folder_of(cache_dir: Path, own: Evaluator, pairs: PromptPairs, parts: int) -> Path:
-    """The folder of a tracer's results: another one wherever they may differ.
+def name_of(own: Evaluator, state: ModelState, pairs: PromptPairs, parts: int) -> str:
+    """The name of the folder of a tracer's results: another one wherever they may differ.
 
     Raises:
-        TypeError: a metric or an intervention that another run cannot recognise.
+        TypeError: a metric, an intervention or a hook that another run cannot recognise.
     """
-    model = {k: v for k, v in own.view.describe().items() if k != "name"}
     held, device = own._engine.held, own.view.device.type
+    versions = (__version__, installed_version(), torch.__version__)
     what = (pairs, own.groups, own.metric, own.intervention, own.dtype, device, parts, held and held.groups)
-    return cache_dir / digest_of(__version__, model, *what)
+    return cache_name(state, *versions, *what)
 
 
 RECORD = ("cost", "flags", "references")
@@ -184,3 +203,7 @@ def _record(cost: Cost, state: RunState) -> Values:
         "flags": torch.tensor([state.asked, state.tried, state.answered, state.early], dtype=torch.long),
         "references": torch.from_numpy(state.references),
     }
+
+
+def _shapes(own: Evaluator) -> Shapes:
+    return {"cost": (3,), "flags": (4,), "references": (None, len(own.groups))}
