@@ -80,6 +80,9 @@ class Circuit:
         if self.marginals and len(self.marginals) != len(self.groups):
             raise ValueError(f"{len(self.marginals)} marginal effects for {len(self.groups)} components.")
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "tracer": None}  # the model stays where it is
+
     # ------------------------------------------------------------------ the set
 
     @property

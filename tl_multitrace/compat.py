@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tl_multitrace.engine.ambient import alone
+from tl_multitrace.engine.ambient import alone, attached_now
 from tl_multitrace.last_mlp import LastMLP, Reads
 from tl_multitrace.memory.offload import device_of
 from tl_multitrace.models.digest import watched
@@ -267,7 +267,8 @@ class ModelView:
                 point = self.point(name)
                 point.add_hook(fn, dir="fwd")
                 added.append((point, point.fwd_hooks[-1]))
-            yield
+            with attached_now(self.model, added):
+                yield
         finally:
             for point, handle in reversed(added):
                 handle.hook.remove()

@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar, cast
@@ -20,6 +20,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from tl_multitrace.cost import HookError
 from tl_multitrace.models.digest import modules_of, pinned, watched
 
 logger = logging.getLogger(__name__)
@@ -81,6 +82,37 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
+
+
+# ---------------------------------------------------------------------- hooks
+
+_ATTACHED: weakref.WeakKeyDictionary[nn.Module, list[tuple[Any, Any]]] = weakref.WeakKeyDictionary()
+
+
+@contextmanager
+def attached_now(model: nn.Module, hooks: Sequence[tuple[Any, Any]]) -> Iterator[None]:
+    """Remember hooks of a session, as ``(hook point, handle)``, so that :func:`check_attached` can look for them."""
+    own = _ATTACHED.setdefault(model, [])
+    own += hooks
+    try:
+        yield
+    finally:
+        del own[len(own) - len(hooks) :]  # sessions on one model nest
+
+
+def check_attached(model: nn.Module) -> None:
+    """Check before a forward that nobody has taken off the hooks of an open session.
+
+    Raises:
+        HookError: somebody has.
+    """
+    gone = [point for point, handle in _ATTACHED.get(model, ()) if not any(handle is h for h in point.fwd_hooks)]
+    if gone:
+        raise HookError(
+            f"{len(gone)} hooks of an open session, first that at {gone[0].name}, are no longer on the model: "
+            "model.reset_hooks() takes off everybody's. End the session before it (a new one puts its hooks back), or "
+            "use model.hooks(...) for hooks of your own, which come off by themselves."
+        )
 
 
 # ---------------------------------------------------------------------- modes

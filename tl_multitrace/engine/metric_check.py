@@ -39,10 +39,11 @@ def check_metric(metric: Metric, answers: Answers) -> None:
         return
     name = str(getattr(metric, "label", "") or metric.name or type(metric).__name__)
     with torch.no_grad():
-        given = _copy(answers)
-        values = metric(given, _copy(answers))
+        out, base = _copy(answers), _copy(answers)
+        values = metric(out, base)
         _check_values(name, values, len(answers.right))
-        _check_unchanged(name, given, answers)
+        for given in (out, base):
+            _check_unchanged(name, given, answers)
         _check_equal(values, metric(_copy(answers), _copy(answers)), lambda: _differs(name))
         _check_rows(name, metric, answers, values)
 

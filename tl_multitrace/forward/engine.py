@@ -20,6 +20,8 @@ from torch import Tensor
 from tl_multitrace.answers import Answers
 from tl_multitrace.compat import BLOCK_INPUT, HookFn, ModelView, tracing
 from tl_multitrace.cost import Cost, HookError
+from tl_multitrace.engine.ambient import check_attached
+from tl_multitrace.engine.precision import float32_unembed
 from tl_multitrace.forward.held import Held
 from tl_multitrace.forward.prefix import Prefix as Prefix  # part of this module's names
 from tl_multitrace.forward.sources import Sources
@@ -78,6 +80,8 @@ class Engine:
         self._reads: tuple[Tensor, Tensor] | None = None
         self._depth = 0
         self._reduced: torch.dtype | None = None
+        self._read_act: Tensor | None = None
+        self.float32, self._trial = float32_unembed(self.view), True
 
     # ------------------------------------------------------------------ session
 
@@ -150,7 +154,8 @@ class Engine:
         if self._reads is None:
             return None
         rows, columns = self._reads
-        return act[rows.to(act.device), columns.to(act.device)][None].contiguous()
+        self._read_act = act[rows.to(act.device), columns.to(act.device)][None].contiguous()
+        return self._read_act
 
     def set_base(self, run: Run) -> None:
         """The base run, whose corrupted embeddings every evaluation starts from."""
@@ -257,6 +262,7 @@ class Engine:
         reads: Reads | None = None,
         past: Any = None,
     ) -> Tensor:
+        check_attached(self.view.model)
         self._fired.clear()
         began = time.perf_counter()
         lower = torch.autocast(self.view.device.type, self._reduced) if self._reduced is not None else nullcontext()
@@ -310,6 +316,10 @@ class Engine:
             sources.drop_batch()
 
     def _score(self, batch: Batch, logits: Tensor, k: int) -> Answers:
+        if self.float32 is not None and self._read_act is not None and self._reduced is None:
+            if self.float32.on or (self._trial and self.float32.tried(self._read_act, logits)):
+                logits = self.float32(self._read_act)
+            self._trial, self._read_act = False, None
         logp = logits[0].to(batch.tokens.device, self.dtype).log_softmax(-1).unflatten(0, (k, -1))  # [k, q, vocab]
         token_logp = logp[:, batch.candidate_read, batch.candidate_token].flatten(0, 1)
         last = logp[:, batch.last_read].flatten(0, 1) if self.needs_last else None

@@ -32,7 +32,8 @@ STRUCTURE = frozenset("real_components submodules hook_dict mod_dict".split())
 
 PLACE = frozenset(
     "_name_or_path name_or_path model_name tokenizer_name tokenizer _tokenizer processor device n_devices "
-    "generation_config _commit_hash transformers_version use_cache seed init_weights initializer_range _hf_hook "
+    "tokenizer_prepends_bos tokenizer_appends_eos default_prepend_bos default_padding_side generation_config "
+    "_commit_hash transformers_version use_cache seed init_weights initializer_range adapter _driver _hf_hook "
     "_old_forward _capture_hook_handles checkpoint_value checkpoint_label_type _is_hf_initialized hf_device_map".split()
 )
 """Attributes that say where a model came from or where it is, not what it computes."""

@@ -165,6 +165,9 @@ class SubsetPath:
     objective: Objective | None = field(default=None, repr=False, compare=False)
     _circuits: dict[int, Circuit] = field(default_factory=dict, repr=False, compare=False)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "tracer": None, "objective": None}  # the model stays where it is
+
     # ------------------------------------------------------------------ reading
 
     @property
