@@ -16,9 +16,10 @@ from oracles import pairs_of, random_examples
 from torch import Tensor, nn
 
 import tl_multitrace as mt
-from tiny_models import HAS_BRIDGE, build
+from tiny_models import HAS_BRIDGE, bridge_from_hf, build, hf_model
 from tl_multitrace.engine.identity import ModelChangedError
 from tl_multitrace.identity import digest_of
+from tl_multitrace.persist.checkpoint import Checkpoint
 
 NAME = "bridge-gpt2" if HAS_BRIDGE else "hooked-gpt2"
 PAIRS = pairs_of(random_examples(3, seed=1, right=1, wrong=1))
@@ -161,13 +162,13 @@ def _table(model: Any, steps: int) -> Iterator[None]:
 
 CHANGES: dict[str, Callable[[Any], Any]] = {
     "a weight edited in place": lambda m: _weight(m, lambda w: w.mul_(1.1)),
-    "one row of a weight": lambda m: _weight(m, lambda w: w[2].add_(0.5)),
+    "one column of a weight": lambda m: _weight(m, lambda w: w[3:60, 4].add_(0.5)),
     "a weight edited through data": lambda m: _weight(m, _by_data),
     "a permanent hook": _permanent,
     "a hook for a while": lambda m: _embedded(m, _doubled),
     "a hook that closes over a number": lambda m: _embedded(m, _scaled_by(0.5)),
     "the same hook with another number": lambda m: _embedded(m, _scaled_by(0.25)),
-    "a hook that closes over a tensor": lambda m: _embedded(m, functools.partial(_plus, torch.ones(1))),
+    "a hook that closes over a tensor": lambda m: _embedded(m, functools.partial(_plus, torch.arange(32.0) / 8)),
     "a module's own hook": _module_hook,
     "another forward": _patched_forward,
     "another forward of the class": _patched_class,
@@ -242,13 +243,37 @@ def test_what_a_hook_reads_may_change_in_place(one_model: Any) -> None:
                 tracer.effect(["L0H1"])
 
 
+def test_a_changed_configuration_is_another_model(tmp_path: Path) -> None:
+    """As when ``config.json`` of a model's folder is edited between a run and its continuation."""
+    if not HAS_BRIDGE:
+        pytest.skip("a HookedTransformer has its own configuration, changed below")
+    as_it_was, edited = (bridge_from_hf(hf_model("gpt2", activation_function=name)) for name in ("gelu_new", "relu"))
+    expected = effect(as_it_was, tmp_path)
+    assert torch.equal(effect(edited, tmp_path), effect(edited)) and not torch.equal(effect(edited), expected)
+    checkpoint = Checkpoint(tmp_path / "run", {})
+    checkpoint.place.mkdir(parents=True)
+    checkpoint.start()
+    checkpoint.claim(mt.ModelView(as_it_was).describe())
+    checkpoint.claim(mt.ModelView(bridge_from_hf(hf_model("gpt2"))).describe())
+    with pytest.raises(ValueError, match="its weights or its configuration have changed"):
+        checkpoint.claim(mt.ModelView(edited).describe())
+
+
+def test_a_live_tracer_notices_a_changed_setting() -> None:
+    model = model_of()
+    tracer = mt.Tracer(model, PAIRS, mt.heads(model))
+    model.cfg.eps = 10 * model.cfg.eps
+    with pytest.raises(ModelChangedError, match="settings of"):
+        tracer.effect(["L0H1"])
+
+
 def test_flags_that_change_no_number_are_no_change() -> None:
     model = model_of()
     tracer = mt.Tracer(model, PAIRS, mt.heads(model))
     before = tracer.effect(["L0H1"])
+    model(torch.tensor([[3, 4, 5]]))
     model.train()
     model.requires_grad_(False)
-    model(torch.tensor([[3, 4, 5]]))
     with torch.no_grad():
         for weight in model.parameters():
             weight.copy_(weight.clone())  # a new version of the same numbers
@@ -265,7 +290,7 @@ def test_a_hook_that_cannot_be_told_is_refused_by_a_cache_alone(one_model: Any, 
     def opaque(act: Tensor, hook: Any) -> Tensor:
         return act * next(endless)
 
-    endless = iter(lambda: 2.0, None)
+    endless = (2.0 for _ in range(10**6))
     for hook in (guarded, opaque):
         with _embedded(one_model, hook):
             effect(one_model)

@@ -128,8 +128,8 @@ class CustomMetric(Metric):
 
     needs_last: ClassVar[bool] = True
 
-    def inner(self, out: Answers, base: Answers) -> Float[Tensor, " n"]:
-        """The callable's value.
+    def inner(self, out: Answers, base: Answers) -> Tensor:
+        """The callable's value, ``[n]``; whole numbers and booleans as floating-point ones.
 
         Raises:
             ValueError: it did not return one number per example.

@@ -21,6 +21,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from tl_multitrace.compat import ModelView
+from tl_multitrace.engine.ambient import neutral
 from tl_multitrace.tokens import (
     NO_TOKEN,
     Answers,
@@ -96,6 +97,7 @@ class PromptPairs:
     # ------------------------------------------------------------------ making
 
     @classmethod
+    @neutral()
     def from_text(
         cls,
         model: Any,
@@ -164,6 +166,7 @@ class PromptPairs:
         )
 
     @classmethod
+    @neutral()
     def from_tokens(
         cls,
         base_tokens: Int[Tensor, "n pos"],

@@ -89,7 +89,7 @@ def _check_rows(name: str, metric: Metric, answers: Answers, values: Tensor) -> 
         try:
             got = metric(_copy(alone), _copy(alone))
             beside = metric(_beside(alone), _beside(alone, base=True))[:1]
-        except (RuntimeError, IndexError) as error:
+        except (RuntimeError, IndexError, ValueError) as error:
             first = str(error).splitlines()[0]
             raise ValueError(
                 f"metric {name!r} fails on one example alone ({first}). Examples run in batches of any size and order, "

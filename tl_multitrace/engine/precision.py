@@ -2,8 +2,8 @@
 
 A bfloat16 model rounds its logits to steps of 1/16 to 1/8 nat: effects then come in such steps, and move with the
 batch. What goes into the unembedding has no such steps, since thousands of its rounded numbers make up a logit. So the
-unembedding alone is done once more in float32, of the few rows that are read, with whatever the model does to its logits
-afterwards. Tried against the model's own logits before it is trusted.
+unembedding alone is done once more in float32, of the few rows that are read, with whatever the model does to its
+logits afterwards. It is tried against the model's own logits before it is trusted.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ class Float32Unembed:
             self.on, why = error <= ROUNDINGS * step, f"logits differ by {error:.3g}"
         if not self.on:
             logger.warning(
-                "answer logits stay in %s, since float32 ones from the last residual are not this model's (%s): metrics "
-                "in nats come in steps of about %.2g. Load the model with dtype=torch.float32 for finer ones.",
+                "answer logits stay in %s, since float32 ones from the last residual are not this model's (%s): "
+                "metrics in nats come in steps of about %.2g. Load the model with dtype=torch.float32 for finer ones.",
                 str(logits.dtype).removeprefix("torch."),
                 why,
                 step,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from tl_multitrace.engine.ambient import neutral
 from tl_multitrace.evaluation.measure import AblationScores, measure
 from tl_multitrace.evaluation.report import CircuitReport
 from tl_multitrace.evaluation.subject import Interventions, Judged, Subject, subject_of
@@ -14,6 +15,7 @@ from tl_multitrace.solvers.search import Direction
 from tl_multitrace.tracer import Tracer
 
 
+@neutral()
 def evaluate(
     circuit: Judged,
     pairs: PromptPairs,

@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float
 from scipy.integrate import trapezoid
 
+from tl_multitrace.engine.ambient import neutral
 from tl_multitrace.evaluation.estimate import Estimate, Statistic, estimates
 from tl_multitrace.evaluation.measure import rounded
 from tl_multitrace.evaluation.result import Result, ResultFile, intervention_name
@@ -194,6 +195,7 @@ class MibFile(ResultFile):
 MibScores.FILE = MibFile
 
 
+@neutral()
 def cpr_cmd(
     path: SubsetPath | Any,
     pairs: PromptPairs | None = None,

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from tl_multitrace.circuit import Circuit
 from tl_multitrace.compat import ModelView
+from tl_multitrace.engine.ambient import neutral
 from tl_multitrace.evaluation.result import Result, ResultFile
 from tl_multitrace.files import Provenance
 from tl_multitrace.groups import Component, HookGroups
@@ -167,6 +168,7 @@ class SideEffectsFile(ResultFile):
 SideEffects.FILE = SideEffectsFile
 
 
+@neutral()
 def side_effects(
     circuit: Circuit,
     others: Mapping[str, Other],

@@ -78,7 +78,8 @@ class Calls:
             run: computes this rank's part.
             keep: whether to look in the cache, and to keep what was found there.
         """
-        self.unchanged.check()
+        if self.ranks.size == 1:  # else where a failure reaches the others
+            self.unchanged.check()
         try:
             return self._made(what, given, rows, totals, run, self.cache if keep else None)
         finally:
@@ -95,6 +96,7 @@ class Calls:
         before = self.cost.copy()
 
         def live() -> Found:
+            self.unchanged.check()
             if self._resumed is not None:
                 self.own._surviving(self._go_on)
             return self.own._surviving(run)

@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 
 from tl_multitrace.circuit import Circuit
+from tl_multitrace.engine.ambient import neutral
 from tl_multitrace.files import File, GroupsRecord, Provenance, ScoreRecord, naming, read_json, stored_score, write_json
 from tl_multitrace.groups import HookGroups
 from tl_multitrace.objective import Objective, aim_of
@@ -199,6 +200,7 @@ class SubsetPath:
                 return choice
         raise KeyError(f"budget {size} was not asked for; this path has {_ranges(self.sizes)}.")
 
+    @neutral()
     def __getitem__(self, size: int) -> Circuit:
         """The circuit for a budget, with marginal effects and what chance gets (measured now, the first time)."""
         if size not in self._circuits:
