@@ -137,6 +137,12 @@ def failures(model: Any) -> Iterator[tuple[str, str]]:
     Fails.failing = None
     yield "and then goes on", _said(lambda: tracer.effect(binary_mask(len(case.groups))))
     yield "different masks", _said(lambda: tracer.effect(binary_mask(len(case.groups), ranks.rank)))
+    other = {"prompts": [Case(case.pairs[ranks.rank :], case.groups, case.metric), model]}
+    other["model"] = [case, build(MODEL_NAMES[0], seed=ranks.rank)]
+    other["metric"] = [Case(case.pairs, case.groups, mt.OddsRatio(reduce="sum" if ranks.rank else "mean")), model]
+    other["intervention"] = [Case(case.pairs, case.groups, case.metric, mt.ResampleAblation(seed=ranks.rank)), model]
+    for what, (made, on) in other.items():
+        yield f"different {what}", _said(lambda made=made, on=on: made.tracer(on, distributed=True))
     yield "and goes on again", _said(lambda: tracer.effect(binary_mask(len(case.groups))))
 
 

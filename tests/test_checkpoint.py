@@ -106,7 +106,7 @@ def test_an_unfinished_run_of_another_model(tmp_path: Path) -> None:
     changed["model"]["digest"] = "another"
     record.write_text(json.dumps(changed))
     result = call(*QUICK, "--out", tmp_path / "run", "--resume")
-    assert result.exit_code == 1 and "the weights have changed" in result.output
+    assert result.exit_code == 1 and "weights or its configuration have changed" in result.output
     assert json.loads(record.read_text()) == changed
 
 

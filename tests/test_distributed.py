@@ -219,6 +219,9 @@ def test_an_error_on_one_rank_is_raised_on_all(results: Results, size: int) -> N
     assert {s[what] for s in said for what in ("and then goes on", "and goes on again")} == {""}
     if size > 1:
         assert all(s["different masks"].startswith("RankError: the ranks were asked for different") for s in said)
+        for what in ("prompts", "model", "metric", "intervention"):
+            expected = f"RankError: ranks 0 and 1 of {size} have different {what}, so their results cannot"
+            assert all(s[f"different {what}"].startswith(expected) for s in said)
 
 
 # ----------------------------------------------------------------------------------------------------------- lost ranks

@@ -72,7 +72,11 @@ class Answers:
             return self
         last = None if self.last is None else self.last.repeat(k, 1)
         return Answers(
-            self.token_logp.repeat(k, 1, 1), self.present.repeat(k, 1, 1), self.right.repeat(k, 1), self.token_ids, last
+            self.token_logp.repeat(k, 1, 1),
+            self.present.repeat(k, 1, 1),
+            self.right.repeat(k, 1),
+            None if self.token_ids is None else self.token_ids.repeat(k, 1, 1),
+            last,
         )
 
     def picked(self, index: Int[Tensor, " m"]) -> Answers:
@@ -82,7 +86,8 @@ class Answers:
             index: numbers of the examples.
         """
         last = None if self.last is None else self.last[index]
-        return Answers(self.token_logp[index], self.present[index], self.right[index], None, last)
+        ids = None if self.token_ids is None else self.token_ids[index]
+        return Answers(self.token_logp[index], self.present[index], self.right[index], ids, last)
 
     @staticmethod
     def joined(parts: Sequence[Answers]) -> Answers:
@@ -92,10 +97,11 @@ class Answers:
             parts: of one or more batches.
         """
         last = [p.last for p in parts if p.last is not None]
+        ids = [p.token_ids for p in parts if p.token_ids is not None]
         return Answers(
             torch.cat([p.token_logp for p in parts]),
             torch.cat([p.present for p in parts]),
             torch.cat([p.right for p in parts]),
-            None,
+            torch.cat(ids) if ids else None,
             torch.cat(last) if last else None,
         )

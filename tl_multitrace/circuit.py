@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tl_multitrace.circuit_text import as_html, as_text
 from tl_multitrace.compat import HookFn, ModelView
+from tl_multitrace.engine.ambient import neutral
 from tl_multitrace.files import CircuitFile, GroupsRecord, ScoreRecord, naming, read_json, stored_score, write_json
 from tl_multitrace.groups import Component, HookGroups, mask_of
 from tl_multitrace.prompts import PromptPairs
@@ -83,6 +84,9 @@ class Circuit:
         if self.marginals and len(self.marginals) != len(self.groups):
             raise ValueError(f"{len(self.marginals)} marginal effects for {len(self.groups)} components.")
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "tracer": None}  # the model stays where it is
+
     # ------------------------------------------------------------------ the set
 
     @property
@@ -96,6 +100,7 @@ class Circuit:
         return self.groups.labels
 
     @property
+    @neutral()
     def mask(self) -> Float[Tensor, " groups"]:
         """1 at the chosen groups of the search's mask, 0 elsewhere (no unit)."""
         return mask_of(self.n_groups, self.indices)

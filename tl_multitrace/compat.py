@@ -21,8 +21,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tl_multitrace.identity import weights_digest
-from tl_multitrace.models.offload import device_of, weights_of
+from tl_multitrace.models.digest import watched
+from tl_multitrace.models.offload import device_of
 from tl_multitrace.models.renamed import cache_keyword, cache_passed_on
 from tl_multitrace.models.stacks import refuse_other_shapes
 
@@ -185,7 +185,7 @@ class ModelView:
         return str(getattr(self.model.cfg, "model_name", None) or type(self.model).__name__)
 
     def describe(self) -> dict[str, Any]:
-        """Provenance: name, class, shape, weight processing, library versions and a digest of the weights."""
+        """Provenance: name, class, shape, weight processing, library versions and a digest."""
         cfg = self.model.cfg
         return {
             "name": self.name,
@@ -206,8 +206,8 @@ class ModelView:
         }
 
     def digest(self) -> str:
-        """SHA-256 prefix over names, shapes, samples and sums of the weights; any retrained weight changes it."""
-        return weights_digest(weights_of(self.model))
+        """Digest of all that the model computes with: weights, configuration, code, adapters and hooks."""
+        return watched(self.model).state().digest
 
     # ------------------------------------------------------------------ hook points
 

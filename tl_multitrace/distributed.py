@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -147,6 +147,28 @@ class Ranks:
             raise RankError(
                 f"the ranks were asked for different things (here: {call[:60]}), so their results cannot be put "
                 "together. Run the same script with the same arguments, files and seeds on every rank."
+            )
+
+    def check_same(self, digests: Mapping[str, str]) -> None:
+        """Check that every rank has the same things.
+
+        Args:
+            digests: hexadecimal, by what they are of; the same names on every rank.
+
+        Raises:
+            RankError: they differ; on every rank, and the message says in what.
+        """
+        if self.size == 1:
+            return
+        numbers = [int(digest[:15], 16) for digest in digests.values()]
+        all_of = self._exchange(torch.tensor(numbers, dtype=torch.long))
+        first, other = all_of[0], next((r for r in range(self.size) if not torch.equal(all_of[r], all_of[0])), 0)
+        different = [name for name, same in zip(digests, (all_of[other] == first).tolist(), strict=True) if not same]
+        if different:
+            raise RankError(
+                f"ranks 0 and {other} of {self.size} have different {' and '.join(different)}, so their results cannot "
+                "be put together. Run the same script with the same arguments, files and seeds on every rank; a model "
+                "with random weights needs a seed, and a metric must not depend on the rank."
             )
 
     def share_bytes(self, content: bytes) -> bytes:

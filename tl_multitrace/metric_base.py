@@ -128,8 +128,8 @@ class CustomMetric(Metric):
 
     needs_last: ClassVar[bool] = True
 
-    def inner(self, out: Answers, base: Answers) -> Float[Tensor, " n"]:
-        """The callable's value.
+    def inner(self, out: Answers, base: Answers) -> Tensor:
+        """The callable's value, ``[n]``; whole numbers and booleans as floating-point ones.
 
         Raises:
             ValueError: it did not return one number per example.
@@ -140,7 +140,8 @@ class CustomMetric(Metric):
             raise ValueError(
                 f"metric {self.label!r} must return a tensor of shape ({len(out.right)},), one per example, got {got}."
             )
-        return value
+        whole = not (value.is_floating_point() or value.is_complex())
+        return value.to(out.token_logp.dtype) if whole else value  # a count or a yes, of which effects are differences
 
 
 def as_metric(metric: Any) -> Metric:

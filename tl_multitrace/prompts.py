@@ -23,6 +23,7 @@ from torch import Tensor
 
 from tl_multitrace.compat import ModelView
 from tl_multitrace.copies import distinct
+from tl_multitrace.engine.ambient import neutral
 from tl_multitrace.pair_reader import Align, PairReader, PairTokens, doubts, rows_from
 from tl_multitrace.token_ids import (
     NO_TOKEN,
@@ -97,6 +98,7 @@ class PromptPairs:
     # ------------------------------------------------------------------ making
 
     @classmethod
+    @neutral()
     def from_text(
         cls,
         model: Any,
@@ -170,6 +172,7 @@ class PromptPairs:
         return replace(made, answer_positions=positions, numbers=() if numbers == tuple(range(len(read))) else numbers)
 
     @classmethod
+    @neutral()
     def from_tokens(
         cls,
         base_tokens: Int[Tensor, "n pos"],

@@ -23,11 +23,14 @@ from torch import Tensor
 from tl_multitrace.compat import ModelView
 from tl_multitrace.cost import Cost
 from tl_multitrace.distributed import Found, Ranks, ranks_of
+from tl_multitrace.engine import ambient
+from tl_multitrace.engine.ambient import usable
 from tl_multitrace.engine.cache import Cache, bytes_of
 from tl_multitrace.engine.estimate import MemoryEstimate
 from tl_multitrace.engine.forward import session
+from tl_multitrace.engine.identity import Unchanged, agree, base_numbers
 from tl_multitrace.engine.prepare import counted_estimate, prepare
-from tl_multitrace.engine.shared import SharedCalls, folder_of
+from tl_multitrace.engine.shared import SharedCalls, name_of
 from tl_multitrace.groups import HookGroups
 from tl_multitrace.interventions import Intervention
 from tl_multitrace.metrics import Metric
@@ -77,6 +80,7 @@ class Tracer:
         (torch.Size([16]), torch.Size([16, 32]))
     """
 
+    @ambient.call
     def __init__(
         self,
         model: Any,
@@ -93,9 +97,12 @@ class Tracer:
         distributed: bool | Ranks = False,
         cache_dir: str | Path | None = None,
     ) -> None:
+        pairs, groups, metric, intervention = usable(pairs), usable(groups), usable(metric), usable(intervention)
         self.model, self.pairs, self.groups = model, pairs, groups
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.given_limit, self.given_ranks = memory_limit, ranks_of(distributed)
+        given = {"prompts": pairs, "components": groups, "metric": metric, "intervention": intervention, "held": held}
+        agree(self.given_ranks, model, given)
         self.ranks = self.given_ranks.for_examples(len(pairs))
         self.progress = bool(progress) and self.ranks.first
         made = prepare(
@@ -113,15 +120,22 @@ class Tracer:
         self.batches = made.batches
         self.metric, self.intervention = made.batches.metric, made.batches.runs.intervention
         self.dtype: torch.dtype = made.batches.runs.dtype
-        self.calls = SharedCalls(made.batches, self.ranks, made.counts, made.order)
-        self._base_metric = self.calls.make("the base run", [], 1, 0, self._started, keep=False).each[0]
-        if self.cache_dir is not None:
-            self.calls.cache = Cache(folder_of(self.cache_dir, made.batches, pairs, made.parts), self.ranks)
+        unchanged = Unchanged(model, self.metric, keeps=self.cache_dir is not None)
+        self.calls = SharedCalls(made.batches, self.ranks, made.counts, made.order, unchanged)
+        name = None if self.cache_dir is None else name_of(made.batches, unchanged.state, pairs, made.parts)
+        base = self.calls.make("the base run", [], 4, 0, self._started, keep=False).each
+        self._base_metric = base[0]
+        if self.cache_dir is not None and name is not None:
+            tolerance = 1e-4 if self.view.dtype in (torch.float32, torch.float64) else 2e-2
+            self.calls.cache = Cache.of_base(self.cache_dir / name, self.ranks, base, tolerance=tolerance)
+        unchanged.leave()
         logger.info("base run of %d pairs on %s: %s", self.n, self.view.device, self.memory)
 
     def _started(self) -> Found:
+        """The base run's metric, and three rows that tell it from another's."""
         self.batches.start()
-        return Found(self.batches.base_values[None], torch.zeros(0))
+        values = self.batches.base_values
+        return Found(torch.cat([values[None], base_numbers(self.batches.base).to(values)]), torch.zeros(0))
 
     # ------------------------------------------------------------------ facts
 
@@ -247,6 +261,7 @@ class Tracer:
 
     # ------------------------------------------------------------------ effects
 
+    @ambient.call
     def effect(self, mask: Any) -> Float[Tensor, " n"]:
         """Per-example effect of one mask, in the metric's unit; positive: the metric rises.
 
@@ -259,6 +274,7 @@ class Tracer:
         """
         return self.effects([mask])[0]
 
+    @ambient.call
     def effects(
         self,
         masks: Any,
@@ -295,6 +311,7 @@ class Tracer:
         several = isinstance(reference, Tensor) and reference.ndim == 2
         return self.groups.as_masks(reference if several else [reference]).to(self.dtype)
 
+    @ambient.call
     def log_effect(self, mask: Any) -> Float[Tensor, " n"]:
         """Change of the metric's inner quantity under a ``mask``, per example: for ``OddsRatio`` log-odds, in nats."""
         values = self.groups.as_mask(mask).cpu()
@@ -317,6 +334,7 @@ class Tracer:
         """
         return self.effect_and_gradient(mask)[1]
 
+    @ambient.call
     def effect_and_gradient(
         self, mask: Any, *, inner: bool = False, as_reference: bool = False, dtype: torch.dtype | None = None
     ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n groups"]]:
@@ -340,6 +358,7 @@ class Tracer:
         found = self.calls.make("effect_and_gradient", given, 1 + len(self.groups), 0, run)
         return found.each[0], found.each[1:].T
 
+    @ambient.call
     def mean_gradient(self, mask: Any, *, dtype: torch.dtype | None = None) -> Float[Tensor, " groups"]:
         """Mean of :meth:`gradient` at ``mask``, in float64; ``dtype`` as for :meth:`effect_and_gradient`."""
         values = self.groups.as_mask(mask).cpu()
@@ -351,6 +370,7 @@ class Tracer:
         given = [bytes_of(values), str(dtype).encode()]
         return self.calls.make("mean_gradient", given, 0, len(self.groups), run).sums / self.n
 
+    @ambient.call
     def predicted_changes(self, mask: Any, *, dtype: torch.dtype | None = None) -> Float[Tensor, " groups"]:
         """Predicted change of the mean metric from switching each entry of a binary mask, from one derivative.
 
@@ -370,6 +390,7 @@ class Tracer:
         given = [bytes_of(values), str(dtype).encode()]
         return self.calls.make("predicted_changes", given, 0, len(self.groups), run).sums / self.n
 
+    @ambient.call
     def loss_gradient(
         self, mask: Any, loss: Callable[[Float[Tensor, " e"]], Tensor], examples: Sequence[int] | Tensor | None = None
     ) -> tuple[Float[Tensor, " e"], Float[Tensor, " groups"]]:

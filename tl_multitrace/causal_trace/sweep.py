@@ -33,6 +33,7 @@ from tl_multitrace.causal_trace.question import Question
 from tl_multitrace.causal_trace.reading import Answer, Prompt, Subject
 from tl_multitrace.compat import ModelView
 from tl_multitrace.distributed import Ranks
+from tl_multitrace.engine.ambient import neutral
 from tl_multitrace.groups import HookGroups, Position
 from tl_multitrace.metrics import AnswerProb
 from tl_multitrace.progress import bar, ticking
@@ -49,6 +50,7 @@ UNCHANGED = 1e-6
 """A total effect up to this may be rounding."""
 
 
+@neutral()
 def causal_trace(
     model: Any,
     prompt: Prompt,

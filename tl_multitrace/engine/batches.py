@@ -26,6 +26,7 @@ from tl_multitrace.engine.exhausted import does_not_fit, is_out_of_memory, relea
 from tl_multitrace.engine.finite import checked
 from tl_multitrace.engine.forward import session
 from tl_multitrace.engine.mask_runs import MaskRuns
+from tl_multitrace.engine.metric_check import check_metric
 from tl_multitrace.engine.restart import Plans, Restarts
 from tl_multitrace.engine.sources import StoredRun
 from tl_multitrace.metrics import Metric
@@ -98,6 +99,7 @@ class Batches:
             runs.sources.prepare(runs)
             if runs.frozen is not None:
                 runs.frozen.prepare(runs, runs.base)
+            check_metric(self.metric, self.base[0])
             pairs = zip(self.parts, self.base, strict=True)
             values = [self.check(self.metric(a, a), batch, None, "the metric of the base run") for batch, a in pairs]
         self.base_values = torch.cat(values)

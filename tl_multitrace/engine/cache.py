@@ -13,6 +13,7 @@ a state of their own (Adam's moments, say) keep the last two of them, by turns, 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from tl_multitrace.distributed import ALONE, Ranks
@@ -41,6 +43,11 @@ EVERY = 5.0
 """Seconds between two writes: what a killed process loses at most."""
 
 Values = dict[str, Tensor]
+Shapes = Mapping[str, tuple[int | None, ...]]
+"""What values have to be made of: names, and lengths of their dimensions (None: any)."""
+
+BASE = "base"
+"""The key of what the base run says, by which a computation is known whatever its name."""
 
 
 @dataclass
@@ -70,9 +77,33 @@ class Cache:
     def __len__(self) -> int:
         return len(self._known)
 
-    def get(self, key: str) -> Values | None:
-        """The value of a key, or None."""
+    @classmethod
+    def of_base(cls, folder: Path, ranks: Ranks, base: Float[Tensor, "rows n"], *, tolerance: float = 1e-4) -> Cache:
+        """The cache of a computation, or, where a folder of its name holds that of another one, one beside it.
+
+        Args:
+            folder: named by the identity of the computation.
+            ranks: processes that share the work.
+            base: what the base run says of each example, the same on every rank.
+            tolerance: largest difference between two runs of one computation, relative above 1.
+        """
+        for number in itertools.count():
+            made = cls(folder.with_name(f"{folder.name}-{number}") if number else folder, ranks)
+            wrong = _unlike(made._known.get(BASE), base, tolerance)
+            if not wrong:
+                break
+            logger.warning("%s holds results of something else (%s): all is computed anew.", made.folder, wrong)
+        if BASE not in made._known:
+            made.put(BASE, {"numbers": base})
+        return made
+
+    def get(self, key: str, expected: Shapes | None = None) -> Values | None:
+        """The value of a key, or None; what is not as ``expected``, or not finite, is forgotten with a warning."""
         found = self._known.get(key)
+        if found is not None and (wrong := flaw(found, expected or {})):
+            logger.warning("a result kept in %s %s: it is left out and computed again.", self.folder, wrong)
+            del self._known[key]
+            return None
         self.hits += found is not None
         return found
 
@@ -94,6 +125,31 @@ class Cache:
             content = pack(self._unwritten)
             write_whole(self.folder / f"{hashlib.sha256(content).hexdigest()[:32]}{SUFFIX}", content)
         self._unwritten, self._written = {}, time.monotonic()
+
+
+def flaw(values: Values, expected: Shapes) -> str:
+    """What is wrong with values from a file, in words; empty where nothing is."""
+    for name, shape in expected.items():
+        if name not in values:
+            return f"lacks {name!r}"
+        got = tuple(values[name].shape)
+        if len(got) != len(shape) or any(want not in (None, size) for want, size in zip(shape, got, strict=True)):
+            return f"has {name!r} of shape {got}, not {shape}"
+    broken = [n for n, v in values.items() if v.is_floating_point() and not bool(v.isfinite().all())]
+    return f"is not finite ({broken[0]!r})" if broken else ""
+
+
+def _unlike(kept: Values | None, base: Tensor, tolerance: float) -> str:
+    """How the base run of a cache differs from the one at hand, in words; empty where it does not, or has none."""
+    if kept is None:
+        return ""
+    wrong = flaw(kept, {"numbers": tuple(base.shape)})
+    if wrong:
+        return f"its base run {wrong}"
+    error = (kept["numbers"].double() - base.detach().double().cpu()).abs() / base.detach().double().cpu().abs().clamp(
+        1
+    )
+    return f"its base run differs by {float(error.max()):.3g}" if float(error.max()) > tolerance else ""
 
 
 # ---------------------------------------------------------------------- files
@@ -138,7 +194,10 @@ def read_folder(folder: Path) -> dict[str, Values]:
         if hashlib.sha256(content).hexdigest()[:32] != name:
             logger.warning("%s is not as it was written (cut off or altered): what it held is computed again.", path)
             continue
-        found.update(unpack(content))
+        try:
+            found.update(unpack(content))
+        except ValueError as error:
+            logger.warning("%s is left out (%s): what it held is computed again.", path, error)
     return found
 
 
@@ -209,13 +268,21 @@ class StateFile:
         """The state before the latest."""
         return self.path.with_suffix(f".previous{SUFFIX}")
 
-    def read(self) -> Values | None:
-        """The latest state that is whole."""
+    def read(self, expected: Shapes | None = None) -> Values | None:
+        """The latest state that is whole, if it is as ``expected`` and finite."""
         content = b""
         for path in (self.path, self.previous) if self.ranks.first else ():
             content = content or _checked(path)
         content = self.ranks.share_bytes(content)
-        return unpack(content).get("state") if content else None
+        try:
+            found = unpack(content).get("state") if content else None
+        except ValueError as error:
+            found, wrong = None, str(error)
+        else:
+            wrong = "" if found is None else flaw(found, expected or {})
+        if wrong:
+            logger.warning("%s %s: the loop begins anew.", self.path, wrong)
+        return None if wrong else found
 
     def write(self, state: Callable[[], Values], *, now: bool = False) -> None:
         """Keep a state, if it is time to."""

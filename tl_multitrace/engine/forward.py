@@ -24,6 +24,7 @@ from torch import Tensor
 
 from tl_multitrace.compat import HookFn, ModelView
 from tl_multitrace.cost import HookError
+from tl_multitrace.engine.ambient import alone
 from tl_multitrace.groups.mixing import mix
 from tl_multitrace.rows import Attention
 
@@ -90,12 +91,14 @@ class Ran:
         logits: ``[rows, pos, vocab]``, or ``[1, q, vocab]`` at the reads.
         kept: activations as they came, by hook name, in the order in which the hooks fired.
         kept_after: activations as they left.
+        read: what was unembedded, ``[1, q, d_model]``, where there were reads.
         seconds: that it took.
     """
 
     logits: Float[Tensor, "..."]
     kept: dict[str, Tensor]
     kept_after: dict[str, Tensor]
+    read: Float[Tensor, "1 q d_model"] | None
     seconds: float
 
 
@@ -120,12 +123,13 @@ def run(view: ModelView, forward: Forward) -> Ran:
     fired: Counter[str] = Counter()
     kept: dict[str, Tensor] = {}
     kept_after: dict[str, Tensor] = {}
+    read: list[Tensor] = []
     names = list(dict.fromkeys([*sorted(forward.keep), *forward.put, *sorted(forward.keep_after), *forward.hide]))
     # order matters where two names meet at one hook point: noise, then the names as they stand here, then reading
     hooks = [] if forward.noise is None else [(view.embedding_point, _corrupter(forward.noise, forward.replaced))]
     hooks += [(name, _hook(name, forward, fired, kept, kept_after)) for name in names]
     if forward.reads is not None:
-        hooks.append((view.unembed_input, _reader(*forward.reads)))
+        hooks.append((view.unembed_input, _reader(*forward.reads, read)))
     start = forward.start
     lower = nullcontext() if forward.autocast is None else torch.autocast(view.device.type, forward.autocast)
     with session(view), view.attached(hooks), lower:
@@ -146,7 +150,7 @@ def run(view: ModelView, forward: Forward) -> Ran:
             f"would be lost. On {type(view.model).__name__} this point is not computed in the usual way; choose other "
             "groups."
         )
-    return Ran(logits, kept, kept_after, seconds)
+    return Ran(logits, kept, kept_after, read[0] if read else None, seconds)
 
 
 # ---------------------------------------------------------------------- what the hooks do
@@ -181,10 +185,11 @@ def _corrupter(noise: Tensor, replaced: Tensor | None) -> HookFn:
     return corrupt
 
 
-def _reader(rows: Tensor, columns: Tensor) -> HookFn:
+def _reader(rows: Tensor, columns: Tensor, kept: list[Tensor]) -> HookFn:
     # nothing but what leaves the last hook point is unembedded: logits are computed where they are read
     def read(act: Tensor, hook: Any) -> Tensor:
-        return act[rows.to(act.device), columns.to(act.device)][None].contiguous()
+        kept.append(act[rows.to(act.device), columns.to(act.device)][None].contiguous())
+        return kept[0]
 
     return read
 
@@ -196,10 +201,8 @@ _open: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 
 @contextmanager
 def session(view: ModelView) -> Iterator[None]:
-    """Weights frozen and the model in evaluation mode over several runs; sessions on one model nest."""
-    depth = _open.get(view.model, 0)
-    outer = nullcontext() if depth else view.frozen()
-    with outer:
+    """Weights frozen and the model in evaluation mode, for this thread alone; sessions on one model nest."""
+    with alone(view.model), nullcontext() if (depth := _open.get(view.model, 0)) else view.frozen():
         _open[view.model] = depth + 1
         try:
             yield

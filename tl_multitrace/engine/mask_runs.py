@@ -18,6 +18,7 @@ from tl_multitrace.answers import Answers
 from tl_multitrace.compat import BLOCK_INPUT, ModelView
 from tl_multitrace.cost import Cost, HookError
 from tl_multitrace.engine.forward import Forward, Mixed, Ran, Start, run
+from tl_multitrace.engine.precision import float32_unembed
 from tl_multitrace.engine.sources import Sources, StoredRun
 from tl_multitrace.engine.trials import Trials
 from tl_multitrace.groups import HookGroups
@@ -73,6 +74,7 @@ class MaskRuns:
         if self.frozen_groups is not None:
             self.frozen_plans = {name: p.to(device) for name, p in compile_plans(self.frozen_groups).items()}
             self.frozen = Sources(self.frozen_plans, self.chunk, self.ends)
+        self.float32, self._untried = float32_unembed(self.view), True
         # a mask entry's run starts at its first block, or at the last one before it that the model can start at
         allowed = sorted(self.trials.start_blocks) if int(self.groups.first_layers.max()) else []
         layers = [int(layer) for layer in self.groups.first_layers]
@@ -128,7 +130,7 @@ class MaskRuns:
                     stored.put(layer, part, batch, column, self.rows, self.inputs_on or value.device)
         if seen is not None:
             seen |= ran.kept | ran.kept_after
-        return self._score(batch, ran.logits, k)
+        return self._score(batch, self._exact(ran), k)
 
     def forward(
         self,
@@ -204,6 +206,16 @@ class MaskRuns:
         device = self.view.device
         replaced = None if run.replaced is None else run.replaced[rows, :width].to(device)
         return run.noise[rows, :width].to(device), replaced
+
+    def _exact(self, ran: Ran) -> Tensor:
+        """Logits of a run; of a model in half precision unembedded in float32, where that was tried and agrees."""
+        own = self.float32
+        if own is None or ran.read is None or self.autocast is not None:
+            return ran.logits
+        if self._untried:
+            self._untried = False
+            own.tried(ran.read, ran.logits)
+        return own(ran.read) if own.on else ran.logits
 
     def _score(self, batch: Batch, logits: Tensor, k: int) -> Answers:
         logp = logits[0].to(batch.tokens.device, self.dtype).log_softmax(-1).unflatten(0, (k, -1))  # [k, q, vocab]

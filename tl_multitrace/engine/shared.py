@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,11 +15,14 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tl_multitrace._version import __version__
+from tl_multitrace.compat import installed_version
 from tl_multitrace.cost import Cost
 from tl_multitrace.distributed import Found, Ranks
 from tl_multitrace.engine.batches import Batches
-from tl_multitrace.engine.cache import Cache, StateFile, Values, key_of
+from tl_multitrace.engine.cache import Cache, Shapes, StateFile, Values, key_of
+from tl_multitrace.engine.identity import Unchanged, cache_name
 from tl_multitrace.identity import digest_of
+from tl_multitrace.models.digest import ModelState
 from tl_multitrace.prompts import PromptPairs
 
 
@@ -33,6 +35,7 @@ class SharedCalls:
         ranks: the processes that share the prompts.
         counts: examples per rank.
         order: puts the examples of rank after rank into the caller's order.
+        unchanged: holds the tracer to its model and metric.
         cache: results of earlier runs.
     """
 
@@ -40,6 +43,7 @@ class SharedCalls:
     ranks: Ranks
     counts: Sequence[int]
     order: Int[Tensor, " n"]
+    unchanged: Unchanged
     cache: Cache | None = None
 
     @property
@@ -60,20 +64,25 @@ class SharedCalls:
             work: computes this rank's part.
             keep: whether to look in the cache, and to keep what was found there.
         """
-        cache = self.cache if keep else None
-        key = key_of(what, *given)
-        known = None if cache is None else cache.get(key)
+        if self.ranks.size == 1:  # else where a failure reaches the others
+            self.unchanged.check()
+        cache, key = self.cache if keep else None, key_of(what, *given)
+        shapes: Shapes = {"each": (rows, sum(self.counts)), "sums": (totals,), "cost": (3,)}
+        known = None if cache is None else cache.get(key, shapes)
         if known is not None:
             self.charge(known)
             device = self.own.runs.view.device
             return Found(known["each"].to(device), known["sums"].to(device))
         before, found, error = self.cost.copy(), None, None
         try:
+            self.unchanged.check()
             for attempt in self.own.attempts():
                 with attempt:
                     found = work()
         except Exception as failed:
             error = failed
+        finally:
+            self.unchanged.leave()
         joined = self.ranks.joined(f"{what} {key}", self.counts, rows, totals, self.cost, before, found, error)
         joined = Found(joined.each[:, self.order.to(joined.each.device)], joined.sums)
         if cache is not None:
@@ -102,9 +111,14 @@ class Loop:
             self._file = StateFile(cache.folder / f"{name}.state", cache.ranks, cache.every)
         self._began = [c.cost.copy() for c in calls]
 
-    def read(self) -> Values | None:
-        """The latest state, with what it has cost charged; None to begin at the beginning."""
-        state = None if self._file is None else self._file.read()
+    def read(self, expected: Shapes | None = None) -> Values | None:
+        """The latest state, with what it has cost charged; None to begin at the beginning.
+
+        Args:
+            expected: shapes of the solver's own part, by name.
+        """
+        costs: Shapes = {f"{i}.cost": (3,) for i in range(len(self._calls))}
+        state = None if self._file is None else self._file.read({**costs, **(expected or {})})
         if state is None:
             return None
         for i, calls in enumerate(self._calls):
@@ -121,16 +135,16 @@ class Loop:
         return {f"{i}.cost": _numbers(calls.cost - began) for i, (calls, began) in enumerate(pairs)}
 
 
-def folder_of(cache_dir: Path, own: Batches, pairs: PromptPairs, parts: int) -> Path:
-    """The folder of a tracer's results: another one wherever they may differ.
+def name_of(own: Batches, state: ModelState, pairs: PromptPairs, parts: int) -> str:
+    """The name of the folder of a tracer's results: another one wherever they may differ.
 
     Raises:
-        TypeError: a metric or an intervention that another run cannot recognise.
+        TypeError: a metric, an intervention or a hook that another run cannot recognise.
     """
     runs = own.runs
-    model = {k: v for k, v in runs.view.describe().items() if k != "name"}
+    versions = (__version__, installed_version(), torch.__version__)
     what = (pairs, runs.groups, own.metric, runs.intervention, runs.dtype, runs.view.device.type, parts)
-    return cache_dir / digest_of(__version__, model, *what, runs.frozen_groups)
+    return cache_name(state, *versions, *what, runs.frozen_groups)
 
 
 def _numbers(cost: Cost) -> Tensor:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from tl_multitrace.circuit import Circuit
 from tl_multitrace.copies import copies_of, prompt_keys
+from tl_multitrace.engine.ambient import neutral
 from tl_multitrace.evaluation.circuit_report import AblationScores, CircuitReport
 from tl_multitrace.evaluation.target import Interventions, Judged, Target, target_of
 from tl_multitrace.groups import HookGroups
@@ -34,6 +35,7 @@ from tl_multitrace.solvers.search import Direction
 from tl_multitrace.tracer import Tracer
 
 
+@neutral()
 def evaluate(
     circuit: Judged,
     pairs: PromptPairs,

@@ -24,6 +24,7 @@ from jaxtyping import Float
 from scipy.integrate import trapezoid
 
 from tl_multitrace.copies import copies_of
+from tl_multitrace.engine.ambient import neutral
 from tl_multitrace.evaluation.evaluate import rounded
 from tl_multitrace.evaluation.result import Result, ResultFile, intervention_name
 from tl_multitrace.evaluation.target import Interventions, importances, target_of
@@ -197,6 +198,7 @@ class MibFile(ResultFile):
 MibScores.FILE = MibFile
 
 
+@neutral()
 def cpr_cmd(
     path: SubsetPath | Any,
     pairs: PromptPairs | None = None,

@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float
 from scipy import stats
 
 from tl_multitrace.circuit import Circuit
+from tl_multitrace.engine.ambient import neutral
 from tl_multitrace.evaluation.result import Result, ResultFile
 from tl_multitrace.evaluation.target import importances
 from tl_multitrace.groups import Component, HookGroups
@@ -135,6 +136,7 @@ class RecoveryFile(ResultFile):
 Recovery.FILE = RecoveryFile
 
 
+@neutral()
 def recovery(
     found: Circuit | SubsetPath | Any,
     truth: Truth,

@@ -13,6 +13,7 @@ from pydantic import Field
 from tl_multitrace.circuit import Circuit
 from tl_multitrace.compat import ModelView
 from tl_multitrace.copies import copies_of
+from tl_multitrace.engine.ambient import neutral
 from tl_multitrace.evaluation.result import Result, ResultFile
 from tl_multitrace.files import Provenance
 from tl_multitrace.groups import Component, HookGroups
@@ -168,6 +169,7 @@ class SideEffectsFile(ResultFile):
 SideEffects.FILE = SideEffectsFile
 
 
+@neutral()
 def side_effects(
     circuit: Circuit,
     others: Mapping[str, Other],

@@ -14,6 +14,7 @@ from scipy import stats
 
 from tl_multitrace.circuit import Circuit
 from tl_multitrace.copies import copies_of
+from tl_multitrace.engine.ambient import neutral
 from tl_multitrace.evaluation.result import Result, ResultFile, intervention_name
 from tl_multitrace.files import Provenance
 from tl_multitrace.groups import Component, mask_of
@@ -159,6 +160,7 @@ class StabilityFile(ResultFile):
 Stability.FILE = StabilityFile
 
 
+@neutral()
 def stability(
     tracer: Tracer | Objective,
     solver: Solver | None = None,

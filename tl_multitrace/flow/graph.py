@@ -14,6 +14,7 @@ from torch import Tensor
 from tl_multitrace._version import __version__
 from tl_multitrace.circuit import Circuit
 from tl_multitrace.copies import distinct
+from tl_multitrace.engine.ambient import neutral
 from tl_multitrace.flow.nodes import ANSWER, Chosen, Edge, Nodes, Tokens, chosen_components, token_positions, token_text
 from tl_multitrace.flow.patching import PathPatching
 from tl_multitrace.groups import Component, HookGroups, Position
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+@neutral()
 def information_flow(
     circuit: Chosen,
     tracer: Tracer | None = None,

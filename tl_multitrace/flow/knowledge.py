@@ -18,6 +18,7 @@ from tl_multitrace.causal_trace.facts import as_facts
 from tl_multitrace.causal_trace.grid import TraceGrid
 from tl_multitrace.causal_trace.sweep import Sweep
 from tl_multitrace.compat import ModelView
+from tl_multitrace.engine.ambient import neutral
 from tl_multitrace.groups import HookGroups, heads, mlps
 from tl_multitrace.progress import bar, ticking
 from tl_multitrace.prompts import PromptPairs
@@ -48,6 +49,7 @@ class Mediation:
     total: Float[Tensor, " n"]
 
 
+@neutral()
 def knowledge_graph(
     model: Any,
     facts: Any = None,

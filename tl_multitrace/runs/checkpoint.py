@@ -119,8 +119,8 @@ class Checkpoint:
         elif there.model.get("digest") != model.get("digest"):
             raise ValueError(
                 f"the unfinished run in {self.folder} is of a model with digest {there.model.get('digest')}, and "
-                f"{model.get('name')} has {model.get('digest')}: the weights have changed. Choose another --out, or "
-                "add --overwrite to start anew."
+                f"{model.get('name')} has {model.get('digest')}: its weights or its configuration have changed. Choose "
+                "another --out, or add --overwrite to start anew."
             )
 
     def _write(self, model: Mapping[str, Any] | None) -> None:

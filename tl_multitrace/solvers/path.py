@@ -12,6 +12,7 @@ import torch
 from pydantic import BaseModel, Field
 
 from tl_multitrace.circuit import Circuit
+from tl_multitrace.engine.ambient import neutral
 from tl_multitrace.files import File, GroupsRecord, Provenance, ScoreRecord, naming, read_json, stored_score, write_json
 from tl_multitrace.groups import HookGroups, mask_of
 from tl_multitrace.objective import Objective, aim_of
@@ -165,6 +166,9 @@ class SubsetPath:
     full_score: Score | None = None
     _circuits: dict[int, Circuit] = field(default_factory=dict, repr=False, compare=False)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "tracer": None, "objective": None}  # the model stays where it is
+
     # ------------------------------------------------------------------ reading
 
     @property
@@ -196,6 +200,7 @@ class SubsetPath:
                 return choice
         raise KeyError(f"budget {size} was not asked for; this path has {_ranges(self.sizes)}.")
 
+    @neutral()
     def __getitem__(self, size: int) -> Circuit:
         """The circuit for a budget, with marginal effects and what chance gets (measured now, the first time)."""
         if size not in self._circuits:

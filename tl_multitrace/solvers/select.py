@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from tl_multitrace.cost import Cost
+from tl_multitrace.engine.ambient import neutral
 from tl_multitrace.groups import Component, HookGroups
 from tl_multitrace.objective import Aim, Objective, aim_of
 from tl_multitrace.prompts import PromptPairs
@@ -48,6 +49,7 @@ class Solver(Protocol):
         ...
 
 
+@neutral()
 def select(
     tracer: Tracer | Objective,
     budgets: int | Iterable[int] | Mapping[str, int],
