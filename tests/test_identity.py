@@ -458,7 +458,7 @@ def _spoilt(folder: Path, spoil: Callable[[dict[str, Tensor]], Any]) -> None:
     """Alter every result in a cache, with names that hold for the altered content."""
     import hashlib
 
-    from tl_multitrace.persist.cache import pack, unpack
+    from tl_multitrace.engine.cache import pack, unpack
 
     for path in folder.rglob("*.safetensors"):
         values = unpack(path.read_bytes())

@@ -124,7 +124,7 @@ def base_numbers(answers: Sequence[Answers]) -> Float[Tensor, "3 n"]:
     """What the base run says of each example: log scores of right and wrong answers, and the best token's log p.
 
     They are computed anyway, and tell apart what no digest can see, such as a patched library. Part of a cache's
-    content (see :meth:`tl_multitrace.persist.cache.Cache.of_base`), compared within rounding.
+    content (see :meth:`tl_multitrace.engine.cache.Cache.of_base`), compared within rounding.
 
     Args:
         answers: of every batch.
