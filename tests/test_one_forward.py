@@ -36,7 +36,9 @@ def runs_a_model(call: ast.Call) -> bool:
     """``view.run(...)``, ``model(...)``, ``self.model(...)``, ``tracer.model(...)``, or one of TransformerLens' own."""
     name = dotted(call.func)
     last = name.rpartition(".")[2]
-    return last in RUNS or name.endswith("view.run") or name in ("model", "self.model", "tracer.model", "view.model")
+    given = bool(call.args or call.keywords)  # a weak reference to a model is called with nothing
+    its_own = name in ("model", "self.model", "tracer.model", "view.model") and given
+    return last in RUNS or name.endswith("view.run") or its_own
 
 
 def attaches(call: ast.Call) -> bool:
@@ -70,6 +72,7 @@ def test_nothing_else_attaches_hooks_or_runs_a_model() -> None:
         ("self.model(tokens)", True),
         ("model.run_with_cache(tokens)", True),
         ("run(view, forward)", False),
+        ("self.model()", False),
         ("self.model.eval()", False),
         ("tracer.effects(masks)", False),
     ],
@@ -120,4 +123,4 @@ def test_from_a_search_to_a_hook_it_is_a_short_way(monkeypatch: pytest.MonkeyPat
     mt.select(tracer, [1, 2], mt.TopK())
     assert ways and all(way[-1].endswith(":select") for way in ways)
     longest = max(ways, key=len)
-    assert len(longest) <= MOST_FRAMES, longest
+    assert len(longest) <= MOST_FRAMES, "\n".join(longest)
