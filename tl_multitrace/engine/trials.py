@@ -178,7 +178,10 @@ class Trials:
         changed = replace(self._changed(), keep=frozenset(names.values()))
         ran = run(view, changed)
         wanted, good, worst, reason = self._logp(ran.logits), set(), 0.0, ""
-        for layer, name in names.items():
+        # a block may leave state for later ones, which the restarts below must not find as the run above left it: so
+        # another run comes in between, and the last block goes first, which renews nothing of the earlier ones
+        run(view, self._plain)
+        for layer, name in reversed(names.items()):
             at = Start(layer, ran.kept[name])
             try:
                 part = run(view, replace(self._plain, start=at)).logits
@@ -189,8 +192,6 @@ class Trials:
                     raise
                 text = str(error) if isinstance(error, _Differs) else f"{type(error).__name__}: {error}"
                 reason = reason or f"block {layer}: {' '.join(text.split())[:160]}"
-                if layer > 2 and not good:  # where none of the first works, none does
-                    break
         if reason and good:
             logger.warning("%s: runs do not restart at every block (%s).", view.name, reason)
         return frozenset(good), reason if not good else f"equal to a whole run (to {worst:.1g})"

@@ -229,7 +229,7 @@ class Latest:
         values = tracer.groups.as_mask(mask)
         key = values.cpu().numpy().tobytes()
         if self._known.get(id(tracer), (b"",))[0] != key:
-            self._known[id(tracer)] = key, tracer.effect(values)
+            self._known[id(tracer)] = key, tracer.effects([values])[0]
         return self._known[id(tracer)][1]
 
     def forget(self) -> None:

@@ -242,8 +242,12 @@ def _indices(groups: HookGroups, which: Iterable[int | str | Component]) -> Subs
 
 
 def _score(aim: Aim, held: Aim | None, chosen: dict[int, Subset], search: Search, seed: int) -> tuple[Choice, ...]:
-    measured = {s: _measured(aim, search.mask(s), search.sign, seed) for s in dict.fromkeys(chosen.values())}
-    unseen = {s: _measured(held, search.mask(s), search.sign, seed) for s in measured} if held is not None else {}
+    measured: dict[Subset, tuple[Score, dict[str, Score]]] = {}
+    unseen: dict[Subset, tuple[Score, dict[str, Score]]] = {}
+    for on, into in ((aim, measured), (held, unseen)):
+        for members in dict.fromkeys(chosen.values()) if on is not None else ():
+            mask = search.mask(members)
+            into[members] = on.measure(mask, search.sign, seed), on.goal_scores(mask, seed)
     return tuple(
         Choice(
             size,
@@ -261,10 +265,6 @@ def _score(aim: Aim, held: Aim | None, chosen: dict[int, Subset], search: Search
 
 def _objective(target: Tracer | Objective) -> Objective | None:
     return target if isinstance(target, Objective) else None
-
-
-def _measured(aim: Aim, mask: Any, sign: int, seed: int) -> tuple[Score, dict[str, Score]]:
-    return aim.measure(mask, sign, seed), aim.goal_scores(mask, seed)
 
 
 def _describe(solver: Any) -> dict[str, Any]:
