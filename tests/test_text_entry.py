@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ import tl_multitrace as mt
 from tiny_models import D_VOCAB, HAS_BRIDGE, bridge_from_hf, build, forked_rng, hf_model, word_tokenizer
 from tiny_tokenizer import WORDS
 from tl_multitrace.causal_trace import TokenReplacement, average_causal_trace, causal_trace, subject_std
+from tl_multitrace.tasks.registry import info_of
 from tl_multitrace.tasks.rows import Row, pairs_of, sieve_of
 from tl_multitrace.tokens import MASK, Encoder
 
@@ -49,7 +51,9 @@ def bare_tokenizer(kind: str) -> Any:
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]" if kind != "no-unk" else None))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit() if kind == "split" else pre_tokenizers.Whitespace()
     named = {"pad_token": "[PAD]", "name_or_path": "bare", **({} if kind == "no-unk" else {"unk_token": "[UNK]"})}
-    return PreTrainedTokenizerFast(tokenizer_object=core, **named)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, **named)
+    tokenizer.init_kwargs["add_bos_token"] = True  # or TransformerLens 2 asks the hub for it
+    return tokenizer
 
 
 @pytest.mark.parametrize("kind", ["words", "split", "no-unk"])
@@ -258,10 +262,9 @@ def test_unknown_words_are_counted_and_named(entry: str) -> None:
 
 
 def test_what_is_known_is_silent() -> None:
+    literal, model = ["The <unk> said that"], build(NAME, tokenizer=word_tokenizer())
     with quiet():
-        mt.PromptPairs.from_text(
-            words_model(), [BASE, "The <unk> said that"], [SOURCE, "The <unk> said to"], [" he"] * 2
-        )
+        mt.PromptPairs.from_text(model, literal, [SOURCE], [" he"])
     with pytest.raises(ValueError, match="pair 1: the answer ' wizard' holds a word"):
         mt.PromptPairs.from_text(words_model(), [BASE] * 2, [SOURCE] * 2, [" he", " wizard"])
 
@@ -330,8 +333,10 @@ def test_a_subject_that_stands_twice_is_said() -> None:
     with pytest.warns(UserWarning, match=rf"first: fact 1: .*{message}"):
         facts = [(once, "doctor", " he"), (twice, "doctor", " he")]
         average_causal_trace(model, facts, samples=1, known_only=False, restore="mlp")
-    with quiet():  # what is only part of another word is no second place
-        mt.PromptPairs.from_text(model, ["Then The man said"], ["Then The man said"], [" he"], subject=["The"])
+    with quiet():  # what is only part of another word is no place
+        part = ["The woman and man said"]
+        pairs = mt.PromptPairs.from_text(model, part, part, [" he"], subject=["man"])
+    assert pairs.spans["subject"].tolist() == [[4, 5]]
 
 
 def test_pairs_without_a_difference_are_said() -> None:
@@ -360,3 +365,97 @@ def test_where_an_answer_is_read_is_part_of_the_digest() -> None:
     tokens = torch.tensor([[5, 6, 7, 8]])
     made = [mt.PromptPairs.from_tokens(tokens, tokens, [3], answer_positions=[p]).digest() for p in range(4)]
     assert len(set(made)) == 4 and made[3] == mt.PromptPairs.from_tokens(tokens, tokens, [3]).digest()
+
+
+# ------------------------------------------------------------------------------------------------- digits, and BOS
+def digit_tokenizer() -> Any:
+    """Every digit a token of its own, as in Llama and SmolLM."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {piece: i for i, piece in enumerate(["<bos>", "<pad>", "<unk>", *WORDS, *"0123456789"])}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.Digits(True)])
+    named = {"bos_token": "<bos>", "pad_token": "<pad>", "unk_token": "<unk>", "name_or_path": "digits"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, **named)
+    tokenizer.init_kwargs["add_bos_token"] = True
+    return tokenizer
+
+
+def test_a_year_of_two_digits_has_the_product_of_their_probabilities() -> None:
+    model = build(NAME, tokenizer=digit_tokenizer())
+    frame = ["The {noun} said {start} to {century}"]
+    task = mt.task("greater_than", model, n=3, nouns=["doctor", "nurse"], templates=frame)
+    digits = model.tokenizer.convert_tokens_to_ids(list("0123456789"))
+    tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
+    for i in range(3):
+        pairs = task.pairs[[i]]
+        year = max(int("".join(w)) for w, right in zip(pairs.answer_words[0], pairs.right[0], strict=True) if not right)
+        prompt = pairs.base_tokens[0, : int(pairs.lengths[0])]
+        rows = torch.stack([torch.cat([prompt, torch.tensor([d])]) for d in digits])
+        with torch.no_grad():
+            p = model(rows, attention_mask=torch.ones_like(rows)).softmax(-1)
+        after = {int(f"{a}{b}"): float(p[a, -2, digits[a]] * p[a, -1, digits[b]]) for a in range(10) for b in range(10)}
+        wanted = sum(q if y > year else -q for y, q in after.items() if y > 0)
+        assert float(tracer.base_metric[i]) == pytest.approx(wanted, abs=1e-6)
+    assert task.pairs.candidates.shape[1:] == (99, 2)
+
+
+def published_gpt2() -> Any:
+    """A GPT-2 with GPT-2's vocabulary in size, whose published experiments had no BOS."""
+    tokenizer = word_tokenizer(leading_space=True)
+    hf = hf_model("gpt2", vocab_size=50257)
+    if HAS_BRIDGE:
+        return bridge_from_hf(hf, tokenizer)
+    from tiny_models import hooked_from_hf
+
+    return hooked_from_hf(hf, "gpt2", tokenizer)
+
+
+def test_the_papers_setting_decides_on_bos() -> None:
+    gpt2, other = published_gpt2(), words_model()
+    options: dict[str, Any] = {"templates": ["The {noun} said that"], "female": ["nurse"], "male": ["doctor"]}
+    for model, setting, asked, bos in (
+        (gpt2, None, None, True),
+        (gpt2, "paper", None, False),
+        (gpt2, "paper", True, True),
+        (gpt2, None, False, False),
+        (other, "paper", None, True),
+        (other, "paper", False, False),
+    ):
+        pairs = mt.task("professions", model, setting=setting, prepend_bos=asked, **options).pairs
+        assert (int(pairs.base_tokens[0, 0]) == model.tokenizer.bos_token_id) is bos
+        assert model.cfg.default_prepend_bos  # the model itself is left as it was
+    info = [info_of(name) for name in ("winobias", "winogender", "professions", "counterfact")]
+    assert all(one.in_setting("paper").published_bos and not one.published_bos for one in info)
+
+
+def test_bos_on_the_command_line(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from tl_multitrace.cli.app import app
+
+    found = {}
+    for flag in ("--bos", "--no-bos"):
+        out = tmp_path / flag.strip("-")
+        run = ["run", "--task", "professions", "--n", "6", "--budget", "1", "--stability", "0", "--held-out", "0", flag]
+        run += ["--components", "attn", "--quiet", "--device", "cpu", "--out", str(out / "run")]
+        trace = [
+            "trace",
+            "--prompt",
+            "The Falcon Tower is in the city of",
+            "--subject",
+            "Falcon Tower",
+            "--answer",
+            " Rome",
+        ]
+        trace += ["--answer", " Rome", "--samples", "1", "--restore", "mlp", "--quiet", "--device", "cpu", flag]
+        trace += ["--out", str(out / "trace")]
+        for arguments in (run, trace):
+            result = CliRunner().invoke(app, arguments)
+            assert result.exit_code == 0, result.output
+        record = json.loads((out / "run" / "run.json").read_text())
+        grid = mt.TraceGrid.load(out / "trace" / "mlp.json")
+        found[flag] = (record["arguments"]["bos"], len(grid.tokens))
+    assert found["--bos"][0] is True and found["--no-bos"][0] is False
+    assert found["--bos"][1] == found["--no-bos"][1] + 1
