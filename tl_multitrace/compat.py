@@ -23,6 +23,7 @@ from tl_multitrace.encoder_decoder import refuse_encoder_decoder as refuse_encod
 from tl_multitrace.identity import weights_digest
 from tl_multitrace.last_mlp import LastMLP, Reads
 from tl_multitrace.memory.offload import device_of, weights_of
+from tl_multitrace.models.renamed import cache_keyword, cache_passed_on
 
 HookFn = Callable[..., Any]
 """A TransformerLens forward hook: ``fn(activation, hook) -> activation | None``."""
@@ -268,7 +269,8 @@ class ModelView:
                 point = self.point(name)
                 point.add_hook(fn, dir="fwd")
                 added.append((point, point.fwd_hooks[-1]))
-            yield
+            with cache_passed_on(self.model):
+                yield
         finally:
             for point, handle in reversed(added):
                 handle.hook.remove()
@@ -332,7 +334,9 @@ class ModelView:
         if position_ids is not None:
             options["position_ids"] = position_ids
         if past is not None:
-            options |= {"past_key_values": past, "use_cache": True} if self.is_bridge else {"past_kv_cache": past}
+            options |= (
+                {cache_keyword(self.model): past, "use_cache": True} if self.is_bridge else {"past_kv_cache": past}
+            )
             if residual is None and not self.is_bridge:  # which puts the mask of the stored tokens in front itself
                 options["attention_mask"] = attention_mask[:, -tokens.shape[1] :]
         with self.last_mlp.only_at(reads):

@@ -15,6 +15,7 @@ import torch
 
 from tl_multitrace.compat import ModelView, installed_version, refuse_encoder_decoder
 from tl_multitrace.distributed import local_device
+from tl_multitrace.models.renamed import pass_on_cache
 from tl_multitrace.tokens import Encoder
 
 logger = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ def load_model(
     began = time.perf_counter()
     model = _load(name_or_path, device, dtype, trust_remote_code)
     refuse_encoder_decoder(model)
+    pass_on_cache(model)  # for good: text that the user generates later is to be right too
     logger.info("%s loaded on %s as %s in %.1f s", name_or_path, device, dtype, time.perf_counter() - began)
     return model
 
