@@ -1,10 +1,8 @@
 """The one file that knows which TransformerLens it runs on (2.16 to 4.x).
 
-A model comes in as an argument and is never dispatched on by class: TransformerLens 4 removed ``HookedTransformer``,
-and importing a model class would tie this package to one generation. What differs between the two kinds of model is
-small and all of it is here: where a run restarts, where the unembedding reads, and which flags a run touches.
-
-A ``ModelView`` never changes the model outside its context managers, and each of those puts back what it found.
+A model comes in as an argument and is never dispatched on by class, which would tie this package to one generation.
+What differs is all here: where a run restarts, where the unembedding reads, which flags a run touches. A ``ModelView``
+changes the model inside of its context managers alone, and each of those puts back what it found.
 """
 
 from __future__ import annotations
@@ -239,8 +237,6 @@ class ModelView:
     def unembed_input(self) -> str:
         """The last hook point before the unembedding: what leaves it, and nothing else, is unembedded."""
         return next(filter(self.has_point, UNEMBED_INPUTS), f"blocks.{self.n_layers - 1}.hook_resid_post")
-
-    # ------------------------------------------------------------------ embeddings
 
     @property
     def embedding_point(self) -> str:
