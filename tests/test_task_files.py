@@ -165,7 +165,7 @@ def test_winobias_measures_the_published_odds(gpt2: Any) -> None:
 def test_the_papers_counterfact_measure(gpt2: Any) -> None:
     task = mt.task("counterfact", gpt2, path=COUNTERFACT, setting="paper")
     first = json.loads(COUNTERFACT.read_text())[0]["base_prompt"]
-    assert "".join(task.pairs.base_words[0][1:]) == first
+    assert "".join(task.pairs.base_words[0]) == first
     noise = task.intervention
     assert isinstance(noise, mt.NoiseCorruption)
     assert (noise.noise, noise.std, noise.at, noise.restore, noise.shared) == (3.0, PAPER_NOISE, "all", False, False)

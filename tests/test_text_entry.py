@@ -1,4 +1,4 @@
-"""How text comes in: BOS, separators, masks, unknown words, ids and subjects mean what they say, or are refused."""
+"""How text comes in: BOS, separators and masks are what the tokenizer was trained with, or the text is refused."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from typing import Any
 import pytest
 import torch
 from masked_models import MASKED, NO_BRIDGE, SPECIAL, masked_model, masked_tokenizer
-from oracles import unchecked
 
 import tl_multitrace as mt
-from tiny_models import D_VOCAB, HAS_BRIDGE, bridge_from_hf, build, forked_rng, hf_model, word_tokenizer
+from tiny_models import HAS_BRIDGE, bridge_from_hf, build, forked_rng, hf_model, word_tokenizer
 from tiny_tokenizer import WORDS
-from tl_multitrace.causal_trace import TokenReplacement, average_causal_trace, causal_trace, subject_std
+from tl_multitrace.causal_trace import causal_trace
 from tl_multitrace.tasks.rows import Row, pairs_of, sieve_of
 from tl_multitrace.tokens import MASK, Encoder
 
@@ -49,7 +48,9 @@ def bare_tokenizer(kind: str) -> Any:
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]" if kind != "no-unk" else None))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit() if kind == "split" else pre_tokenizers.Whitespace()
     named = {"pad_token": "[PAD]", "name_or_path": "bare", **({} if kind == "no-unk" else {"unk_token": "[UNK]"})}
-    return PreTrainedTokenizerFast(tokenizer_object=core, **named)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, **named)
+    tokenizer.init_kwargs["add_bos_token"] = True  # or TransformerLens 2 asks the hub for it
+    return tokenizer
 
 
 @pytest.mark.parametrize("kind", ["words", "split", "no-unk"])
@@ -229,134 +230,3 @@ def test_residues_need_no_space() -> None:
     tokenizer.init_kwargs["add_bos_token"] = True
     encoder = Encoder.of(mt.ModelView(build(NAME, tokenizer=tokenizer)))
     assert encoder.answer("EVQL", "V") == encoder.answer("EVQL", " V") == [letters.index("V")]
-
-
-# ------------------------------------------------------------------------------------------------ unknown words
-UNKNOWN: dict[str, Any] = {
-    "base": lambda m: mt.PromptPairs.from_text(m, [BASE, "The wizard said that"], [SOURCE] * 2, [" he"] * 2),
-    "source": lambda m: mt.PromptPairs.from_text(m, [BASE] * 2, [SOURCE, "The wizard said that"], [" he"] * 2),
-    "trace": lambda m: causal_trace(m, "The wizard said that", subject="wizard", answer=" he", samples=1),
-    "tokens": lambda m: mt.causal_tokens(m, "The wizard said that", answer=" he", samples=1),
-    "replacement": lambda m: causal_trace(
-        m, BASE, subject="doctor", answer=" he", corruption=TokenReplacement("The wizard said that")
-    ),
-    "among": lambda m: causal_trace(
-        m, BASE, subject="doctor", answer=" he", samples=1, corruption=TokenReplacement(among=["nurse", " wizard"])
-    ),
-    "unit": lambda m: subject_std(m, [" doctor", " wizard"]),
-    "average": lambda m: average_causal_trace(
-        m, [(BASE, "doctor", " he"), ("The wizard said that", "wizard", " he")], samples=1, known_only=False
-    ),
-}
-
-
-@pytest.mark.parametrize("entry", UNKNOWN)
-def test_unknown_words_are_counted_and_named(entry: str) -> None:
-    with pytest.warns(UserWarning, match=r"unknown to the tokenizer and read as <unk>.*' ?wizard'") as said:
-        UNKNOWN[entry](words_model())
-    assert sum("unknown to the tokenizer" in str(w.message) for w in said) == 1  # once per set
-
-
-def test_what_is_known_is_silent() -> None:
-    with quiet():
-        mt.PromptPairs.from_text(
-            words_model(), [BASE, "The <unk> said that"], [SOURCE, "The <unk> said to"], [" he"] * 2
-        )
-    with pytest.raises(ValueError, match="pair 1: the answer ' wizard' holds a word"):
-        mt.PromptPairs.from_text(words_model(), [BASE] * 2, [SOURCE] * 2, [" he", " wizard"])
-
-
-# ---------------------------------------------------------------------------------------------------------- ids
-@bridges
-@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2"])
-@pytest.mark.parametrize("rows", [200, 60])
-def test_answers_are_ids_of_the_head(family: str, rows: int) -> None:
-    hf = hf_model(family)
-    with forked_rng(1):
-        hf.lm_head = torch.nn.Linear(hf.config.hidden_size, rows, bias=False)
-    model = bridge_from_hf(hf)
-    assert mt.ModelView(model).d_vocab_out == rows
-    tokens, other = torch.tensor([[5, 6, 7]]), torch.tensor([[5, 8, 7]])
-
-    def tracer(answer: Any) -> mt.Tracer:
-        return mt.Tracer(model, mt.PromptPairs.from_tokens(tokens, other, answer), mt.heads(model), mt.AnswerProb())
-
-    with torch.no_grad():
-        wanted = hf(tokens).logits[0, -1].softmax(-1)
-    assert float(tracer([rows - 1]).base_metric) == pytest.approx(float(wanted[rows - 1]), abs=1e-6)
-    for wrong in ([rows], [[[rows, 3]]], [[[3, rows]]], [[[max(rows, D_VOCAB), 3]]]):
-        with pytest.raises(ValueError, match=f"predicts {rows} tokens|reads {D_VOCAB} tokens"):
-            tracer(wrong)
-    if rows > D_VOCAB:  # predicted, but nothing that it could read on from
-        with pytest.raises(ValueError, match=f"holds the id 150, but .* reads {D_VOCAB}"):
-            tracer([[[150, 3]]])
-    with pytest.raises(ValueError, match=f"token ids from 0 to {rows - 1}"):
-        causal_trace(model, [5, 6, 7], subject=(1, 2), answer=rows)
-
-
-FRACTIONS: dict[str, Any] = {
-    "base": lambda t: mt.PromptPairs.from_tokens(t + 0.4, t, [3]),
-    "source": lambda t: mt.PromptPairs.from_tokens(t, t.double(), [3]),
-    "answers": lambda t: mt.PromptPairs.from_tokens(t, t, [5.4]),
-    "nested": lambda t: mt.PromptPairs.from_tokens(t, t, [[[5, 6.5]]]),
-    "wrong": lambda t: mt.PromptPairs.from_tokens(t, t, [3], torch.tensor([4.5])),
-    "lengths": lambda t: mt.PromptPairs.from_tokens(t, t, [3], lengths=[2.5]),
-    "positions": lambda t: mt.PromptPairs.from_tokens(t, t, [3], answer_positions=[1.5]),
-    "truth": lambda t: mt.PromptPairs.from_tokens(t > 0, t, [3]),
-    "trace": lambda t: causal_trace(words_model(), [5.4, 6.0], subject=(0, 1)),
-    "replacement": lambda t: causal_trace(
-        words_model(), [5, 6], subject=(0, 1), answer=3, corruption=TokenReplacement([[5.4, 6.0]])
-    ),
-}
-
-
-@pytest.mark.parametrize("entry", FRACTIONS)
-def test_fractions_are_no_ids(entry: str) -> None:
-    with unchecked(), pytest.raises(ValueError, match=r"must be whole numbers, got (float|bool)"):
-        FRACTIONS[entry](torch.tensor([[5, 6, 7]]))
-
-
-# ---------------------------------------------------------------------------------------- doubtful, and said so
-def test_a_subject_that_stands_twice_is_said() -> None:
-    tokenizer = word_tokenizer()
-    model = build(NAME, tokenizer=tokenizer)
-    twice, once = "The doctor and doctor said", "The doctor and nurse said"
-    message = r"'doctor' occurs 2 times, at the tokens \[2, 3\), \[4, 5\)"
-    with pytest.warns(UserWarning, match=rf"pair 1: .*{message}"):
-        pairs = mt.PromptPairs.from_text(model, [once, twice], [twice, once], [" he"] * 2, subject=["doctor"] * 2)
-    assert pairs.spans["subject"].tolist() == [[2, 3], [2, 3]]
-    with pytest.warns(UserWarning, match=message):
-        causal_trace(model, twice, subject="doctor", answer=" he", samples=1, restore="mlp")
-    with pytest.warns(UserWarning, match=rf"first: fact 1: .*{message}"):
-        facts = [(once, "doctor", " he"), (twice, "doctor", " he")]
-        average_causal_trace(model, facts, samples=1, known_only=False, restore="mlp")
-    with quiet():  # what is only part of another word is no second place
-        mt.PromptPairs.from_text(model, ["Then The man said"], ["Then The man said"], [" he"], subject=["The"])
-
-
-def test_pairs_without_a_difference_are_said() -> None:
-    model = words_model()
-    pairs = mt.PromptPairs.from_text(model, [BASE, BASE, SOURCE], [SOURCE, BASE, SOURCE], [" he"] * 3)
-    with pytest.warns(UserWarning, match=r"2 of 3 pairs have the same tokens .*the first is pair 1\)"):
-        mt.Tracer(model, pairs, mt.heads(model), mt.AnswerProb())
-    with pytest.warns(UserWarning, match=r"2 of 2 pairs .*the first is pair 1\)"):
-        mt.Tracer(model, pairs[1:], mt.heads(model), mt.AnswerProb())
-    with quiet():
-        mt.Tracer(model, pairs, mt.heads(model), mt.AnswerProb(), mt.ZeroAblation())
-        mt.Tracer(model, pairs[[0]], mt.heads(model), mt.AnswerProb())
-
-
-def test_pairs_keep_their_numbers() -> None:
-    model = words_model()
-    base = [BASE, "The old doctor said that", SOURCE, "The man said that"]
-    pairs = mt.PromptPairs.from_text(model, base, [SOURCE] * 2 + [BASE] * 2, [" he"] * 4, align="drop")
-    assert [pairs.number(i) for i in range(3)] == [0, 2, 3]
-    assert [pairs[[2, 0]].number(i) for i in range(2)] == [3, 0]
-    parts = pairs.split(0.5, seed=1)
-    assert sorted(part.number(i) for part in parts for i in range(len(part))) == [0, 2, 3]
-
-
-def test_where_an_answer_is_read_is_part_of_the_digest() -> None:
-    tokens = torch.tensor([[5, 6, 7, 8]])
-    made = [mt.PromptPairs.from_tokens(tokens, tokens, [3], answer_positions=[p]).digest() for p in range(4)]
-    assert len(set(made)) == 4 and made[3] == mt.PromptPairs.from_tokens(tokens, tokens, [3]).digest()

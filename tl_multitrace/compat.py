@@ -1,11 +1,8 @@
 """The one file that knows which TransformerLens it runs on (2.16 to 4.x).
 
-A model comes in as an argument and is never dispatched on by class: TransformerLens 4 removed ``HookedTransformer``,
-and importing a model class would tie this package to one generation. What differs between the two kinds of model is
-small and all of it is here: where a run restarts from a stored residual, where the unembedding reads, and which flags a
-run touches.
-
-A ``ModelView`` never changes the model outside its context managers, and each of those puts back what it found.
+A model comes in as an argument and is never dispatched on by class, which would tie this package to one generation.
+What differs is all here: where a run restarts, where the unembedding reads, which flags a run touches. A ``ModelView``
+changes the model inside of its context managers alone, and each of those puts back what it found.
 """
 
 from __future__ import annotations
@@ -31,6 +28,7 @@ HookFn = Callable[..., Any]
 
 BLOCK_INPUT = "blocks.{layer}.hook_resid_pre"
 EMBEDDING = "hook_embed"
+UNEMBED_INPUTS = ("unembed.hook_in", "ln_final.hook_normalized")
 
 GRAPH_HOOKS = {
     "input": "blocks.0.hook_resid_pre",
@@ -243,22 +241,19 @@ class ModelView:
     @property
     def unembed_input(self) -> str:
         """The last hook point before the unembedding: what leaves it, and nothing else, is unembedded."""
-        names = ("unembed.hook_in", "ln_final.hook_normalized")
-        return next(filter(self.has_point, names), f"blocks.{self.n_layers - 1}.hook_resid_post")
-
-    # ------------------------------------------------------------------ embeddings
+        return next(filter(self.has_point, UNEMBED_INPUTS), f"blocks.{self.n_layers - 1}.hook_resid_post")
 
     @property
     def embedding_point(self) -> str:
         """The hook point of the token embedding itself; a bridge's ``hook_embed`` may be the norm behind it (BERT)."""
-        return next(filter(self.has_point, ("embed.hook_out",)), EMBEDDING)
+        return "embed.hook_out" if self.has_point("embed.hook_out") else EMBEDDING
 
     def embed(self, ids: Int[Tensor, " n"]) -> Float[Tensor, "n width"]:
         """Embeddings of token ``ids`` as a hook at :attr:`embedding_point` sees them; ``W_E`` lacks Gemma's factor."""
         seen: list[Tensor] = []
         with torch.no_grad(), self.attached([(self.embedding_point, lambda act, hook: seen.append(act.clone()))]):
-            made: Tensor = self.model.embed(ids.to(self.device)[None])
-        return (seen or [made])[0][0]  # on a HookedTransformer the point lies behind its embedding module
+            seen.append(self.model.embed(ids.to(self.device)[None]))
+        return seen[0][0]  # on a HookedTransformer the point lies behind its embedding module
 
     # ------------------------------------------------------------------ contexts
 

@@ -1,8 +1,7 @@
 """Base and source prompts, tokenised and aligned, with their answers.
 
-A pair is two prompts that differ in one respect. Everything that can go wrong between text and tokens is decided here,
-once, and shown: whether a BOS token stands in front, how two prompts of different length line up, whether an answer
-really continues its prompt. The rest of the package sees token ids only.
+A pair is two prompts that differ in one respect. Whether a BOS token stands in front, how prompts of unequal length
+line up, whether an answer continues its prompt is decided once, and shown; the rest of the package sees token ids only.
 
 Tokens are right-padded. Position ``p`` of the base prompt lines up with position ``p + shift`` of the source prompt,
 where ``shift`` is 0 unless the user asked for another alignment.
@@ -116,9 +115,9 @@ class PromptPairs:
     ) -> PromptPairs:
         """Tokenise prompts and answers with the model's tokenizer.
 
-        A masked language model's prompts hold its mask, at the same place in base and source, and stand between its
-        separators; the answer is read at the mask. Words that the tokenizer does not know, and subjects that stand in
-        their prompt more than once, are counted in a warning.
+        A masked language model's prompts hold its mask, at one place in base and source, where the answer is read, and
+        stand between its separators. Words that the tokenizer does not know, and subjects that stand in their prompt
+        more than once, are counted in a warning.
 
         Args:
             model: a TransformerLens model with a tokenizer.
@@ -136,23 +135,28 @@ class PromptPairs:
             answer_positions: token of each base prompt where the answer is read; needed for prompts of several masks.
 
         Raises:
-            ValueError: empty input, unequal numbers, unequal token lengths under ``align="error"``, an answer that does
-                not continue its prompt or lacks its leading space, right and wrong answers of the same tokens, a
-                subject that is not in its prompt, not one mask where there must be one. The message names the pair.
+            ValueError: what cannot be used as it is, from an empty list to an answer that does not continue its prompt;
+                the message names the pair and what to change.
         """
         encoder = Encoder.of(ModelView(model), prepend_bos)
         places = None if answer_positions is None else whole_numbers(answer_positions, "answer_positions").tolist()
         rows = rows_from(base, source, answers, wrong_answers, subject, labels, joined, places)
         read = PairReader(encoder, align=align, one_prompt=True, known=False).read_all(rows, places)
-        lost = len(rows) - len(read)
-        return cls.from_read(read, encoder, align, {LENGTHS: lost} if lost else {})
+        return cls.from_read(read, encoder, align, Counter({LENGTHS: len(rows) - len(read)}))
 
     @classmethod
     def from_read(
         cls, numbered: Mapping[int, PairTokens], encoder: Encoder, align: Align, dropped: dict[str, int]
     ) -> PromptPairs:
-        """What a :class:`~tl_multitrace.pair_reader.PairReader` has read, by number, and what it refused, counted."""
-        read, numbers = list(numbered.values()), tuple(numbered)
+        """What a :class:`~tl_multitrace.pair_reader.PairReader` has read, and what it refused.
+
+        Args:
+            numbered: tokens of pairs, by number.
+            encoder: that read them.
+            align: how pairs of different token length line up.
+            dropped: how many pairs were refused, by reason.
+        """
+        read = list(numbered.values())
         for doubt in doubts(numbered, encoder):
             warnings.warn(doubt, stacklevel=3)
         made = cls._assemble(
@@ -166,10 +170,10 @@ class PromptPairs:
             pad_id=encoder.pad_id,
             words=encoder.words,
             answer_words=tuple((*one.row.answers, *one.row.wrong) for one in read),
-            dropped=dropped,
+            dropped={why: count for why, count in dropped.items() if count},
         )
-        positions = torch.tensor([one.position for one in read])
-        return replace(made, answer_positions=positions, numbers=() if numbers == tuple(range(len(read))) else numbers)
+        numbers = () if list(numbered) == list(range(len(read))) else tuple(numbered)
+        return replace(made, answer_positions=torch.tensor([one.position for one in read]), numbers=numbers)
 
     @classmethod
     @neutral()
@@ -204,8 +208,7 @@ class PromptPairs:
         if base.ndim != 2 or base.shape != source.shape or not len(base):
             raise ValueError(
                 "base_tokens and source_tokens must be two [n, pos] tensors of one shape with n > 0, got "
-                f"{tuple(base.shape)} "
-                f"and {tuple(source.shape)}. Pad on the right and pass lengths=."
+                f"{tuple(base.shape)} and {tuple(source.shape)}. Pad on the right and pass lengths=."
             )
         n, width = base.shape
         given = torch.full((n,), width) if lengths is None else whole_numbers(lengths, "lengths")
@@ -224,7 +227,7 @@ class PromptPairs:
             raise ValueError(f"{len(labels)} labels for {n} pairs: give one label per pair.")
         if answer_positions is not None:
             places = whole_numbers(answer_positions, "answer_positions")
-            if places.shape != (n,) or bool((places < 0).any()) or bool((places >= given).any()):
+            if places.shape != (n,) or bool(((places < 0) | (places >= given)).any()):
                 raise ValueError(
                     f"answer_positions must be {n} positions inside their prompts, got {places.tolist()[:8]}."
                 )
@@ -339,9 +342,8 @@ class PromptPairs:
     def filter_aligned(self) -> PromptPairs:
         """Only the pairs whose prompts have equal token counts; the others are counted in ``dropped``."""
         keep = (self.lengths == self.source_lengths).nonzero().flatten()
-        kept = self[keep]
         lost = len(self) - len(keep)
-        return kept if not lost else replace(kept, dropped={**self.dropped, "token lengths differ": lost})
+        return self[keep] if not lost else replace(self[keep], dropped={**self.dropped, LENGTHS: lost})
 
     def subgroup(self, label: str) -> PromptPairs:
         """The pairs of one ``label``.
@@ -399,10 +401,9 @@ class PromptPairs:
         base, source = self.base_words[i], self.source_words[i]
         differs = {p for p in range(len(base)) if not (0 <= p + shift < len(source)) or base[p] != source[p + shift]}
         extra = {p for p in range(len(source)) if not (0 <= p - shift < len(base))}
+        there = [f"*{w}*" if p - shift in differs or p in extra else w for p, w in enumerate(source)]
         return [
             "  base    |" + "|".join(f"*{w}*" if p in differs else w for p, w in enumerate(base)) + "|",
-            "  source  |"
-            + "|".join(f"*{w}*" if p - shift in differs or p in extra else w for p, w in enumerate(source))
-            + "|",
+            "  source  |" + "|".join(there) + "|",
             f"  answers {self._answers(i, True)} against {self._answers(i, False)}",
         ]

@@ -69,7 +69,7 @@ def _check_tokens(view: ModelView, pairs: PromptPairs) -> None:
     fed.scatter_(-1, last.clamp(min=0), NO_TOKEN)  # all of an answer but its last token is fed to the model
     read = {"base_tokens": pairs.base_tokens, "source_tokens": pairs.source_tokens, "candidates (but the last)": fed}
     for name, ids in read.items():
-        _check_ids(ids, name, view.d_vocab, f"{view.name} reads {view.d_vocab} tokens")
+        _check_ids(ids, name, view.d_vocab, f"{view.name} has {view.d_vocab} tokens")
     _check_ids(pairs.candidates, "candidates", view.d_vocab_out, f"{view.name} predicts {view.d_vocab_out} tokens")
 
 

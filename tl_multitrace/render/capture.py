@@ -30,8 +30,7 @@ def make_views(
     Args:
         circuit: chosen from the groups of ``tracer``.
         tracer: model, prompts, metric and intervention.
-        examples: pair numbers, or how many: evenly spaced from the largest effect
-            to the smallest.
+        examples: places among the tracer's pairs, or how many: evenly spaced from the largest effect to the smallest.
         heads: attention heads to show, those with the largest marginal effect first.
         neurons: neurons or MLP dimensions to show, likewise.
 
@@ -112,7 +111,7 @@ def _example(tracer: Tracer, circuit: Circuit, pair: int, effect: float, shown: 
         side = words["source"] if name == "source" else words["base"]
         runs[name] = _view(tracer, forward, side, candidates, shown, f"pair {pair}, {name} run")
     return ExampleView(
-        pair=pair,
+        pair=tracer.pairs.number(pair),
         label=tracer.pairs.labels[pair] if tracer.pairs.labels else "",
         answers=names,
         n_right=n_right,

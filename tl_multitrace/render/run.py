@@ -269,7 +269,7 @@ def _effects_of(circuit: Circuit, tracer: Tracer, split: str) -> pd.DataFrame:
         frame[column] = [_text(v).removeprefix(start) for v in frame[column]]
     for column in ("answers", "wrong_answers"):
         frame[column] = [" | ".join(_text(a) for a in v) for v in frame[column]]
-    frame["split"], frame["pair"] = split, range(len(frame))
+    frame["split"], frame["pair"] = split, [tracer.pairs.number(i) for i in range(len(frame))]
     frame["metric"] = tracer.base_metric.double().cpu().numpy()
     frame["effect"] = tracer.effect(circuit.mask).double().cpu().numpy()
     return frame[list(EFFECT_COLUMNS)]

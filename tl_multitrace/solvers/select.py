@@ -245,7 +245,9 @@ def _score(aim: Aim, held: Aim | None, chosen: dict[int, Subset], search: Search
     measured: dict[Subset, tuple[Score, dict[str, Score]]] = {}
     unseen: dict[Subset, tuple[Score, dict[str, Score]]] = {}
     for on, into in ((aim, measured), (held, unseen)):
-        for members in dict.fromkeys(chosen.values()) if on is not None else ():
+        for members in dict.fromkeys(chosen.values()):
+            if on is None:
+                continue
             mask = search.mask(members)
             into[members] = on.measure(mask, search.sign, seed), on.goal_scores(mask, seed)
     return tuple(
