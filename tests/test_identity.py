@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import threading
-import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,8 +17,7 @@ from torch import Tensor, nn
 import tl_multitrace as mt
 from tiny_models import HAS_BRIDGE, bridge_from_hf, build, hf_model
 from tl_multitrace.engine.identity import ModelChangedError
-from tl_multitrace.identity import digest_of
-from tl_multitrace.persist.checkpoint import Checkpoint
+from tl_multitrace.runs.checkpoint import Checkpoint
 
 NAME = "bridge-gpt2" if HAS_BRIDGE else "hooked-gpt2"
 PAIRS = pairs_of(random_examples(3, seed=1, right=1, wrong=1))
@@ -296,6 +294,7 @@ def test_a_hook_that_cannot_be_told_is_refused_by_a_cache_alone(one_model: Any, 
             effect(one_model)
             with pytest.raises(TypeError, match=r"cannot be told .*leave cache_dir out"):
                 effect(one_model, tmp_path)
+<<<<<<< ours
 
 
 # ------------------------------------------------------------------------------------------------- changes to a metric
@@ -505,3 +504,5 @@ def test_results_of_another_base_run_are_not_taken(one_model: Any, tmp_path: Pat
     finally:
         torch.nn.functional.layer_norm = plain
     assert torch.equal(effect(one_model, tmp_path), before)
+=======
+>>>>>>> theirs

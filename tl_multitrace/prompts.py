@@ -22,7 +22,7 @@ from torch import Tensor
 
 from tl_multitrace.compat import ModelView
 from tl_multitrace.copies import distinct
-from tl_multitrace.engine.ambient import neutral
+from tl_multitrace.models.ambient import neutral
 from tl_multitrace.pair_reader import Align, PairReader, PairTokens, doubts, rows_from
 from tl_multitrace.token_ids import (
     NO_TOKEN,

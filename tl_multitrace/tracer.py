@@ -23,17 +23,16 @@ from torch import Tensor
 from tl_multitrace.compat import ModelView
 from tl_multitrace.cost import Cost
 from tl_multitrace.distributed import Found, Ranks, ranks_of
-from tl_multitrace.engine import ambient
-from tl_multitrace.engine.ambient import usable
-from tl_multitrace.engine.cache import Cache, bytes_of
+from tl_multitrace.engine.cache import bytes_of
 from tl_multitrace.engine.estimate import MemoryEstimate
 from tl_multitrace.engine.forward import session
-from tl_multitrace.engine.identity import Unchanged, agree, base_numbers
+from tl_multitrace.engine.identity import Unchanged, agree
 from tl_multitrace.engine.prepare import counted_estimate, prepare
-from tl_multitrace.engine.shared import SharedCalls, name_of
+from tl_multitrace.engine.shared import SharedCalls
 from tl_multitrace.groups import HookGroups
 from tl_multitrace.interventions import Intervention
 from tl_multitrace.metrics import Metric
+from tl_multitrace.models import ambient
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.rows import Rows
 
@@ -97,7 +96,8 @@ class Tracer:
         distributed: bool | Ranks = False,
         cache_dir: str | Path | None = None,
     ) -> None:
-        pairs, groups, metric, intervention = usable(pairs), usable(groups), usable(metric), usable(intervention)
+        pairs, groups = ambient.usable(pairs), ambient.usable(groups)
+        metric, intervention = ambient.usable(metric), ambient.usable(intervention)
         self.model, self.pairs, self.groups = model, pairs, groups
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.given_limit, self.given_ranks = memory_limit, ranks_of(distributed)
@@ -122,20 +122,8 @@ class Tracer:
         self.dtype: torch.dtype = made.batches.runs.dtype
         unchanged = Unchanged(model, self.metric, keeps=self.cache_dir is not None)
         self.calls = SharedCalls(made.batches, self.ranks, made.counts, made.order, unchanged)
-        name = None if self.cache_dir is None else name_of(made.batches, unchanged.state, pairs, made.parts)
-        base = self.calls.make("the base run", [], 4, 0, self._started, keep=False).each
-        self._base_metric = base[0]
-        if self.cache_dir is not None and name is not None:
-            tolerance = 1e-4 if self.view.dtype in (torch.float32, torch.float64) else 2e-2
-            self.calls.cache = Cache.of_base(self.cache_dir / name, self.ranks, base, tolerance=tolerance)
-        unchanged.leave()
+        self._base_metric = self.calls.begin(self.cache_dir, pairs, made.parts)
         logger.info("base run of %d pairs on %s: %s", self.n, self.view.device, self.memory)
-
-    def _started(self) -> Found:
-        """The base run's metric, and three rows that tell it from another's."""
-        self.batches.start()
-        values = self.batches.base_values
-        return Found(torch.cat([values[None], base_numbers(self.batches.base).to(values)]), torch.zeros(0))
 
     # ------------------------------------------------------------------ facts
 

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from tl_multitrace.compat import HookFn, ModelView
 from tl_multitrace.cost import HookError
-from tl_multitrace.engine.ambient import alone
 from tl_multitrace.groups.mixing import mix
+from tl_multitrace.models.ambient import alone
 from tl_multitrace.rows import Attention
 
 Reads = tuple[Int[Tensor, " q"], Int[Tensor, " q"]]

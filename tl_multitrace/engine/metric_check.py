@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from tl_multitrace.answers import Answers
 from tl_multitrace.identity import OWN
-from tl_multitrace.metric_base import CustomMetric, Metric
+from tl_multitrace.metric_base import CustomMetric, Metric, not_real
 from tl_multitrace.metrics.weighted import WeightedSum
 
 ROWS = 3
@@ -44,7 +45,7 @@ def check_metric(metric: Metric, answers: Answers) -> None:
         _check_values(name, values, len(answers.right))
         for given in (out, base):
             _check_unchanged(name, given, answers)
-        _check_equal(values, metric(_copy(answers), _copy(answers)), lambda: _differs(name))
+        _check_equal(values, metric(_copy(answers), _copy(answers)), partial(_differs, name))
         _check_rows(name, metric, answers, values)
 
 
@@ -64,11 +65,7 @@ def _check_values(name: str, values: Any, n: int) -> None:
         got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise ValueError(f"metric {name!r} must return a tensor of shape ({n},), one number per example, got {got}.")
     if not values.is_floating_point():
-        how = "its real part or its size: values.real, values.abs()" if values.is_complex() else "values.float()"
-        raise TypeError(
-            f"metric {name!r} returns {values.dtype} numbers; effects are differences of real floating-point numbers. "
-            f"Return {how}."
-        )
+        raise not_real(name, values)
 
 
 def _check_unchanged(name: str, given: Answers, answers: Answers) -> None:
@@ -96,8 +93,8 @@ def _check_rows(name: str, metric: Metric, answers: Answers, values: Tensor) -> 
                 "so what belongs to an example has to come from out and base."
             ) from error
         _check_values(name, got, 1)
-        _check_equal(values[row : row + 1], got, lambda row=row, got=got: _mixes(name, row, values, got))
-        _check_equal(got, beside, lambda row=row, beside=beside: _mixes(name, row, values, beside))
+        _check_equal(values[row : row + 1], got, partial(_mixes, name, row, values, got))
+        _check_equal(got, beside, partial(_mixes, name, row, values, beside))
 
 
 def _beside(alone: Answers, base: bool = False) -> Answers:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from tl_multitrace.cost import Cost
 from tl_multitrace.distributed import Found, Ranks
 from tl_multitrace.engine.batches import Batches
 from tl_multitrace.engine.cache import Cache, Shapes, StateFile, Values, key_of
-from tl_multitrace.engine.identity import Unchanged, cache_name
+from tl_multitrace.engine.identity import Unchanged, base_numbers, cache_name
 from tl_multitrace.identity import digest_of
 from tl_multitrace.models.digest import ModelState
 from tl_multitrace.prompts import PromptPairs
@@ -50,6 +51,31 @@ class SharedCalls:
     def cost(self) -> Cost:
         """What was spent so far."""
         return self.own.runs.cost
+
+    def begin(self, cache_dir: Path | None, pairs: PromptPairs, parts: int) -> Tensor:
+        """The base run, on all ranks, and the cache that it belongs to; its metric in the caller's order.
+
+        Args:
+            cache_dir: where results are kept.
+            pairs: all prompts.
+            parts: in how many batches.
+
+        Raises:
+            TypeError: with a cache, a metric, an intervention or a hook that another run cannot recognise.
+        """
+        name = None if cache_dir is None else name_of(self.own, self.unchanged.state, pairs, parts)
+
+        def start() -> Found:
+            self.own.start()
+            values = self.own.base_values
+            return Found(torch.cat([values[None], base_numbers(self.own.base).to(values)]), torch.zeros(0))
+
+        base = self.make("the base run", [], 4, 0, start, keep=False).each
+        if cache_dir is not None and name is not None:
+            tolerance = 2e-2 if self.own.runs.view.dtype in (torch.bfloat16, torch.float16) else 1e-4
+            self.cache = Cache.of_base(cache_dir / name, self.ranks, base, tolerance=tolerance)
+        self.unchanged.leave()
+        return base[0]
 
     def make(
         self, what: str, given: Sequence[bytes], rows: int, totals: int, work: Callable[[], Found], *, keep: bool = True

@@ -22,11 +22,11 @@ from torch import Tensor
 
 from tl_multitrace.circuit import Circuit
 from tl_multitrace.copies import copies_of, prompt_keys
-from tl_multitrace.engine.ambient import neutral
 from tl_multitrace.evaluation.circuit_report import AblationScores, CircuitReport
 from tl_multitrace.evaluation.target import Interventions, Judged, Target, target_of
 from tl_multitrace.groups import HookGroups
 from tl_multitrace.interventions import Intervention
+from tl_multitrace.models.ambient import neutral
 from tl_multitrace.progress import bar, ticking
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.records.chance import chance_p, percentile

@@ -24,12 +24,12 @@ from jaxtyping import Float
 from scipy.integrate import trapezoid
 
 from tl_multitrace.copies import copies_of
-from tl_multitrace.engine.ambient import neutral
 from tl_multitrace.evaluation.evaluate import rounded
 from tl_multitrace.evaluation.result import Result, ResultFile, intervention_name
 from tl_multitrace.evaluation.target import Interventions, importances, target_of
 from tl_multitrace.files import Provenance
 from tl_multitrace.groups import HookGroups, mib_groups
+from tl_multitrace.models.ambient import neutral
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.records.stats import Copies, Estimate, Score, Statistic, estimates, once, prompt_notes, undefined
 from tl_multitrace.solvers import SubsetPath

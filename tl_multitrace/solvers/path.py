@@ -12,9 +12,9 @@ import torch
 from pydantic import BaseModel, Field
 
 from tl_multitrace.circuit import Circuit
-from tl_multitrace.engine.ambient import neutral
 from tl_multitrace.files import File, GroupsRecord, Provenance, ScoreRecord, naming, read_json, stored_score, write_json
 from tl_multitrace.groups import HookGroups, mask_of
+from tl_multitrace.models.ambient import neutral
 from tl_multitrace.objective import Objective, aim_of
 from tl_multitrace.records.stats import Score, random_sets
 from tl_multitrace.solvers.search import Subset
