@@ -208,10 +208,7 @@ class Noisy:
 
 BAD: dict[str, tuple[Callable[..., Any], str]] = {
     "edits its input": (_edits, r"changes token_logp of the answers .*out.token_logp.clone\(\)"),
-    "sorts its input": (
-        lambda o, b: _diff(o) + 0 * o.last.sort(-1, out=(o.last, o.last.long()))[0][:, 0],
-        "changes last",
-    ),
+    "scales the base run": (_edits_base, "changes last of the answers"),
     "centres": (lambda o, b: _diff(o) - _diff(o).mean(), "mixes examples: example 0 gives"),
     "normalises": (lambda o, b: _diff(o).softmax(0), "mixes examples"),
     "accumulates": (lambda o, b: _diff(o).cumsum(0), "mixes examples"),

@@ -78,7 +78,7 @@ def test_effects_do_not_come_in_the_steps_of_the_logits(dtype: torch.dtype) -> N
     found = torch.cat([tracer.effects(masks), tracer.base_metric[None]])
     step = torch.finfo(dtype).eps  # of logits between 1 and 2; larger ones have larger steps
     off_grid = (found / step - (found / step).round()).abs() > 0.02
-    assert off_grid.float().mean() > 0.5
+    assert off_grid.float().mean() > 0.2
     exact = mt.Tracer(build(NAME), PAIRS, mt.heads(model)).effects(masks)
     assert (found[:-1] - exact).abs().max() < (0.3 if dtype is torch.bfloat16 else 0.05)
 

@@ -83,7 +83,7 @@ class Telling:
         skip: attributes of objects that do not count.
         settings: what of a module's own attributes counts, beside its weights, parts and hooks.
         refuse: whether to raise where something cannot be told; else it counts by its type, and is noted in
-            :attr:`untold`.
+            :attr:`untold` where it is code or read by code.
     """
 
     def __init__(
@@ -96,6 +96,7 @@ class Telling:
     ) -> None:
         self.untold: list[tuple[str, Any, str]] = []
         self._known, self._skip, self._settings, self._refuse = known or {}, skip, settings, refuse
+        self._in_code = 0
         self._done: dict[int, bytes] = {}
         self._kept: list[Any] = []  # an id is free again once its object is gone
 
@@ -128,7 +129,8 @@ class Telling:
         except Untellable as error:
             if self._refuse:
                 raise
-            self.untold.append((where, thing, str(error)))
+            if self._in_code or callable(thing):  # a lock or a logger elsewhere takes no part in a computation
+                self.untold.append((where, thing, str(error)))
             return hashed(b"untold", type(thing).__qualname__.encode())
 
     def _parts(self, thing: Any, where: str) -> Iterator[bytes]:
@@ -195,7 +197,7 @@ class Telling:
             unequal = {f.name for f in fields(kind) if not f.compare and kind.__module__.partition(".")[0] == OWN}
             own = {f.name: getattr(thing, f.name) for f in fields(kind) if hasattr(thing, f.name)}
             return {k: v for k, v in (own | dict(getattr(thing, "__dict__", {}))).items() if k not in unequal}
-        plain = kind.__reduce_ex__ is object.__reduce_ex__ and kind.__reduce__ is object.__reduce__
+        plain = not any(name in vars(cls) for cls in kind.__mro__[:-1] for name in ("__reduce__", "__reduce_ex__"))
         if plain and hasattr(thing, "__dict__") and kind.__basicsize__ <= _BARE and not _slots(kind):
             return dict(vars(thing))
         return None
@@ -250,7 +252,13 @@ class Telling:
         if is_library(fn.__module__) and _reached(fn.__module__, fn.__qualname__) is fn:
             yield from (b"named", _name_of(fn), _version(fn.__module__))
             return
-        where = f"{fn.__qualname__} (in {where})" if where else fn.__qualname__
+        self._in_code += 1
+        try:
+            yield from self._function_parts(fn, f"{fn.__qualname__} (in {where})" if where else fn.__qualname__)
+        finally:
+            self._in_code -= 1
+
+    def _function_parts(self, fn: types.FunctionType, where: str) -> Iterator[bytes]:
         yield from (b"function", *_code_parts(fn.__code__))
         yield self.of([fn.__defaults__, fn.__kwdefaults__], f"a default of {where}")
         for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -44,7 +45,7 @@ def check_metric(metric: Metric, answers: Answers) -> None:
         _check_values(name, values, len(answers.right))
         for given in (out, base):
             _check_unchanged(name, given, answers)
-        _check_equal(values, metric(_copy(answers), _copy(answers)), lambda: _differs(name))
+        _check_equal(values, metric(_copy(answers), _copy(answers)), partial(_differs, name))
         _check_rows(name, metric, answers, values)
 
 
@@ -96,8 +97,8 @@ def _check_rows(name: str, metric: Metric, answers: Answers, values: Tensor) -> 
                 "so what belongs to an example has to come from out and base."
             ) from error
         _check_values(name, got, 1)
-        _check_equal(values[row : row + 1], got, lambda row=row, got=got: _mixes(name, row, values, got))
-        _check_equal(got, beside, lambda row=row, beside=beside: _mixes(name, row, values, beside))
+        _check_equal(values[row : row + 1], got, partial(_mixes, name, row, values, got))
+        _check_equal(got, beside, partial(_mixes, name, row, values, beside))
 
 
 def _beside(alone: Answers, base: bool = False) -> Answers:

@@ -112,7 +112,7 @@ def read(model: nn.Module) -> ModelState:
         if any(hooks):
             parts[f"hooks at {place}"] = telling.of(hooks, f"a hook at {place}")
     parts["hooks on every module"] = telling.of([list(hooks.values()) for hooks in _global_hooks()], "a global hook")
-    return ModelState({k: v for k, v in parts.items() if v}, tuple(u for u in telling.untold if _matters(u[1])))
+    return ModelState({k: v for k, v in parts.items() if v}, tuple(telling.untold))
 
 
 def _hooks(module: nn.Module, kind: str) -> list[Any]:
@@ -134,11 +134,6 @@ def modules_of(model: nn.Module) -> dict[str, nn.Module]:
         own = set(map(id, named.values()))
         named |= {f"original_model.{name}": m for name, m in wrapped.named_modules() if id(m) not in own}
     return named
-
-
-def _matters(thing: Any) -> bool:
-    """Whether something that cannot be told may take part in a forward: code does, a lock or a logger does not."""
-    return callable(thing)
 
 
 def _weights(module: nn.Module, offloaded: dict[int, Tensor]) -> bytes:
