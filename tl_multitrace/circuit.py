@@ -19,9 +19,9 @@ from torch import Tensor
 
 from tl_multitrace.circuit_text import as_html, as_text
 from tl_multitrace.compat import HookFn, ModelView
-from tl_multitrace.engine.ambient import neutral
 from tl_multitrace.files import CircuitFile, GroupsRecord, ScoreRecord, naming, read_json, stored_score, write_json
 from tl_multitrace.groups import Component, HookGroups
+from tl_multitrace.models.ambient import neutral
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.scores import Score
 from tl_multitrace.switching import How, Switch, ablation, steering, switched_groups

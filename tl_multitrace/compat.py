@@ -11,7 +11,7 @@ A ``ModelView`` never changes the model outside its context managers, and each o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -20,9 +20,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tl_multitrace.engine.ambient import alone, attached_now
 from tl_multitrace.last_mlp import LastMLP, Reads
 from tl_multitrace.memory.offload import device_of
+from tl_multitrace.models.ambient import alone, attached_now
 from tl_multitrace.models.digest import watched
 
 HookFn = Callable[..., Any]
@@ -394,8 +394,5 @@ class ModelView:
 @contextmanager
 def tracing(view: ModelView, hooks: Sequence[tuple[str, HookFn]]) -> Iterator[None]:
     """``view.frozen()`` and ``view.attached(hooks)`` together: what one tracing session needs."""
-    with ExitStack() as stack:
-        stack.enter_context(alone(view.model))
-        stack.enter_context(view.frozen())
-        stack.enter_context(view.attached(hooks))
+    with alone(view.model), view.frozen(), view.attached(hooks):
         yield

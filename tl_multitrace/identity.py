@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tl_multitrace.models.tensors import hashed, tensor_digest
+from tl_multitrace.tensors import hashed, tensor_digest
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis))
 OWN = "tl_multitrace"
@@ -79,7 +79,7 @@ class Telling:
     """Digests of values and code; one object per digest, so that what occurs twice is read once.
 
     Args:
-        known: names of objects that stand for themselves, by ``id``, such as the modules of the model at hand.
+        known: names of objects by ``id`` that stand for themselves, such as the modules of a model.
         skip: attributes of objects that do not count.
         settings: what of a module's own attributes counts, beside its weights, parts and hooks.
         refuse: whether to raise where something cannot be told; else it counts by its type, and is noted in
@@ -327,11 +327,8 @@ def _untellable(thing: Any, where: str, why: str) -> Untellable:
     )
 
 
-class _Bare:
-    """An instance with nothing but attributes."""
-
-
-_BARE = _Bare.__basicsize__
+_BARE = type("Bare", (), {}).__basicsize__
+"""Bytes of an instance with nothing but attributes."""
 
 
 def _slots(kind: type) -> bool:

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from tl_multitrace.compat import ModelView
-from tl_multitrace.engine.ambient import neutral
+from tl_multitrace.models.ambient import neutral
 from tl_multitrace.tokens import (
     NO_TOKEN,
     Answers,

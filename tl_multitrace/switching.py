@@ -41,7 +41,8 @@ class Switch:
     """Components of one model, held at something else for as long as wanted.
 
     As a context manager it gives the model with its hooks attached; other hooks on the model stay, and these come off
-    at the end of the block, also after an exception. It can be used again, and inside other switches.
+    at the end of the block, also after an exception. It can be used again, and inside other switches. Whatever runs the
+    model meanwhile, in other threads too, runs it switched; a tracer made before refuses.
 
     Attributes:
         model: whose components they are.

@@ -21,13 +21,12 @@ from torch import Tensor
 
 from tl_multitrace.cost import Cost
 from tl_multitrace.distributed import Found, Ranks, ranks_of
-from tl_multitrace.engine import ambient
-from tl_multitrace.engine.ambient import usable
 from tl_multitrace.engine.identity import Unchanged, agree
 from tl_multitrace.evaluator import Evaluator
 from tl_multitrace.groups import HookGroups
 from tl_multitrace.interventions import Intervention
 from tl_multitrace.metrics import Metric
+from tl_multitrace.models import ambient
 from tl_multitrace.persist.cache import Cache, bytes_of
 from tl_multitrace.persist.calls import Calls, name_of
 from tl_multitrace.prompts import PromptPairs
@@ -94,7 +93,7 @@ class Tracer(Evaluator):
         distributed: bool | Ranks = False,
         cache_dir: str | Path | None = None,
     ) -> None:
-        pairs, groups, metric, intervention = usable(pairs), usable(groups), usable(metric), usable(intervention)
+        pairs, groups, metric, intervention = map(ambient.usable, (pairs, groups, metric, intervention))
         self.model, self.pairs = model, pairs
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.given_limit, self.given_ranks = memory_limit, ranks_of(distributed)
@@ -130,15 +129,16 @@ class Tracer(Evaluator):
         dealt, whole = made.dealt, made.whole
         counts = [sum(map(len, parts)) for parts in dealt]
         order = torch.argsort(whole.order[torch.cat([torch.cat(parts) for parts in dealt])])
-        unchanged = Unchanged(model, made.metric, keeps=self.cache_dir is not None)
-        self.calls = Calls(self, self.ranks, counts, order, unchanged)
-        name = None if self.cache_dir is None else name_of(self, unchanged.state, pairs, sum(map(len, dealt)))
+        self.calls = Calls(self, self.ranks, counts, order, Unchanged(model, made.metric, self.cache_dir is not None))
+        name = (
+            None if self.cache_dir is None else name_of(self, self.calls.unchanged.state, pairs, sum(map(len, dealt)))
+        )
         base = self.calls.begin()
         self._base_metric = base[0]
         if self.cache_dir is not None and name is not None:
             tolerance = 1e-4 if self.view.dtype in (torch.float32, torch.float64) else 2e-2
             self.calls.cache = Cache.of_base(self.cache_dir / name, self.ranks, base, tolerance=tolerance)
-        unchanged.leave()
+        self.calls.unchanged.leave()
         logger.info("base run of %d pairs on %s: %s", self.n, self.view.device, self.memory)
 
     # ------------------------------------------------------------------ facts

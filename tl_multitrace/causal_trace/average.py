@@ -24,10 +24,10 @@ from tl_multitrace.causal_trace.question import Question
 from tl_multitrace.causal_trace.sweep import UNCHANGED, check_samples, trace_question, window_doubt
 from tl_multitrace.compat import ModelView
 from tl_multitrace.distributed import ALONE, Ranks, ranks_of
-from tl_multitrace.engine.ambient import neutral
 from tl_multitrace.files import File, GroupsRecord, locked, read_json, write_json
 from tl_multitrace.groups import HookGroups
 from tl_multitrace.interventions import NoiseCorruption
+from tl_multitrace.models.ambient import neutral
 from tl_multitrace.progress import bar, ticking
 
 logger = logging.getLogger(__name__)

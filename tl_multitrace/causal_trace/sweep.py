@@ -33,9 +33,9 @@ from tl_multitrace.causal_trace.question import Question
 from tl_multitrace.causal_trace.reading import Answer, Prompt, Subject
 from tl_multitrace.compat import ModelView
 from tl_multitrace.distributed import Ranks
-from tl_multitrace.engine.ambient import neutral
 from tl_multitrace.groups import HookGroups, Position
 from tl_multitrace.metrics import AnswerProb
+from tl_multitrace.models.ambient import neutral
 from tl_multitrace.progress import bar, ticking
 from tl_multitrace.scores import Score
 from tl_multitrace.tracer import Tracer

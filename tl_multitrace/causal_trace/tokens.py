@@ -17,10 +17,10 @@ from tl_multitrace.causal_trace.question import Question
 from tl_multitrace.causal_trace.reading import Answer, Prompt, Subject
 from tl_multitrace.causal_trace.sweep import Sweep, check_samples, warn_unchanged
 from tl_multitrace.compat import ModelView
-from tl_multitrace.engine.ambient import neutral
 from tl_multitrace.files import File, Provenance, naming, read_json, write_json
 from tl_multitrace.groups import residual
 from tl_multitrace.metrics import AnswerProb
+from tl_multitrace.models.ambient import neutral
 from tl_multitrace.scores import Score
 from tl_multitrace.solvers import SubsetPath, select
 from tl_multitrace.tracer import Tracer

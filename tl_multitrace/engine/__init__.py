@@ -1,1 +1,1 @@
-"""The engine: what a run depends on beside its arguments, and checks before numbers are trusted."""
+"""What the engine checks before it trusts numbers: identity, metrics, precision."""

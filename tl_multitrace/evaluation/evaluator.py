@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tl_multitrace.engine.ambient import neutral
 from tl_multitrace.evaluation.measure import AblationScores, measure
 from tl_multitrace.evaluation.report import CircuitReport
 from tl_multitrace.evaluation.subject import Interventions, Judged, Subject, subject_of
 from tl_multitrace.groups import HookGroups
+from tl_multitrace.models.ambient import neutral
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.solvers.search import Direction
 from tl_multitrace.tracer import Tracer

@@ -23,13 +23,13 @@ import torch
 from jaxtyping import Float
 from scipy.integrate import trapezoid
 
-from tl_multitrace.engine.ambient import neutral
 from tl_multitrace.evaluation.estimate import Estimate, Statistic, estimates
 from tl_multitrace.evaluation.measure import rounded
 from tl_multitrace.evaluation.result import Result, ResultFile, intervention_name
 from tl_multitrace.evaluation.subject import Interventions, subject_of
 from tl_multitrace.files import Provenance
 from tl_multitrace.groups import HookGroups
+from tl_multitrace.models.ambient import neutral
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.solvers import SubsetPath
 from tl_multitrace.solvers.search import Subset

@@ -21,9 +21,9 @@ from jaxtyping import Bool, Float
 from scipy import stats
 
 from tl_multitrace.circuit import Circuit
-from tl_multitrace.engine.ambient import neutral
 from tl_multitrace.evaluation.result import Result, ResultFile
 from tl_multitrace.groups import Component, HookGroups
+from tl_multitrace.models.ambient import neutral
 from tl_multitrace.solvers import SubsetPath
 from tl_multitrace.untrusted import load_json, short
 

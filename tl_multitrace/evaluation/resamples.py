@@ -13,12 +13,12 @@ import torch
 from scipy import stats
 
 from tl_multitrace.circuit import Circuit
-from tl_multitrace.engine.ambient import neutral
 from tl_multitrace.evaluation.estimate import Estimate, frequency
 from tl_multitrace.evaluation.result import Result, ResultFile, intervention_name
 from tl_multitrace.files import Provenance
 from tl_multitrace.groups import Component
 from tl_multitrace.interventions import ResampleAblation
+from tl_multitrace.models.ambient import neutral
 from tl_multitrace.objective import Objective, aim_of
 from tl_multitrace.progress import bar, tell
 from tl_multitrace.scores import Score

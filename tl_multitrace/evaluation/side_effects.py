@@ -12,12 +12,12 @@ from pydantic import Field
 
 from tl_multitrace.circuit import Circuit
 from tl_multitrace.compat import ModelView
-from tl_multitrace.engine.ambient import neutral
 from tl_multitrace.evaluation.result import Result, ResultFile
 from tl_multitrace.files import Provenance
 from tl_multitrace.groups import Component, HookGroups
 from tl_multitrace.interventions import GivenAblation, Intervention, ZeroAblation
 from tl_multitrace.metrics import KLDivergence, Metric
+from tl_multitrace.models.ambient import neutral
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.scores import Score
 from tl_multitrace.switching import How, means, missing_reference, switched_groups

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from tl_multitrace._version import __version__
 from tl_multitrace.circuit import Circuit
-from tl_multitrace.engine.ambient import neutral
 from tl_multitrace.flow.nodes import ANSWER, Chosen, Edge, Nodes, Tokens, chosen_components, token_positions, token_text
 from tl_multitrace.flow.patching import PathPatching
 from tl_multitrace.groups import Component, HookGroups, Position
 from tl_multitrace.interventions import Interchange
+from tl_multitrace.models.ambient import neutral
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.scores import Score
 from tl_multitrace.tracer import Tracer

@@ -18,8 +18,8 @@ from tl_multitrace.causal_trace.facts import as_facts
 from tl_multitrace.causal_trace.grid import TraceGrid
 from tl_multitrace.causal_trace.sweep import Sweep
 from tl_multitrace.compat import ModelView
-from tl_multitrace.engine.ambient import neutral
 from tl_multitrace.groups import HookGroups, heads, mlps
+from tl_multitrace.models.ambient import neutral
 from tl_multitrace.progress import bar, ticking
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.scores import Score

@@ -20,7 +20,6 @@ from torch import Tensor
 from tl_multitrace.answers import Answers
 from tl_multitrace.compat import BLOCK_INPUT, HookFn, ModelView, tracing
 from tl_multitrace.cost import Cost, HookError
-from tl_multitrace.engine.ambient import check_attached
 from tl_multitrace.engine.precision import float32_unembed
 from tl_multitrace.forward.held import Held
 from tl_multitrace.forward.prefix import Prefix as Prefix  # part of this module's names
@@ -29,6 +28,7 @@ from tl_multitrace.groups import HookGroups
 from tl_multitrace.groups.mixing import compile_plans, from_column, mix
 from tl_multitrace.interventions import NOISE_HOOK, Intervention, Run
 from tl_multitrace.last_mlp import Reads
+from tl_multitrace.models.ambient import check_attached
 from tl_multitrace.rows import Attention, Batch, Rows
 
 

@@ -1,1 +1,1 @@
-"""Models: what they are made of, and when two of them compute the same."""
+"""Models: what they compute with, and what the process around a run must not change in that."""

@@ -23,11 +23,11 @@ from torch import Tensor, nn
 
 from tl_multitrace.identity import Telling, Untellable
 from tl_multitrace.memory.offload import weights_of
-from tl_multitrace.models.tensors import hashed, sample, tensor_digest
+from tl_multitrace.tensors import hashed, sample, tensor_digest
 
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
-STRUCTURE = frozenset("real_components submodules hook_dict mod_dict".split())
+STRUCTURE = frozenset(("real_components", "submodules"))
 """Where a TransformerLens model lists its own modules once more."""
 
 PLACE = frozenset(

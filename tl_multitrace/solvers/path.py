@@ -15,9 +15,9 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 
 from tl_multitrace.circuit import Circuit
-from tl_multitrace.engine.ambient import neutral
 from tl_multitrace.files import File, GroupsRecord, Provenance, ScoreRecord, naming, read_json, stored_score, write_json
 from tl_multitrace.groups import HookGroups
+from tl_multitrace.models.ambient import neutral
 from tl_multitrace.objective import Objective, aim_of
 from tl_multitrace.scores import Score
 from tl_multitrace.solvers.search import Subset

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from tl_multitrace.cost import Cost
-from tl_multitrace.engine.ambient import neutral
 from tl_multitrace.groups import Component, HookGroups
+from tl_multitrace.models.ambient import neutral
 from tl_multitrace.objective import Aim, Objective, aim_of
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.scores import Score
