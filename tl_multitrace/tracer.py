@@ -27,8 +27,8 @@ from tl_multitrace.groups import HookGroups
 from tl_multitrace.interventions import Intervention
 from tl_multitrace.metrics import Metric
 from tl_multitrace.models import ambient
-from tl_multitrace.persist.cache import Cache, bytes_of
-from tl_multitrace.persist.calls import Calls, name_of
+from tl_multitrace.persist.cache import bytes_of
+from tl_multitrace.persist.calls import Calls
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.setup import Setup
 
@@ -93,7 +93,8 @@ class Tracer(Evaluator):
         distributed: bool | Ranks = False,
         cache_dir: str | Path | None = None,
     ) -> None:
-        pairs, groups, metric, intervention = map(ambient.usable, (pairs, groups, metric, intervention))
+        pairs, groups = ambient.usable(pairs), ambient.usable(groups)
+        metric, intervention = ambient.usable(metric), ambient.usable(intervention)
         self.model, self.pairs = model, pairs
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.given_limit, self.given_ranks = memory_limit, ranks_of(distributed)
@@ -130,15 +131,7 @@ class Tracer(Evaluator):
         counts = [sum(map(len, parts)) for parts in dealt]
         order = torch.argsort(whole.order[torch.cat([torch.cat(parts) for parts in dealt])])
         self.calls = Calls(self, self.ranks, counts, order, Unchanged(model, made.metric, self.cache_dir is not None))
-        name = (
-            None if self.cache_dir is None else name_of(self, self.calls.unchanged.state, pairs, sum(map(len, dealt)))
-        )
-        base = self.calls.begin()
-        self._base_metric = base[0]
-        if self.cache_dir is not None and name is not None:
-            tolerance = 1e-4 if self.view.dtype in (torch.float32, torch.float64) else 2e-2
-            self.calls.cache = Cache.of_base(self.cache_dir / name, self.ranks, base, tolerance=tolerance)
-        self.calls.unchanged.leave()
+        self._base_metric = self.calls.begin(self.cache_dir, pairs, sum(map(len, dealt)))
         logger.info("base run of %d pairs on %s: %s", self.n, self.view.device, self.memory)
 
     # ------------------------------------------------------------------ facts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -55,15 +56,30 @@ class Calls:
         """What later calls' cost and rounding depend on."""
         return self.own.state if self._resumed is None else self._resumed
 
-    def begin(self) -> Tensor:
-        """The base run, on all ranks; in the caller's order its metric, and three rows that tell it from others."""
+    def begin(self, cache_dir: Path | None, pairs: PromptPairs, parts: int) -> Tensor:
+        """The base run, on all ranks, and the cache that it belongs to; its metric in the caller's order.
+
+        Args:
+            cache_dir: where results are kept.
+            pairs: all prompts.
+            parts: in how many batches.
+
+        Raises:
+            TypeError: with a cache, a metric, an intervention or a hook that another run cannot recognise.
+        """
+        name = None if cache_dir is None else name_of(self.own, self.unchanged.state, pairs, parts)
 
         def start() -> Found:
             self.own._surviving(self.own._start)
             numbers = base_numbers(self.own._base).to(self.own._base_values)
             return Found(torch.cat([self.own._base_values[None], numbers]), torch.zeros(0))
 
-        return self._gathered("the base run", 4, 0, start).each
+        base = self._gathered("the base run", 4, 0, start).each
+        if cache_dir is not None and name is not None:
+            tolerance = 2e-2 if self.own.view.dtype in (torch.bfloat16, torch.float16) else 1e-4
+            self.cache = Cache.of_base(cache_dir / name, self.ranks, base, tolerance=tolerance)
+        self.unchanged.leave()
+        return base[0]
 
     def make(
         self, what: str, given: Sequence[bytes], rows: int, totals: int, run: Callable[[], Found], *, keep: bool = True
