@@ -219,15 +219,15 @@ def test_a_result_that_cannot_be_is_computed_again(what: str, one_model: Any, tm
 
 def test_results_of_another_base_run_are_not_taken(one_model: Any, tmp_path: Path, caplog: Any) -> None:
     """What no digest sees, such as a patched library, shows in the base run."""
-    plain = torch.nn.functional.layer_norm
+    plain = torch.addmm
     before = effect(one_model, tmp_path)
-    torch.nn.functional.layer_norm = lambda *args, **kwargs: plain(*args, **kwargs) * 1.5  # type: ignore[assignment]
+    torch.addmm = lambda *args, **kwargs: plain(*args, **kwargs) * 1.5  # type: ignore[assignment]
     try:
         changed = effect(one_model)
         if torch.equal(changed, before):
-            pytest.skip("this model does not call layer_norm by that name")
+            pytest.skip("this model does not call addmm by that name")
         assert torch.equal(effect(one_model, tmp_path), changed)
         assert "holds results of something else (its base run differs by" in caplog.text
     finally:
-        torch.nn.functional.layer_norm = plain
+        torch.addmm = plain
     assert torch.equal(effect(one_model, tmp_path), before)

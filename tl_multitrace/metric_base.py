@@ -133,6 +133,7 @@ class CustomMetric(Metric):
 
         Raises:
             ValueError: it did not return one number per example.
+            TypeError: complex numbers.
         """
         value = self.fn(out, base)
         if not isinstance(value, Tensor) or value.shape != (len(out.right),):
@@ -140,8 +141,19 @@ class CustomMetric(Metric):
             raise ValueError(
                 f"metric {self.label!r} must return a tensor of shape ({len(out.right)},), one per example, got {got}."
             )
-        whole = not (value.is_floating_point() or value.is_complex())
+        if value.is_complex():
+            raise not_real(self.label, value)
+        whole = not value.is_floating_point()
         return value.to(out.token_logp.dtype) if whole else value  # a count or a yes, of which effects are differences
+
+
+def not_real(name: str, values: Tensor) -> TypeError:
+    """The error of a metric (by its ``name``) whose ``values`` are not real floating-point numbers."""
+    how = "its real part or its size: values.real, values.abs()" if values.is_complex() else "values.float()"
+    return TypeError(
+        f"metric {name!r} returns {values.dtype} numbers; effects are differences of real floating-point numbers. "
+        f"Return {how}."
+    )
 
 
 def as_metric(metric: Any) -> Metric:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tl_multitrace.answers import Answers
 from tl_multitrace.identity import OWN
-from tl_multitrace.metric_base import CustomMetric, Metric
+from tl_multitrace.metric_base import CustomMetric, Metric, not_real
 from tl_multitrace.metrics.weighted import WeightedSum
 
 ROWS = 3
@@ -65,11 +65,7 @@ def _check_values(name: str, values: Any, n: int) -> None:
         got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise ValueError(f"metric {name!r} must return a tensor of shape ({n},), one number per example, got {got}.")
     if not values.is_floating_point():
-        how = "its real part or its size: values.real, values.abs()" if values.is_complex() else "values.float()"
-        raise TypeError(
-            f"metric {name!r} returns {values.dtype} numbers; effects are differences of real floating-point numbers. "
-            f"Return {how}."
-        )
+        raise not_real(name, values)
 
 
 def _check_unchanged(name: str, given: Answers, answers: Answers) -> None:
