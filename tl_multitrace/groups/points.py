@@ -41,6 +41,11 @@ NOUN = {
     "resid": "residual states",
 }
 
+
+TOKENS = 3
+"""Length of the prompt that is run."""
+
+
 class MissingError(HookError, ValueError):
     """A model has no such components, or no hook point that holds them and nothing else."""
 
@@ -81,7 +86,7 @@ class Points:
     @classmethod
     def _seen(cls, view: ModelView, points: Mapping[str, Any]) -> Points:
         acts: dict[str, list[Tensor]] = {name: [] for name in points}
-        tokens = (torch.arange(3, device=view.device) % max(1, view.d_vocab))[None]
+        tokens = (torch.arange(TOKENS, device=view.device) % max(1, view.d_vocab))[None]
         with torch.no_grad(), view.frozen(), view.attached([(name, _keeper(acts[name])) for name in points]):
             view.model(tokens)
         once = {name: found[0] for name, found in acts.items() if len(found) == 1}
@@ -143,6 +148,8 @@ class Points:
 
     def _misshapen(self, kind: str, site: str, layer: int, name: str) -> str | None:
         shape, at = self.shapes[name], SITES[kind, site]
+        if not at.pattern and shape[:2] != (1, TOKENS):
+            return f"{name} is of shape {list(shape)} for one prompt of {TOKENS} tokens: it has no axis of prompts."
         if at.axis is not None and len(shape) != (4 if kind == "head" else 3):
             return f"{name} is of shape {list(shape)}, which has no axis of {NOUN[kind]}."
         pattern = self.shapes.get(SITES["head", "pattern"].hook.format(layer=layer))
