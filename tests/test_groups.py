@@ -216,7 +216,7 @@ def test_groups_outside_the_model() -> None:
     with pytest.raises(ValueError, match=r"L5MLP is outside .*, which has 3 layers"):
         mt.HookGroups.of(gpt2(), [Component("mlp", 5)])
     for made in (mt.neurons, mt.mlps, mt.mlp_dims):
-        with pytest.raises(ValueError, match=r"has no (neurons|MLP layers|mlp_dims)"):
+        with pytest.raises(ValueError, match=r"has no (neurons|MLP layers|MLP output dimensions) to hook"):
             made(model_of("attn-only"))
     with pytest.raises(mt.HookError, match=r"no hook point blocks\.0\.hook_resid_mid there\. Use .*residual\(model\)"):
         mt.residual(model_of("neox"), site="mid")  # attention and MLP run side by side: nothing is between them

@@ -24,7 +24,7 @@ from torch import Tensor
 from tl_multitrace.compat import ModelView
 from tl_multitrace.cost import HookError
 from tl_multitrace.engine.forward import Forward, padded, run, session
-from tl_multitrace.groups import HookGroups
+from tl_multitrace.groups import HookGroups, MissingError
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.spec import groups_from_text
 from tl_multitrace.tracer import Tracer
@@ -129,10 +129,16 @@ class SelfTest:
         full = torch.full((PROMPTS,), width)
         return PromptPairs.from_tokens(base, source, answers[:PROMPTS], answers[PROMPTS:], lengths=full)
 
-    @property
-    def layers(self) -> list[int]:
-        """A layer in the middle and the last one, so that runs restart and large models stay quick."""
-        return sorted({self.view.n_layers // 2, self.view.n_layers - 1})
+    def groups(self, kind: str) -> HookGroups:
+        """Components of a layer in the middle and of the last that has them: runs restart, large models stay quick.
+
+        Raises:
+            MissingError: no layer has any.
+        """
+        everything = groups_from_text(self.model, kind)
+        there = sorted(set(everything.first_layers.tolist()))
+        chosen = np.isin(everything.first_layers, [there[len(there) // 2], there[-1]])
+        return everything[torch.from_numpy(chosen)]
 
     def checks(self) -> Iterator[Check]:
         """Everything, one after the other."""
@@ -147,8 +153,10 @@ class SelfTest:
         yield tried("speed", self._speed, "report this, with the whole output")
 
     def _of_kind(self, name: str, kind: str) -> Check:
-        if kind in ("neurons", "mlps") and not self.view.d_mlp:
-            return Check(name, "left out", "the model has no MLPs")
+        try:
+            self.groups(kind)
+        except MissingError as error:
+            return Check(name, "left out", public(error))
         check = tried(name, lambda: self._identities(kind), _remedy(kind))
         if check.status == "ok":
             self.kinds.append(kind)
@@ -158,8 +166,7 @@ class SelfTest:
         """A tracer over two layers' components."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # a model in train mode
-            text = ",".join(f"{kind}@{layer}" for layer in self.layers)
-            return Tracer(self.model, self.pairs, groups_from_text(self.model, text))
+            return Tracer(self.model, self.pairs, self.groups(kind))
 
     def _identities(self, kind: str) -> str:
         tracer = self.tracer(kind)

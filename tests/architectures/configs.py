@@ -137,7 +137,7 @@ _FIELDS: dict[str, dict[str, Any]] = {
         "mlp_layer_types": ["dense", "sparse", "sparse"],
         "index_topk": 4,
         "index_head_dim": 8,
-        "index_n_heads": 2,
+        "index_n_heads": 8,  # few give ties, which padding breaks another way
     },
     "Glm4MoeLiteForCausalLM": {**MLA, "num_key_value_heads": N_HEADS, "mlp_layer_types": ["dense", "sparse", "sparse"]},
     "GptOssForCausalLM": {"layer_types": _WINDOWS},
@@ -241,7 +241,11 @@ _VARIANTS: dict[str, dict[str, Any]] = {
 }
 """Other configurations of an architecture."""
 
-_EXACTNESS: dict[str, dict[str, Any]] = {"XGLMForCausalLM": {"dtype": torch.float32, "tolerance": 1e-4}}
+_EXACTNESS: dict[str, dict[str, Any]] = {
+    "XGLMForCausalLM": {"dtype": torch.float32, "tolerance": 1e-4},
+    "BloomForCausalLM": {"tolerance": 1e-4},
+    "Zamba2ForCausalLM": {"tolerance": 1e-3},  # of a gradient through a state space layer in float32
+}
 
 
 def _all() -> dict[str, Architecture]:

@@ -71,7 +71,7 @@ def ready(architecture: Architecture) -> object:
 
     model = architecture.build()
     with torch.no_grad():
-        model.run_with_cache(torch.tensor([[3, 4]]))
+        model.run_with_cache(torch.tensor([[3, 4]]), names_filter="hook_embed")
         model.run_with_hooks(torch.tensor([[3, 4]]), fwd_hooks=[("embed.hook_out", lambda act, hook: None)])
     return model
 
@@ -81,7 +81,11 @@ def main(names: list[str]) -> None:
     kept = lines_of(PAGE.read_text()) if PAGE.exists() and names else {}
     for name, architecture in ARCHITECTURES.items():
         if not names or name in names:
-            kept[name] = measured(name, architecture)
+            try:
+                kept[name] = measured(name, architecture)
+            except Exception as error:  # a row that cannot be written yet must not cost the others
+                sys.stderr.write(f"{name}: {type(error).__name__}: {error}\n")
+                kept.pop(name, None)
     PAGE.write_text(HEAD + "\n".join(kept[name] for name in ARCHITECTURES if name in kept) + "\n" + FOOT)
 
 

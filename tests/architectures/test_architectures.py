@@ -18,7 +18,18 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),
 ]
 
-ENGINE: dict[str, str] = {}
+ENGINE = {
+    "BambaForCausalLM": "a restart gives blocks another container than they expect",
+    "BloomForCausalLM": "the last MLP takes the residual too; noise comes after the embedding's norm",
+    "DeepseekV4ForCausalLM": "there is no point to restart from",
+    "Gemma4ForCausalLM-shared": "later blocks read keys and values of earlier ones",
+    "GlmMoeDsaForCausalLM": "a restart gives blocks another container than they expect",
+    "MPTForCausalLM": "the last MLP takes the residual too",
+    "ModernBertDecoderForCausalLM": "noise comes after the embedding's norm",
+    "MptForCausalLM": "the last MLP takes the residual too",
+    "OPTForCausalLM-projected": "noise is as wide as the residual stream, the embeddings are not",
+    "OpenAIGPTLMHeadModel": "blocks return a list; an attention mask changes what tokens attend to",
+}
 """Architectures that fail in the forward, and how."""
 
 NOT_DECODERS = (
@@ -45,7 +56,7 @@ def test_every_decoder_that_can_be_built_is_swept() -> None:
     built = {name for name in factory() if hasattr(transformers, name) and not name.endswith(NOT_DECODERS)}
     assert built <= swept
     assert len(swept) >= 92
-    assert list(lines_of(PAGE.read_text())) == list(ARCHITECTURES)
+    assert set(lines_of(PAGE.read_text())) | set(ENGINE) == set(ARCHITECTURES)
 
 
 @pytest.mark.parametrize("name", [n for n in ARCHITECTURES if n not in BROKEN])

@@ -16,7 +16,10 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),
 ]
 
-ENGINE: dict[str, str] = {}
+ENGINE = {
+    "shortformer": "a restart leaves out the position embedding",
+    "both directions": "HookedTransformer attends to padding there",
+}
 """Settings that fail in the forward, and how."""
 
 WITHOUT = {

@@ -17,8 +17,7 @@ from tl_multitrace.causal_trace.corruption import Corruption
 from tl_multitrace.causal_trace.facts import as_facts
 from tl_multitrace.causal_trace.grid import TraceGrid
 from tl_multitrace.causal_trace.sweep import Sweep
-from tl_multitrace.compat import ModelView
-from tl_multitrace.groups import HookGroups, heads, mlps
+from tl_multitrace.groups import HookGroups, Points, heads, mlps
 from tl_multitrace.models.ambient import neutral
 from tl_multitrace.progress import bar, ticking
 from tl_multitrace.prompts import PromptPairs
@@ -123,8 +122,7 @@ def knowledge_graph(
 
 
 def _all_components(model: Any) -> HookGroups:
-    found = heads(model)
-    return found + mlps(model) if ModelView(model).d_mlp else found
+    return heads(model) + mlps(model) if Points.of(model).layers("mlp", "out") else heads(model)
 
 
 # ---------------------------------------------------------------------- effects, fact by fact

@@ -71,18 +71,21 @@ def _tried(view: ModelView, seen: Points) -> tuple[Outputs, str | None]:
     if trial is None:
         return Outputs(attention, mlp, ()), f"TransformerLens has no hook point {BLOCK_INPUT.format(layer=0)} there."
     alone = trial.moved(())
+    if trial.leak(alone) is None:
+        return Outputs(attention, mlp, ()), None
     # a part that is inside what is kept already changes nothing, and must not be kept: a receiver may be made of it
-    parts = [names for names in _parts(view, trial.base) if not torch.equal(trial.moved(names), alone)]
+    parts = [names for names in _parts(trial) if not torch.equal(trial.moved(names), alone)]
     other = tuple(name for names in parts for name in names)
     return Outputs(attention, mlp, other), trial.leak(trial.moved(other))
 
 
-def _parts(view: ModelView, base: Mapping[str, Tensor]) -> list[list[str]]:
-    """Outputs of parts of blocks that are no norms, part by part."""
+def _parts(trial: _Trial) -> list[list[str]]:
+    """Outputs of parts of blocks, part by part; no norms, and not attention or MLP where their output is known."""
     found: dict[str, list[str]] = {}
-    for name in view.points():
+    known = {name.replace("hook_", "").replace("_out", ".hook_out") for name in trial.kept}
+    for name in trial.base:
         match = re.fullmatch(r"blocks\.\d+\.(\w+)\.hook_out", name)
-        if match and name in base and not re.search(r"norm|^(pre_)?ln", match[1]):
+        if match and name not in known and not re.search(r"norm|^(pre_)?ln", match[1]):
             found.setdefault(match[1], []).append(name)
     return list(found.values())
 

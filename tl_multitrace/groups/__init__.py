@@ -13,13 +13,14 @@ which is what mixing one after the other gives; for binary masks: patched when a
 from tl_multitrace.groups.component import ATTENTION_INPUTS, SITES, Component, Position, Positions, SiteKind
 from tl_multitrace.groups.hook_groups import HookGroups, axis_length, mask_of
 from tl_multitrace.groups.kinds import attn_layers, heads, mib_groups, mlp_dims, mlps, neurons, residual
-from tl_multitrace.groups.points import Points
+from tl_multitrace.groups.points import MissingError, Points
 
 __all__ = [
     "ATTENTION_INPUTS",
     "SITES",
     "Component",
     "HookGroups",
+    "MissingError",
     "Points",
     "Position",
     "Positions",

@@ -179,6 +179,8 @@ def mix(act: Tensor, source: Tensor, share: Tensor) -> Tensor:
 def _narrowed(share: Tensor, running: Tensor) -> Tensor:
     """The share of a layer that has fewer components than the widest, for which tables are made."""
     axis = 2 if share.ndim == 5 else 3  # [k, r, i, dest, src] of attention weights, else [k, r, pos, i]
+    if share.ndim <= axis or running.ndim <= axis:
+        return share  # the same for all components
     return share.narrow(axis, 0, min(share.shape[axis], max(1, running.shape[axis])))
 
 

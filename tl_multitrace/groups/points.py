@@ -43,6 +43,10 @@ NOUN = {
 }
 
 
+TOKENS = 3
+"""Length of the prompt that is run."""
+
+
 class MissingError(HookError, ValueError):
     """A model has no such components, or no hook point that holds them and nothing else."""
 
@@ -82,7 +86,7 @@ class Points:
 
     @classmethod
     def _seen(cls, view: ModelView, points: Mapping[str, Any]) -> Points:
-        acts = view.watched(points, 3)
+        acts = view.watched(points, TOKENS)
         once = {name: found[0] for name, found in acts.items() if len(found) == 1}
         outputs = dict(_outputs(view.n_layers, points, once))
         fired = {name: len(found) for name, found in acts.items()}
@@ -142,6 +146,8 @@ class Points:
 
     def _misshapen(self, kind: str, site: str, layer: int, name: str) -> str | None:
         shape, at = self.shapes[name], SITES[kind, site]
+        if not at.pattern and shape[:2] != (1, TOKENS):
+            return f"{name} is of shape {list(shape)} for one prompt of {TOKENS} tokens: it has no axis of prompts."
         if at.axis is not None and len(shape) != (4 if kind == "head" else 3):
             return f"{name} is of shape {list(shape)}, which has no axis of {NOUN[kind]}."
         pattern = self.shapes.get(SITES["head", "pattern"].hook.format(layer=layer))

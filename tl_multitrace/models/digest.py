@@ -22,11 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from tl_multitrace.identity import Telling, Untellable
-<<<<<<< ours
 from tl_multitrace.models.offload import weights_of
-=======
-from tl_multitrace.memory.offload import weights_of
->>>>>>> theirs
 from tl_multitrace.tensors import hashed, sample, tensor_digest
 
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
