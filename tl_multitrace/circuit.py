@@ -283,10 +283,14 @@ class Circuit:
     # ------------------------------------------------------------------ showing
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row per component: label, kind, layer, index, position, marginal effect and its share of the effect."""
+        """One row per component: label, kind, layer, index, position, marginal effect and its share of the effect.
+
+        There is no share where the interval of the effect holds 0.
+        """
         import pandas as pd
 
         marginals: Sequence[float | None] = self.marginals or [None] * len(self)
+        unclear = self.score is not None and bool(undefined(self.score))
         rows = [
             {
                 "component": c.label,
@@ -295,7 +299,7 @@ class Circuit:
                 "index": c.index,
                 "position": c.position,
                 "marginal": m,
-                "share": None if m is None or not self.effect else m / self.effect,
+                "share": None if m is None or not self.effect or unclear else m / self.effect,
             }
             for c, m in zip(self.components, marginals, strict=True)
         ]

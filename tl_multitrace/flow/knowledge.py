@@ -21,7 +21,7 @@ from tl_multitrace.compat import ModelView
 from tl_multitrace.groups import HookGroups, heads, mlps
 from tl_multitrace.progress import bar, ticking
 from tl_multitrace.prompts import PromptPairs
-from tl_multitrace.scores import Score
+from tl_multitrace.records.stats import Score, undefined
 from tl_multitrace.tracer import Tracer
 
 if TYPE_CHECKING:
@@ -183,6 +183,7 @@ class _Rule:
     def mediators(self, fact: Mediation, total: float) -> Iterator[tuple[int, dict[str, Any]]]:
         """Numbers and edge attributes of those of the largest effect."""
         means, left = fact.effects.double().mean(0), self.top
+        whole = Score.of(fact.total.double().numpy(), seed=self.seed)
         for number in torch.argsort(-means.abs(), stable=True).tolist():
             mean = float(means[number])
             if not left or not mean or abs(mean) < self.min_share * abs(total):
@@ -191,7 +192,7 @@ class _Rule:
             if score.low is not None and not score.clear:
                 continue
             left -= 1
-            share = {"share": mean / total} if total else {}
+            share = {"share": mean / total} if total and not undefined(whole) else {}
             ends = {} if score.low is None else {"low": score.low, "high": score.high}
             yield number, {"effect": mean, **ends, "n": score.n, **share}
 
