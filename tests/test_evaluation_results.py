@@ -120,8 +120,13 @@ def test_the_reports_figure_shows_its_numbers() -> None:
     first = value.ablations[0]
     shown = [first.effect, *first.subgroups.values(), first.full_effect, first.chance]
     assert points(effects) == pytest.approx([s.mean for s in shown])
-    scores = [a.faithfulness.value for a in value.ablations] + [a.completeness.value for a in value.ablations]
-    assert points(ablations) == pytest.approx(scores)
+    known = [a for a in value.ablations if not a.undefined]
+    assert known and points(ablations) == pytest.approx(
+        [a.faithfulness.value for a in known] + [a.completeness.value for a in known]
+    )
+    assert [t.get_text() for t in ablations.get_yticklabels()] == [
+        a.name if a in known else f"{a.name} (undefined)" for a in value.ablations
+    ]
     assert points(minimality) == pytest.approx([m.value for m in value.minimality.values()])
     assert [t.get_text() for t in minimality.get_yticklabels()] == list(value.minimality)
 
