@@ -62,7 +62,7 @@ def _score(score: Score | None) -> str:
 def _chance(chance: Score | None) -> str:
     if chance is None:
         return "not measured"
-    return f"{chance.mean:.3g}, 95 % of {chance.n} random sets of that size {chance.low:.3g} to {chance.high:.3g}"
+    return f"{chance}, which holds 95 % of {chance.n} random sets of that size"
 
 
 def _share(circuit: Circuit) -> str:
