@@ -114,8 +114,8 @@ class KnownFacts:
         at = Published(STATE_PEAK, XL, SOURCE) if kind == "resid" else None
         work.rows.append(Row(f"{NAMES[kind]}: layer of the peak", "layer", float(layers[peak]), published=at))
         x = tuple(float(layer) for layer in layers)
-        low, high = (() if np.isnan(low).any() else _plain(end) for end in (low, high))
-        work.curves.append(Curve(NAMES[kind], x, _plain(effect), low=low, high=high))
+        band = [() if np.isnan(low).any() else _plain(end) for end in (low, high)]
+        work.curves.append(Curve(NAMES[kind], x, _plain(effect), low=band[0], high=band[1]))
         if kind == "resid" and work.view.n_layers > STATE_PEAK:
             work.curves.append(Curve(f"{XL}, published", (STATE_PEAK,), (PEAKS[kind],), "published"))
 
