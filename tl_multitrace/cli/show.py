@@ -12,7 +12,7 @@ from rich.text import Text
 from tl_multitrace.causal_trace import CausalTokens, TraceGrid
 from tl_multitrace.circuit import Circuit
 from tl_multitrace.evaluation import SideEffects
-from tl_multitrace.records.stats import Score
+from tl_multitrace.records.stats import FEW, Score
 from tl_multitrace.render import Run
 from tl_multitrace.reproduce import Reproduction
 from tl_multitrace.runs.folder import REPORT, read_record, read_run
@@ -56,7 +56,10 @@ def _found(circuit: Circuit) -> str:
 def _score(score: Score | None) -> str:
     if score is None:
         return "not measured"
-    return f"{score} (95 % interval) over {score.n} distinct prompt{'s' * (score.n != 1)}"
+    if score.low is None:
+        return f"{score.mean:.3g}, no interval: one distinct prompt"
+    few = " only" if score.n < FEW else ""
+    return f"{score.mean:.3g}, 95 % interval {score.low:.3g} to {score.high:.3g} over {score.n} distinct prompts{few}"
 
 
 def _chance(chance: Score | None) -> str:
