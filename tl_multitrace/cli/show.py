@@ -114,7 +114,7 @@ def shown(path: Path) -> Iterator[Any]:
     if path.is_dir():
         record, run = read_record(path), read_run(path)
         yield f"Run {path}: {record.status}, {printable(record.finished)}, {sum(record.timings.values()):.1f} s"
-        yield from _circuit(run.circuit)
+        yield from _circuit(run.circuit, verdict=str(run.verdict))
         yield f"Report: {path / REPORT}"
         return
     kind = _format(path)
@@ -139,9 +139,9 @@ def _format(path: Path) -> str:
     return str(content.get("format", "")) if isinstance(content, dict) else ""
 
 
-def _circuit(circuit: Circuit) -> Iterator[Any]:
+def _circuit(circuit: Circuit, **known: str) -> Iterator[Any]:
     facts = Table.grid(padding=(0, 2))
-    for name, value in circuit.summary():
+    for name, value in (dict(circuit.summary()) | known).items():
         facts.add_row(Text(name, style="bold"), Text(printable(value)))
     yield Text(f"Circuit of {len(circuit)} of {circuit.n_groups} components", style="bold")
     yield facts

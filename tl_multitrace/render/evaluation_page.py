@@ -157,8 +157,8 @@ def side_effects_section(found: SideEffects) -> Markup:
     moved = [e.name for e in found.effects if e.clear]
     text = (
         f"Every component of the circuit is replaced by {'its mean' if found.how == 'mean' else 'zero'} at every "
-        f"position, in its own task and in others. Changed for sure (over {FEW} distinct prompts or more, the interval of "
-        f"the change leaves out 0): {', '.join(moved) or 'none'}."
+        f"position, in its own task and in others. Changed for sure (over {FEW} distinct prompts or more, the interval "
+        f"of the change leaves out 0): {', '.join(moved) or 'none'}."
     )
     alt = "KL of the next token per behaviour, and each metric before and after. The numbers follow in a table."
     caption = "Means over prompts with 95% intervals. KL counts every change of the next token's distribution."
