@@ -201,6 +201,14 @@ def test_a_trace_of_one_sample_has_no_interval() -> None:
     )
 
 
+def test_a_fact_counts_once_and_one_fact_has_no_interval() -> None:
+    facts = [("The Falcon Tower is in the city of", "Falcon Tower", " Rome")] * 2
+    with pytest.warns(UserWarning, match="1 of 2 facts are copies of others: each is traced once"):
+        grid = mt.average_causal_trace(mt.load_model("demo"), facts, samples=2, layers=[0, 3], known_only=False)
+    assert len(grid.total_effect) == 1 and grid.total.low is None
+    assert "(1 fact)" in repr(grid) and "(no interval)" in repr(grid)
+
+
 # ----------------------------------------------------------------------------------------------------- ratios to zero
 def test_ratios_to_effects_that_cancel_are_undefined_and_say_so() -> None:
     report = mt.evaluate(circuit(), cancelling(), draws=0)
