@@ -116,14 +116,21 @@ def points(ax: Any) -> list[float]:
 
 def test_the_reports_figure_shows_its_numbers() -> None:
     value = result("report")
-    effects, ablations, minimality = value.plot().axes
+    effects, ablations, *minimality = value.plot().axes
     first = value.ablations[0]
     shown = [first.effect, *first.subgroups.values(), first.full_effect, first.chance]
     assert points(effects) == pytest.approx([s.mean for s in shown])
-    scores = [a.faithfulness.value for a in value.ablations] + [a.completeness.value for a in value.ablations]
-    assert points(ablations) == pytest.approx(scores)
-    assert points(minimality) == pytest.approx([m.value for m in value.minimality.values()])
-    assert [t.get_text() for t in minimality.get_yticklabels()] == list(value.minimality)
+    known = [a for a in value.ablations if not a.undefined]
+    assert points(ablations) == pytest.approx(
+        [a.faithfulness.value for a in known] + [a.completeness.value for a in known]
+    )
+    assert [t.get_text() for t in ablations.get_yticklabels()] == [
+        a.name if a in known else f"{a.name} (undefined)" for a in value.ablations
+    ]
+    assert bool(minimality) == (not first.undefined)
+    for ax in minimality:
+        assert points(ax) == pytest.approx([m.value for m in value.minimality.values()])
+        assert [t.get_text() for t in ax.get_yticklabels()] == list(value.minimality)
 
 
 def test_the_other_figures_show_their_numbers() -> None:
@@ -132,7 +139,8 @@ def test_the_other_figures_show_their_numbers() -> None:
     drawn = {line.get_label(): line.get_ydata() for line in scores.plot().axes[0].lines}
     for curve in scores.curves:
         own = next(y for label, y in drawn.items() if label.startswith(curve.ranking))
-        assert list(own) == pytest.approx(curve.faithfulness)
+        wanted = [np.nan if f is None else f for f in curve.faithfulness]
+        assert list(own) == pytest.approx(wanted, nan_ok=True)
     both = result("comparison")
     for ax, transfer in zip(both.plot().axes, both.transfers, strict=True):
         assert points(ax) == pytest.approx([transfer.own.mean, transfer.other.mean])

@@ -174,8 +174,11 @@ def test_transfer_to_the_others_prompts_and_metric() -> None:
     on_b = [plain(m, ON_B, 0, odds_ratio) for m in ([2, 7], [1, 2, 5])]
     for transfer, (own, other) in ((found["a"], on_a), (found["b"], on_b)):
         assert (transfer.own.mean, transfer.other.mean) == pytest.approx((own.mean(), other.mean()))
-        assert transfer.ratio is not None
-        assert transfer.ratio.value == pytest.approx(other.mean() / own.mean())
+        assert (transfer.ratio is None) == (not transfer.own.clear)
+        if transfer.ratio is not None:
+            assert transfer.ratio.value == pytest.approx(other.mean() / own.mean())
+    assert found["a"].ratio is None and found["b"].ratio is not None
+    assert "undefined: the own circuit's effect may be 0" in repr(found)
     assert (found["a"].metric, found["b"].metric, found["b"].direction) == ("logit_diff", "odds_ratio", "minimize")
     table = found.transfer_table()
     assert list(zip(table["ground"], table["circuit"], strict=True)) == [("a", "a"), ("a", "b"), ("b", "b"), ("b", "a")]

@@ -140,22 +140,19 @@ class Circuit:
 
     def __and__(self, other: Circuit) -> Circuit:
         """Components in both; unmeasured."""
-        return self._derived(
-            [i for i, c in enumerate(self.components) if c in other.components], None, [], "intersection"
-        )
+        own = [i for i, c in enumerate(self.components) if c in other.components]
+        return self._derived(own, None, [], "intersection")
 
     def __sub__(self, other: Circuit) -> Circuit:
         """Components here but not there; unmeasured."""
-        return self._derived(
-            [i for i, c in enumerate(self.components) if c not in other.components], None, [], "difference"
-        )
+        own = [i for i, c in enumerate(self.components) if c not in other.components]
+        return self._derived(own, None, [], "difference")
 
     def _derived(self, own: list[int], other: Circuit | None, extra: list[int], how: str) -> Circuit:
         if other is not None and other.n_groups != self.n_groups:
             raise ValueError(
                 f"the circuits were chosen from {self.n_groups} and {other.n_groups} hook groups, so their masks do "
-                "not fit together. "
-                "Search both over the same groups."
+                "not fit together. Search both over the same groups."
             )
         groups, indices = self.groups[own], [self.indices[i] for i in own]
         if other is not None and extra:
@@ -166,9 +163,8 @@ class Circuit:
                 "the circuits were chosen from different hook groups: one mask entry would stand for two components. "
                 "Search both over the same groups."
             )
-        kept = {
-            k: v for k, v in self.provenance.items() if k in ("model", "metric", "intervention", "direction", "task")
-        }
+        told = ("model", "metric", "intervention", "direction", "task")
+        kept = {k: v for k, v in self.provenance.items() if k in told}
         return Circuit(groups, tuple(indices), self.n_groups, float("nan"), provenance={**kept, "derived": how})
 
     def _same_places(self, other: Circuit) -> bool:
@@ -260,8 +256,7 @@ class Circuit:
             if name in known and int(known[name]) != int(getattr(view, name)):
                 raise ValueError(
                     f"this circuit is of {known.get('name')} ({name} {known[name]}), not of {view.name} ({name} "
-                    f"{getattr(view, name)}). "
-                    "Load the model it was found on."
+                    f"{getattr(view, name)}). Load the model it was found on."
                 )
         HookGroups.of(model, [s for sites in self.groups.sites for s in sites])
 
@@ -288,10 +283,14 @@ class Circuit:
     # ------------------------------------------------------------------ showing
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row per component: label, kind, layer, index, position, marginal effect and its share of the effect."""
+        """One row per component: label, kind, layer, index, position, marginal effect and its share of the effect.
+
+        There is no share where the interval of the effect holds 0.
+        """
         import pandas as pd
 
         marginals: Sequence[float | None] = self.marginals or [None] * len(self)
+        unclear = self.score is not None and bool(undefined(self.score))
         rows = [
             {
                 "component": c.label,
@@ -300,18 +299,15 @@ class Circuit:
                 "index": c.index,
                 "position": c.position,
                 "marginal": m,
-                "share": None if m is None or not self.effect else m / self.effect,
+                "share": None if m is None or not self.effect or unclear else m / self.effect,
             }
             for c, m in zip(self.components, marginals, strict=True)
         ]
         columns = ["component", "kind", "layer", "index", "position", "marginal", "share"]
         frame = pd.DataFrame(rows, columns=columns)
         down = self.provenance.get("direction") != "minimize"
-        return (
-            frame.sort_values("marginal", ascending=not down, kind="stable", ignore_index=True)
-            if self.marginals
-            else frame
-        )
+        ranked = frame.sort_values("marginal", ascending=not down, kind="stable", ignore_index=True)
+        return ranked if self.marginals else frame
 
     def summary(self) -> list[tuple[str, str]]:
         """What is known about the circuit, line by line: name and value."""
@@ -336,11 +332,8 @@ class Circuit:
         lines.append(("verdict", str(self.verdict)))
         lines.append(("choice", self.certificate))
         cost = dict(facts.get("cost") or {})
-        if cost:
-            lines.append(
-                ("cost", f"{cost.get('equivalents', 0):.0f} forward equivalents, {cost.get('seconds', 0):.1f} s")
-            )
-        return lines
+        spent = f"{cost.get('equivalents', 0):.0f} forward equivalents, {cost.get('seconds', 0):.1f} s"
+        return [*lines, ("cost", spent)] if cost else lines
 
     def __repr__(self) -> str:
         return as_text(self)

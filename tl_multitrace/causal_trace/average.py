@@ -18,7 +18,7 @@ import torch
 from tl_multitrace.causal_trace.cells import check_severed, make_cells
 from tl_multitrace.causal_trace.classes import by_class
 from tl_multitrace.causal_trace.corruption import Corruption, TokenReplacement, named_corruption, subject_std
-from tl_multitrace.causal_trace.facts import Fact, as_facts
+from tl_multitrace.causal_trace.facts import Fact, as_facts, each_once
 from tl_multitrace.causal_trace.grid import TraceGrid
 from tl_multitrace.causal_trace.question import Question
 from tl_multitrace.causal_trace.sweep import UNCHANGED, check_samples, trace_question, window_doubt
@@ -101,7 +101,7 @@ def average_causal_trace(
         _fixed(units), known_only, _fixed(subjects), memory_limit,
         ranks_of(distributed),
     )  # fmt: skip
-    runs = FactRuns(model, as_facts(facts), options, None if folder is None else Path(folder))
+    runs = FactRuns(model, each_once(as_facts(facts)), options, None if folder is None else Path(folder))
     grids: list[TraceGrid] = []
     with bar(len(runs.facts), "facts", progress and runs.options.ranks.first, leave=True) as shown:
         for grid in runs.grids(ticking(shown, lambda: so_far(grids))):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -56,6 +57,16 @@ def as_facts(facts: Sequence[Any] | str | Path) -> list[Fact]:
     if twice is not None:
         raise ValueError(f"two facts have the id {short(twice)}, so one would overwrite the other's result.")
     return made
+
+
+def each_once(facts: Sequence[Fact]) -> list[Fact]:
+    """The facts without copies (same prompt, subject, answer), which would count as evidence twice; warns of them."""
+    first = {(f.prompt, f.subject, f.answer): f for f in reversed(facts)}
+    kept = [f for f in facts if first[f.prompt, f.subject, f.answer] is f]
+    if len(kept) < len(facts):
+        note = f"{len(facts) - len(kept)} of {len(facts)} facts are copies of others: each is traced once."
+        warnings.warn(note, stacklevel=3)
+    return kept
 
 
 def load_facts(path: str | Path) -> list[Fact]:

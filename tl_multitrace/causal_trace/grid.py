@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tl_multitrace.causal_trace.cells import Cells
 from tl_multitrace.circuit import Circuit
-from tl_multitrace.records.stats import Score, redraws
+from tl_multitrace.records.stats import Score, redraws, undefined
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -150,11 +150,12 @@ class TraceGrid:
 
         low, high = self.interval()
         effect, total = self.effect.flatten(), float(self.total_effect.mean())
+        known = bool(total) and not undefined(self.total)  # else the share could be any number
         frame = pd.DataFrame([self._place(c) for c in range(len(self.cells))])
         frame["effect"] = effect.tolist()
         frame["low"], frame["high"] = low.flatten().tolist(), high.flatten().tolist()
         frame["restored"] = self.restored.nanmean(0).flatten().tolist()
-        frame["share"] = (effect / total).tolist() if total else float("nan")
+        frame["share"] = (effect / total).tolist() if known else float("nan")
         return frame
 
     def _place(self, cell: int) -> dict[str, Any]:

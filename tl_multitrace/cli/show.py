@@ -12,7 +12,7 @@ from rich.text import Text
 from tl_multitrace.causal_trace import CausalTokens, TraceGrid
 from tl_multitrace.circuit import Circuit
 from tl_multitrace.evaluation import SideEffects
-from tl_multitrace.records.stats import Score
+from tl_multitrace.records.stats import FEW, Score
 from tl_multitrace.render import Run
 from tl_multitrace.reproduce import Reproduction
 from tl_multitrace.runs.folder import REPORT, read_record, read_run
@@ -56,13 +56,16 @@ def _found(circuit: Circuit) -> str:
 def _score(score: Score | None) -> str:
     if score is None:
         return "not measured"
-    return f"{score} (95 % interval) over {score.n} distinct prompt{'s' * (score.n != 1)}"
+    if score.low is None:
+        return f"{score.mean:.3g}, no interval: one distinct prompt"
+    few = " only" if score.n < FEW else ""
+    return f"{score.mean:.3g}, 95 % interval {score.low:.3g} to {score.high:.3g} over {score.n} distinct prompts{few}"
 
 
 def _chance(chance: Score | None) -> str:
     if chance is None:
         return "not measured"
-    return f"{chance.mean:.3g}, 95 % of {chance.n} random sets of that size {chance.low:.3g} to {chance.high:.3g}"
+    return f"{chance}, which holds 95 % of {chance.n} random sets of that size"
 
 
 def _share(circuit: Circuit) -> str:
@@ -111,7 +114,7 @@ def shown(path: Path) -> Iterator[Any]:
     if path.is_dir():
         record, run = read_record(path), read_run(path)
         yield f"Run {path}: {record.status}, {printable(record.finished)}, {sum(record.timings.values()):.1f} s"
-        yield from _circuit(run.circuit)
+        yield from _circuit(run.circuit, verdict=str(run.verdict))
         yield f"Report: {path / REPORT}"
         return
     kind = _format(path)
@@ -136,9 +139,9 @@ def _format(path: Path) -> str:
     return str(content.get("format", "")) if isinstance(content, dict) else ""
 
 
-def _circuit(circuit: Circuit) -> Iterator[Any]:
+def _circuit(circuit: Circuit, **known: str) -> Iterator[Any]:
     facts = Table.grid(padding=(0, 2))
-    for name, value in circuit.summary():
+    for name, value in (dict(circuit.summary()) | known).items():
         facts.add_row(Text(name, style="bold"), Text(printable(value)))
     yield Text(f"Circuit of {len(circuit)} of {circuit.n_groups} components", style="bold")
     yield facts

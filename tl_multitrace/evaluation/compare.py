@@ -17,7 +17,7 @@ from tl_multitrace.evaluation.target import places_of
 from tl_multitrace.files import Provenance
 from tl_multitrace.groups import Component, HookGroups
 from tl_multitrace.prompts import PromptPairs
-from tl_multitrace.records.stats import Estimate, Score, estimates
+from tl_multitrace.records.stats import Estimate, Score, estimates, undefined
 from tl_multitrace.tracer import Tracer
 
 if TYPE_CHECKING:
@@ -59,7 +59,8 @@ class CircuitComparison(Result):
         only_a: components of the first alone.
         only_b: components of the second alone.
         shares: per component label, its marginal effect over the circuit's effect, in the first and in the second (so
-            that two metrics can be held against each other); None where it is not part of it or was not measured.
+            that two metrics can be held against each other); None where it is not part of it, was not measured, or the
+            interval of the circuit's effect holds 0.
         jaccard: size of the intersection over size of the union.
         overlap_p: chance of so large an overlap between random sets of these sizes, one-sided (hypergeometric); None
             where the circuits were not chosen from the same number of groups.
@@ -237,7 +238,7 @@ def _shares(a: Circuit, b: Circuit) -> dict[str, tuple[float | None, float | Non
 
 
 def _share_by_label(circuit: Circuit) -> dict[str, float]:
-    if not circuit.effect or not np.isfinite(circuit.effect):
+    if not circuit.effect or not np.isfinite(circuit.effect) or (circuit.score and undefined(circuit.score)):
         return {}
     return {label: m / circuit.effect for label, m in zip(circuit.labels, circuit.marginals, strict=False)}
 

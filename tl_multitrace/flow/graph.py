@@ -20,7 +20,7 @@ from tl_multitrace.groups import Component, HookGroups, Position
 from tl_multitrace.interventions import Interchange
 from tl_multitrace.models.ambient import neutral
 from tl_multitrace.prompts import PromptPairs
-from tl_multitrace.records.stats import Copies, Score
+from tl_multitrace.records.stats import Copies, Score, undefined
 from tl_multitrace.tracer import Tracer
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def information_flow(
         A directed graph; two nodes can have an edge per input: ``graph[a][b][input]``. Edges carry ``effect`` (mean
         over distinct prompts, in the metric's unit), ``low`` and ``high`` (95 % bootstrap interval; left out where
         there is one prompt alone), ``significant`` (there is an interval, and it excludes 0),
-        ``share`` (effect over the whole circuit's; not where that is 0), ``input``, ``unit``, ``n``. Nodes carry
+        ``share`` (effect over the whole circuit's; not where that may be 0), ``input``, ``unit``, ``n``. Nodes carry
         ``kind`` (a component's, ``"token"`` or ``"answer"``), ``layer`` (tokens -1), ``label``, components ``chosen``,
         tokens ``text``. ``graph.graph`` says what was measured, on what, and what it cost.
 
@@ -103,10 +103,12 @@ def information_flow(
     runs = PathPatching(tracer, nodes, prompts, _numbers(patched, nodes))
     whole = torch.zeros(len(nodes.groups))
     whole[: len(chosen)] = 1.0
-    total = float(runs.tracer.effect(whole).double().mean())
+    full = Score.of(runs.tracer.effect(whole).double().numpy(), copies=distinct(prompts), weighted=True, seed=seed)
+    total = full.mean
     effects = runs.direct_effects(progress)
     facts = _facts(runs, total, patched)
-    rule = _Rule(total, min_share, significant, seed, runs.noise, distinct(prompts))
+    shares = abs(total) > runs.noise and not undefined(full)
+    rule = _Rule(total, min_share, significant, seed, runs.noise, distinct(prompts), shares)
     return _graph(nodes, effects, facts, rule, prompts)
 
 
@@ -204,6 +206,7 @@ class _Rule:
     seed: int
     noise: float
     copies: Copies
+    shares: bool
 
     def score(self, effects: Float[Tensor, " n"]) -> dict[str, Any] | None:
         """Attributes of an edge, or None where it is left out."""
@@ -213,7 +216,7 @@ class _Rule:
         score = Score.of(effects.double().numpy(), copies=self.copies, seed=self.seed)
         if self.significant and score.low is not None and not score.clear:
             return None
-        share = {"share": score.mean / self.total} if abs(self.total) > self.noise else {}
+        share = {"share": score.mean / self.total} if self.shares else {}
         ends = {} if score.low is None else {"low": score.low, "high": score.high}
         return {"effect": score.mean, **ends, "significant": score.clear, "n": score.n, **share}
 

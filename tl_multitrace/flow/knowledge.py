@@ -14,14 +14,14 @@ from torch import Tensor
 from tl_multitrace._version import __version__
 from tl_multitrace.causal_trace.average import FactRuns, TraceOptions, so_far
 from tl_multitrace.causal_trace.corruption import Corruption
-from tl_multitrace.causal_trace.facts import as_facts
+from tl_multitrace.causal_trace.facts import as_facts, each_once
 from tl_multitrace.causal_trace.grid import TraceGrid
 from tl_multitrace.causal_trace.sweep import Sweep
 from tl_multitrace.groups import HookGroups, Points, heads, mlps
 from tl_multitrace.models.ambient import neutral
 from tl_multitrace.progress import bar, ticking
 from tl_multitrace.prompts import PromptPairs
-from tl_multitrace.scores import Score
+from tl_multitrace.records.stats import Score, undefined
 from tl_multitrace.tracer import Tracer
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def _of_model(
 ) -> list[Mediation]:
     if facts is None:
         raise ValueError("there are no facts: give (prompt, subject, answer) tuples, or a file of facts.")
-    runs = FactRuns(model, as_facts(facts), options, None if folder is None else Path(folder))
+    runs = FactRuns(model, each_once(as_facts(facts)), options, None if folder is None else Path(folder))
     grids: list[TraceGrid] = []
     with bar(len(runs.facts), "facts", progress, leave=True) as shown:
         for grid in runs.grids(ticking(shown, lambda: so_far(grids))):
@@ -183,6 +183,7 @@ class _Rule:
     def mediators(self, fact: Mediation, total: float) -> Iterator[tuple[int, dict[str, Any]]]:
         """Numbers and edge attributes of those of the largest effect."""
         means, left = fact.effects.double().mean(0), self.top
+        whole = Score.of(fact.total.double().numpy(), seed=self.seed)
         for number in torch.argsort(-means.abs(), stable=True).tolist():
             mean = float(means[number])
             if not left or not mean or abs(mean) < self.min_share * abs(total):
@@ -191,7 +192,7 @@ class _Rule:
             if score.low is not None and not score.clear:
                 continue
             left -= 1
-            share = {"share": mean / total} if total else {}
+            share = {"share": mean / total} if total and not undefined(whole) else {}
             ends = {} if score.low is None else {"low": score.low, "high": score.high}
             yield number, {"effect": mean, **ends, "n": score.n, **share}
 

@@ -181,6 +181,8 @@ def _narrowed(share: Tensor, running: Tensor) -> Tensor:
     axis = 2 if share.ndim == 5 else 3  # [k, r, i, dest, src] of attention weights, else [k, r, pos, i]
     if share.ndim <= axis or running.ndim <= axis:
         return share  # the same for all components
+    if share.ndim <= axis:  # one share for every component
+        return share
     return share.narrow(axis, 0, min(share.shape[axis], max(1, running.shape[axis])))
 
 

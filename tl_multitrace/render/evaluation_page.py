@@ -10,6 +10,7 @@ from tl_multitrace.evaluation.circuit_report import CircuitReport
 from tl_multitrace.evaluation.side_effects import SideEffects
 from tl_multitrace.evaluation.stability import Stability
 from tl_multitrace.files import write_text
+from tl_multitrace.records.stats import FEW
 from tl_multitrace.render.embed import asset, page
 from tl_multitrace.render.html import Markup, Percent, between, join, table, tag
 from tl_multitrace.render.judged import plot_report, plot_side_effects, plot_stability
@@ -156,8 +157,8 @@ def side_effects_section(found: SideEffects) -> Markup:
     moved = [e.name for e in found.effects if e.clear]
     text = (
         f"Every component of the circuit is replaced by {'its mean' if found.how == 'mean' else 'zero'} at every "
-        f"position, in its own task and in others. Changed for sure (the interval of the change leaves out 0): "
-        f"{', '.join(moved) or 'none'}."
+        f"position, in its own task and in others. Changed for sure (over {FEW} distinct prompts or more, the interval "
+        f"of the change leaves out 0): {', '.join(moved) or 'none'}."
     )
     alt = "KL of the next token per behaviour, and each metric before and after. The numbers follow in a table."
     caption = "Means over prompts with 95% intervals. KL counts every change of the next token's distribution."

@@ -86,7 +86,7 @@ def _draw_ablations(ax: Axes, report: CircuitReport) -> None:
         _draw_points(ax, [row + 0.12 * (2 * i - 1) for row, _ in known], [e for _, e in known], i, name)
     ax.axvline(1, color=GREY, linewidth=0.8, linestyle=":")
     ax.axvline(0, color=GREY, linewidth=0.8)
-    _name_rows(ax, [a.name for a in report.ablations])
+    _name_rows(ax, [a.name + " (undefined)" * bool(a.undefined) for a in report.ablations])
     ax.set_xlabel("1: all of the behaviour")
     ax.set_title("By ablation", loc="left")
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)

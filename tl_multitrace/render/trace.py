@@ -204,7 +204,7 @@ def _lines(grid: TraceGrid, ax: Axes | None) -> Figure:
 def _bars(grid: TraceGrid, ax: Axes | None) -> Figure:
     frame = grid.best(BARS)
     labels, values = [_plain(t) for t in frame["group"]], frame["effect"].to_numpy()
-    errors = np.abs(np.stack([values - frame["low"], frame["high"] - values]))
+    errors = np.abs(np.stack([values - frame["low"].astype(float), frame["high"].astype(float) - values]))
     with styled():
         figure, ax = new_axes(ax, 6.0, max(1.6, 0.24 * len(frame) + 1.0))
         ax.barh(range(len(frame)), values, xerr=errors, color=COLOURS[0], error_kw={"ecolor": GREY, "lw": 1})
@@ -227,7 +227,8 @@ def plot_tokens(tokens: CausalTokens, ax: Axes | None = None) -> Figure:
         figure, ax = new_axes(ax, max(4.0, 0.55 * len(frame) + 2.0), 3.2)
         for i, how in enumerate(("corrupt", "restore")):
             values = frame[how].to_numpy()
-            errors = np.abs(np.stack([values - frame[f"{how}_low"], frame[f"{how}_high"] - values]))
+            low, high = (frame[f"{how}_{end}"].astype(float) for end in ("low", "high"))
+            errors = np.abs(np.stack([values - low, high - values]))
             at = np.arange(len(frame)) + (i - 0.5) * 0.38
             label = "corrupted alone" if how == "corrupt" else "restored alone"
             ax.bar(at, values, 0.36, yerr=errors, color=COLOURS[1 - i], label=label, error_kw={"ecolor": GREY, "lw": 1})

@@ -108,16 +108,14 @@ class KnownFacts:
         peak, layers = int(np.nanargmax(effect)), list(grid.cells.layers)
         what = f"{NAMES[kind]}: peak at the last subject token"
         published = Published(PEAKS[kind], XL, SOURCE)
-        work.rows.append(
-            Row(
-                what, "probability", float(effect[peak]), float(low[peak]), float(high[peak]),
-                n=len(grid.total_effect), published=published,
-            )
-        )  # fmt: skip
+        down, up = (None if np.isnan(end[peak]) else float(end[peak]) for end in (low, high))  # of one fact: none
+        n = len(grid.total_effect)
+        work.rows.append(Row(what, "probability", float(effect[peak]), down, up, n=n, published=published))
         at = Published(STATE_PEAK, XL, SOURCE) if kind == "resid" else None
         work.rows.append(Row(f"{NAMES[kind]}: layer of the peak", "layer", float(layers[peak]), published=at))
         x = tuple(float(layer) for layer in layers)
-        work.curves.append(Curve(NAMES[kind], x, _plain(effect), low=_plain(low), high=_plain(high)))
+        band = [() if np.isnan(low).any() else _plain(end) for end in (low, high)]
+        work.curves.append(Curve(NAMES[kind], x, _plain(effect), low=band[0], high=band[1]))
         if kind == "resid" and work.view.n_layers > STATE_PEAK:
             work.curves.append(Curve(f"{XL}, published", (STATE_PEAK,), (PEAKS[kind],), "published"))
 
