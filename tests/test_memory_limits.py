@@ -17,10 +17,10 @@ from oracles import pairs_of, random_examples, soft_mask
 
 import tl_multitrace as mt
 from tiny_models import MODEL_NAMES, build
-from tl_multitrace.compat import ModelView
 from tl_multitrace.engine import budget
 from tl_multitrace.engine.budget import Limits, Room, bytes_from, measured_limit, power_of_two
 from tl_multitrace.engine.step_bytes import count_step
+from tl_multitrace.models.compat import ModelView
 from tl_multitrace.rows import Rows
 
 pytestmark = pytest.mark.lens

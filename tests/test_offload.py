@@ -12,7 +12,7 @@ from interrupted import prompts
 
 import tl_multitrace as mt
 from tiny_models import HAS_BRIDGE, TL_MAJOR, bridge_from_hf, hf_model
-from tl_multitrace.compat import ModelView
+from tl_multitrace.models.compat import ModelView
 from tl_multitrace.models.offload import device_of, weights_of
 
 pytestmark = [

@@ -21,7 +21,7 @@ RUNS = {"run_with_cache", "run_with_hooks"}
 
 # Who may attach hooks or run a model: the two that stand for all others, and what is not a measurement.
 ALLOWED = {
-    "compat.py": "the models' own interfaces",
+    "loading.py": "a conversion is held against what it was made of",
     "models/": "the models' own interfaces",
     "engine/forward.py": "the one way",
     "groups/hook_groups.py": "hooks for a user's own runs",

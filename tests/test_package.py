@@ -20,24 +20,23 @@ PACKAGE = ROOT / "tl_multitrace"
 # A room may import those above it in this list, and never one below. A new room is a new line.
 ROOMS = [
     "_version",
-    "progress",
-    "models",
-    "identity",
-    "encoder_decoder",
-    "compat",
-    "machine",
     "cost",
+    "progress",
+    "tensors",
+    "identity",
+    "models",
+    "machine",
     "distributed",
     "token_ids",
     "tokens",
     "loading",
     "pair_reader",
+    "copies",
     "prompts",
     "groups",
     "spec",
     "packing",
     "rows",
-    "embeddings",
     "interventions",
     "answers",
     "metric_base",
@@ -45,6 +44,7 @@ ROOMS = [
     "validate",
     "engine",
     "untrusted",
+    "records",
     "scores",
     "files",
     "tracer",
@@ -80,7 +80,7 @@ LAZY = {
 # The one room that only these may import at all: nothing may come to depend on the demo.
 LEAVES = {"demo": {"loading", "tasks", "cli", "__init__"}}
 
-HOOK_NAME_ROOMS = {"groups", "compat"}
+HOOK_NAME_ROOMS = {"groups", "models"}
 HEAVY = ("transformer_lens", "transformers", "matplotlib")
 MAX_LINES = 400
 

@@ -17,7 +17,6 @@ from tl_multitrace._version import __version__
 from tl_multitrace.answers import Answers
 from tl_multitrace.causal_trace import TraceGrid, average_causal_trace, causal_tokens, causal_trace
 from tl_multitrace.circuit import Circuit
-from tl_multitrace.compat import ModelView
 from tl_multitrace.cost import Cost, HookError, NonFiniteError
 from tl_multitrace.doctor import Diagnosis, doctor
 from tl_multitrace.engine.estimate import MemoryEstimate
@@ -96,6 +95,7 @@ from tl_multitrace.metrics import (
     ProbDiff,
     WeightedSum,
 )
+from tl_multitrace.models.compat import ModelView
 from tl_multitrace.objective import Constraint, DemographicParityGap, EqualizedOddsGap, Goal, Mean, Objective
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.reproduce import Reproduction, reproduce

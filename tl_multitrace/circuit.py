@@ -18,10 +18,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_multitrace.circuit_text import as_html, as_text
-from tl_multitrace.compat import HookFn, ModelView
 from tl_multitrace.files import CircuitFile, GroupsRecord, ScoreRecord, naming, read_json, stored_score, write_json
 from tl_multitrace.groups import Component, HookGroups, mask_of
 from tl_multitrace.models.ambient import neutral
+from tl_multitrace.models.compat import HookFn, ModelView
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.records.chance import Verdict, beyond_chance
 from tl_multitrace.records.stats import Score, undefined
@@ -51,11 +51,6 @@ class Circuit:
         tracer: the tracer it was found with, for :meth:`show`; not saved.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
-        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
         >>> circuit.labels, round(circuit.effect)
         (['L0H1', 'L0H3'], 416)
         >>> circuit.to_dataframe()[["component", "layer", "index"]].to_dict("records")

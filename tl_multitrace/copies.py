@@ -43,9 +43,7 @@ def distinct(pairs: PromptPairs, answers: bool = True, source: bool = True) -> I
         source: False: whatever their source prompts, which an ablation does not run.
 
     Examples:
-        >>> import tl_multitrace as mt
         >>> from tl_multitrace.copies import distinct
-        >>> model = mt.load_model("demo")
         >>> pairs = mt.task("professions", model, n=4).pairs
         >>> distinct(pairs[[0, 1, 0, 2, 1]]).tolist()
         [0, 1, 0, 3, 1]

@@ -12,7 +12,6 @@ class HookError(RuntimeError):
     """A hook point did not behave: it did not fire, fired twice, or ignores what a hook returns.
 
     Examples:
-        >>> import tl_multitrace as mt
         >>> issubclass(mt.HookError, RuntimeError)
         True
     """
@@ -22,10 +21,6 @@ class NonFiniteError(ArithmeticError):
     """A number became NaN or infinite; the message names the batch, the hook and the example.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
         >>> try:
         ...     tracer.on(metric=lambda out, base: out.scores()[:, 0] / 0)
         ... except mt.NonFiniteError as error:
@@ -45,10 +40,6 @@ class Cost:
         off: optimisations that this model does not allow, with the reason of each: runs were whole there.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
         >>> before = tracer.cost.copy()
         >>> _ = tracer.effect(["L0H3"])
         >>> tracer.cost.equivalents - before.equivalents

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from tl_multitrace import machine
-from tl_multitrace.compat import ModelView, installed_version
 from tl_multitrace.loading import load_model
 from tl_multitrace.models import memory
+from tl_multitrace.models.compat import ModelView, installed_version
 from tl_multitrace.self_test import Check, SelfTest, public, tried
 
 SUPPORTED = ((2, 16), (5,))
@@ -36,7 +36,6 @@ class Diagnosis:
         checks: what was tried.
 
     Examples:
-        >>> import tl_multitrace as mt
         >>> found = mt.doctor()
         >>> found.ok, list(found.facts)[:2]
         (True, ['packages', 'machine'])
@@ -105,7 +104,6 @@ def doctor(
         Facts and checks; ``print`` gives the text for a bug report, ``to_dict()`` the same for programs.
 
     Examples:
-        >>> import tl_multitrace as mt
         >>> found = mt.doctor("demo")
         >>> [check.name for check in found.failed]
         []

@@ -24,9 +24,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tl_multitrace.compat import ModelView
 from tl_multitrace.groups import Position
 from tl_multitrace.groups.mixing import Places
+from tl_multitrace.models.compat import ModelView
 from tl_multitrace.models.embeddings import embedding_moments, embedding_width
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.rows import Rows
@@ -67,7 +67,6 @@ class Intervention:
             mean over prompts and positions) or ``"position"`` (one mean per position).
 
     Examples:
-        >>> import tl_multitrace as mt
         >>> mt.Interchange().describe(), mt.ZeroAblation().averages
         ({'name': 'interchange'}, 'zero')
     """
@@ -113,9 +112,6 @@ class Interchange(Intervention):
     """Replace by the activation of the source prompt (activation patching, interchange intervention).
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
         >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric, mt.Interchange())
         >>> round(tracer.effect(["L0H3"]).mean().item())
         340
@@ -138,9 +134,6 @@ class ZeroAblation(Intervention):
     """Replace by 0. Often far from anything the model ever computes: read its effects with care.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
         >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), mt.LogitDiff(), mt.ZeroAblation())
         >>> round(tracer.effect(["L0H3"]).mean().item(), 1)
         1.8
@@ -165,9 +158,6 @@ class MeanAblation(Intervention):
             Attention weights always take one mean per position.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
         >>> off = mt.MeanAblation(reference=task.pairs)
         >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), mt.LogitDiff(), off)
         >>> round(tracer.effect(["L0H3"]).mean().item(), 1)
@@ -219,9 +209,6 @@ class ResampleAblation(Intervention):
         ValueError: when tracing starts, if some prompt has no other prompt of its length to draw from.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
         >>> other = mt.ResampleAblation(seed=1)
         >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), mt.LogitDiff(), other)
         >>> tuple(tracer.effect(["L0H3"]).shape)
@@ -277,9 +264,6 @@ class NoiseCorruption(Intervention):
         ValueError: negative or non-finite noise, unknown kind.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
         >>> noise, groups = mt.NoiseCorruption(at=2, restore=True), mt.residual(model, [0], positions=[2])
         >>> tracer = mt.Tracer(model, task.pairs, groups, mt.AnswerProb(), noise)
         >>> tuple(tracer.effect(["L0@2"]).shape)

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from tl_multitrace.compat import ModelView, installed_version
 from tl_multitrace.distributed import local_device
+from tl_multitrace.models.compat import ModelView, installed_version
 from tl_multitrace.models.renamed import pass_on_cache
 from tl_multitrace.models.stacks import refuse_other_shapes
 from tl_multitrace.tokens import Encoder
@@ -48,8 +48,6 @@ def load_model(
             was run.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
         >>> model.cfg.n_layers, model.cfg.n_heads
         (4, 8)
     """

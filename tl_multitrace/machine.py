@@ -17,8 +17,8 @@ import psutil
 import torch
 
 from tl_multitrace._version import __version__
-from tl_multitrace.compat import installed_version
 from tl_multitrace.models import memory
+from tl_multitrace.models.compat import installed_version
 
 RESULTS_DEPEND_ON = ("transformer_lens", "torch", "transformers", "numpy", "scipy", "circuitsvis")
 ALSO_NEEDED = ("pandas", "networkx", "pydantic", "safetensors", "matplotlib", "jaxtyping", "tqdm", "typer", "rich")

@@ -46,9 +46,6 @@ class Metric:
 
     Examples:
         >>> from dataclasses import dataclass
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
         >>> @dataclass(frozen=True)
         ... class Margin(mt.Metric):
         ...     name, unit, needs_wrong = "margin", "nats", True
@@ -166,10 +163,7 @@ def as_metric(metric: Any) -> Metric:
         TypeError: not callable, or a class instead of an instance.
 
     Examples:
-        >>> import tl_multitrace as mt
         >>> from tl_multitrace.metrics import as_metric
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
         >>> log_p = as_metric(lambda out, base: out.scores()[:, 0])
         >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), log_p)
         >>> round(tracer.effect(["L0H3"]).mean().item(), 1)

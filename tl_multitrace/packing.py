@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from tl_multitrace.compat import ModelView
+from tl_multitrace.models.compat import ModelView
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.tokens import NO_TOKEN, pad_rows
 

@@ -59,3 +59,20 @@ def track(items: Sequence[Item], what: str, show: bool | None, numbers: Numbers)
         for item in items:
             yield item
             tick(1)
+
+
+class Ticks:
+    """A progress bar's update: this rank's values as they come, the others' at the end."""
+
+    def __init__(self, tick: Callable[[int], object] | None, total: int) -> None:
+        self._tick, self._left = tick or (lambda _: None), total
+
+    def __call__(self, count: int) -> None:
+        """Count values that were just found."""
+        self._tick(min(count, self._left))
+        self._left -= min(count, self._left)
+
+    def finish(self) -> None:
+        """Count what is left."""
+        if self._left:
+            self(self._left)

@@ -20,9 +20,9 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from tl_multitrace.compat import ModelView
 from tl_multitrace.copies import distinct
 from tl_multitrace.models.ambient import neutral
+from tl_multitrace.models.compat import ModelView
 from tl_multitrace.pair_reader import Align, PairReader, PairTokens, doubts, rows_from
 from tl_multitrace.token_ids import (
     NO_TOKEN,
@@ -65,8 +65,6 @@ class PromptPairs:
         numbers: of the pairs in the whole set, where these are a part of it; see :meth:`number`.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
         >>> nurse, man = ["The nurse said that"], ["The man said that"]
         >>> pairs = mt.PromptPairs.from_text(model, nurse, man, answers=[" he"], wrong_answers=[" she"])
         >>> pairs
@@ -115,9 +113,8 @@ class PromptPairs:
     ) -> PromptPairs:
         """Tokenise prompts and answers with the model's tokenizer.
 
-        A masked language model's prompts hold its mask, at one place in base and source, where the answer is read, and
-        stand between its separators. Words that the tokenizer does not know, and subjects that stand in their prompt
-        more than once, are counted in a warning.
+        A masked language model's prompts hold its mask, where the answer is read, and stand between its separators.
+        Unknown words, and subjects that stand in their prompt more than once, are counted in a warning.
 
         Args:
             model: a TransformerLens model with a tokenizer.
@@ -307,9 +304,8 @@ class PromptPairs:
             ValueError: a part would be empty.
         """
         generator, of = torch.Generator().manual_seed(seed), torch.from_numpy(distinct(self, answers=False))
-        kinds = sorted(set(self.labels)) or [""]
         first: list[int] = []
-        for kind in kinds:
+        for kind in sorted(set(self.labels)) or [""]:
             # one row stands for its copies, which follow it to its side
             members = torch.tensor([i for i in of.unique().tolist() if not self.labels or self.labels[i] == kind])
             shuffled = members[torch.randperm(len(members), generator=generator)]
@@ -342,8 +338,8 @@ class PromptPairs:
     def filter_aligned(self) -> PromptPairs:
         """Only the pairs whose prompts have equal token counts; the others are counted in ``dropped``."""
         keep = (self.lengths == self.source_lengths).nonzero().flatten()
-        lost = len(self) - len(keep)
-        return self[keep] if not lost else replace(self[keep], dropped={**self.dropped, LENGTHS: lost})
+        lost = {LENGTHS: len(self) - len(keep)} if len(keep) < len(self) else {}
+        return replace(self[keep], dropped={**self.dropped, **lost})
 
     def subgroup(self, label: str) -> PromptPairs:
         """The pairs of one ``label``.
@@ -380,11 +376,9 @@ class PromptPairs:
         return pd.DataFrame(rows)
 
     def _answers(self, i: int, right: bool) -> list[Any]:
-        picked = []
-        for k, row in enumerate(self.candidates[i]):
-            if (row != NO_TOKEN).any() and bool(self.right[i, k]) == right:
-                picked.append(self.answer_words[i][k] if self.answer_words else row[row != NO_TOKEN].tolist())
-        return picked
+        rows = [row[row != NO_TOKEN].tolist() for row in self.candidates[i]]
+        chosen = [k for k, row in enumerate(rows) if row and bool(self.right[i, k]) == right]
+        return [self.answer_words[i][k] if self.answer_words else rows[k] for k in chosen]
 
     def __repr__(self) -> str:
         lengths = f"{int(self.lengths.min())}-{int(self.lengths.max())}"

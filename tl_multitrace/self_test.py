@@ -21,10 +21,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_multitrace.compat import ModelView
 from tl_multitrace.cost import HookError
 from tl_multitrace.engine.forward import Forward, padded, run, session
 from tl_multitrace.groups import HookGroups, MissingError
+from tl_multitrace.models.compat import ModelView
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.spec import groups_from_text
 from tl_multitrace.tracer import Tracer

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tl_multitrace.compat import ModelView
 from tl_multitrace.groups import HookGroups, attn_layers, heads, mlp_dims, mlps, neurons, residual
+from tl_multitrace.models.compat import ModelView
 
 KINDS: dict[str, Callable[..., HookGroups]] = {
     "heads": heads,
@@ -68,8 +68,6 @@ def groups_from_text(model: Any, text: str) -> HookGroups:
         ValueError: an unknown kind, site or position, a layer outside the model, a component twice.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
         >>> mt.groups_from_text(model, "heads:pattern,neurons@0-1/last")
         HookGroups(1056: 32 head, 1024 neuron)
     """

@@ -21,11 +21,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tl_multitrace.compat import HookFn, ModelView
 from tl_multitrace.engine.means import mean_activations
 from tl_multitrace.groups import SITES, Component, HookGroups
 from tl_multitrace.interventions import Run
 from tl_multitrace.metrics import AnswerLogProb
+from tl_multitrace.models.compat import HookFn, ModelView
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.validate import check_inputs
 
@@ -49,11 +49,6 @@ class Switch:
         what: in words, such as ``"mean ablation"``.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
-        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
         >>> tokens = model.to_tokens("The nurse said that")
         >>> with circuit.ablate(model) as switched:
         ...     off = switched(tokens)

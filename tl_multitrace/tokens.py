@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tl_multitrace.compat import ModelView
+from tl_multitrace.models.compat import ModelView
 from tl_multitrace.token_ids import NO_TOKEN as NO_TOKEN
 from tl_multitrace.token_ids import pad_rows as pad_rows
 from tl_multitrace.token_ids import picks as picks

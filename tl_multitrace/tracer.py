@@ -20,7 +20,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_multitrace.compat import ModelView
 from tl_multitrace.cost import Cost
 from tl_multitrace.distributed import Found, Ranks, ranks_of
 from tl_multitrace.engine.cache import bytes_of
@@ -33,6 +32,8 @@ from tl_multitrace.groups import HookGroups
 from tl_multitrace.interventions import Intervention
 from tl_multitrace.metrics import Metric
 from tl_multitrace.models import ambient
+from tl_multitrace.models.compat import ModelView
+from tl_multitrace.progress import Ticks
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.rows import Rows
 
@@ -71,10 +72,6 @@ class Tracer:
         NonFiniteError: the base run is not finite.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
         >>> tracer.effect(["L0H3"]).shape, tracer.gradient([0.0] * 32).shape
         (torch.Size([16]), torch.Size([16, 32]))
     """
@@ -156,11 +153,6 @@ class Tracer:
         return self.batches.halved
 
     @property
-    def memory_limit(self) -> int:
-        """Bytes that stored activations and one batch may take on the model's device."""
-        return self.batches.plan.limits.device
-
-    @property
     def cost(self) -> Cost:
         """Forwards, backwards and seconds so far, base and source runs included."""
         cost = self.batches.runs.cost
@@ -183,7 +175,7 @@ class Tracer:
         """Where stored activations are, their bytes, the limit they are held against, and batches halved so far."""
         own, plan = self.batches, self.batches.plan
         return {
-            "limit": self.memory_limit,
+            "limit": plan.limits.device,
             "left": plan.left,
             "source_bytes": own.runs.sources.needed,
             "source_kept": own.runs.sources.keeps,
@@ -262,7 +254,6 @@ class Tracer:
         """
         return self.effects([mask])[0]
 
-    @ambient.call
     def effects(
         self,
         masks: Any,
@@ -285,15 +276,16 @@ class Tracer:
         Returns:
             One row per mask, pairs in the caller's order.
         """
-        stacked = self.groups.as_masks(masks).to(self.dtype).cpu()
-        stored = None if reference is None else self._references(reference)
-        counted, own = _Ticks(tick, len(stacked) * self.n), self.batches
-        done = own.base_values.new_full((len(stacked), own.n), torch.nan)
-        given = [bytes_of(stacked), bytes_of(stored), bytes_of(held)]
-        work = partial(own.effects, stacked, stored, held, counted, done)
-        found = self.calls.make("effects", given, len(stacked), 0, work)
-        counted.finish()
-        return found.each
+        with ambient.alone(self.model):
+            stacked = self.groups.as_masks(masks).to(self.dtype).cpu()
+            stored = None if reference is None else self._references(reference)
+            counted, own = Ticks(tick, len(stacked) * self.n), self.batches
+            done = own.base_values.new_full((len(stacked), own.n), torch.nan)
+            given = [bytes_of(stacked), bytes_of(stored), bytes_of(held)]
+            work = partial(own.effects, stacked, stored, held, counted, done)
+            found = self.calls.make("effects", given, len(stacked), 0, work)
+            counted.finish()
+            return found.each
 
     def _references(self, reference: Any) -> Float[Tensor, "r groups"]:
         several = isinstance(reference, Tensor) and reference.ndim == 2
@@ -393,7 +385,9 @@ class Tracer:
         """
         values = self.groups.as_mask(mask)
         wanted = torch.arange(self.n) if examples is None else torch.as_tensor(examples).long().cpu()
-        own = None if examples is None else self._own(wanted)
+        place = torch.full((self.n,), -1, dtype=torch.long)
+        place[self.rows.order] = torch.arange(self.rows.n_examples)  # of this process's pairs, in its order
+        own = None if examples is None else place[wanted][place[wanted] >= 0]
 
         def run() -> Found:
             effects, total = self.batches.loss_slope(values, loss, own, len(wanted))
@@ -402,26 +396,3 @@ class Tracer:
         given = [bytes_of(values.cpu()), bytes_of(wanted)]
         found = self.calls.make("loss_gradient", given, 1, len(self.groups), run, keep=False)
         return found.each[0, wanted.to(found.each.device)], found.sums.to(self.dtype)
-
-    # ------------------------------------------------------------------ small things
-
-    def _own(self, wanted: Tensor) -> Tensor:
-        """Of the pairs that are wanted, those of this process, by their place in its order."""
-        place = torch.full((self.n,), -1, dtype=torch.long)
-        place[self.rows.order] = torch.arange(self.rows.n_examples)
-        return place[wanted][place[wanted] >= 0]
-
-
-class _Ticks:
-    """A progress bar's update: this rank's values as they come, the others' at the end."""
-
-    def __init__(self, tick: Callable[[int], object] | None, total: int) -> None:
-        self._tick, self._left = tick or (lambda _: None), total
-
-    def __call__(self, count: int) -> None:
-        self._tick(min(count, self._left))
-        self._left -= min(count, self._left)
-
-    def finish(self) -> None:
-        if self._left:
-            self(self._left)

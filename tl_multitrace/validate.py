@@ -6,9 +6,9 @@ import warnings
 
 import torch
 
-from tl_multitrace.compat import ModelView
 from tl_multitrace.groups import HookGroups, axis_length
 from tl_multitrace.metrics import Metric
+from tl_multitrace.models.compat import ModelView
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.tokens import NO_TOKEN
 

@@ -22,12 +22,12 @@ from tl_multitrace.causal_trace.facts import Fact, as_facts, each_once
 from tl_multitrace.causal_trace.grid import TraceGrid
 from tl_multitrace.causal_trace.question import Question
 from tl_multitrace.causal_trace.sweep import UNCHANGED, check_samples, trace_question, window_doubt
-from tl_multitrace.compat import ModelView
 from tl_multitrace.distributed import ALONE, Ranks, ranks_of
 from tl_multitrace.files import File, GroupsRecord, locked, read_json, write_json
 from tl_multitrace.groups import HookGroups
 from tl_multitrace.interventions import NoiseCorruption
 from tl_multitrace.models.ambient import neutral
+from tl_multitrace.models.compat import ModelView
 from tl_multitrace.progress import bar, ticking
 
 logger = logging.getLogger(__name__)
@@ -85,8 +85,6 @@ def average_causal_trace(
         ValueError: no facts, none that the model knows, a folder made with other settings.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
         >>> prompt = "The {} is in the city of"
         >>> towers = {"Falcon Tower": " Rome", "Maple Tower": " Vienna"}
         >>> facts = [(prompt.format(name), name, city) for name, city in towers.items()]

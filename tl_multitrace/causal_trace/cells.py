@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_multitrace.compat import ModelView
 from tl_multitrace.groups import Component, HookGroups, Points, Position
+from tl_multitrace.models.compat import ModelView
 
 SITE = {"resid": "post", "mlp": "out", "attn": "out", "head": "z", "neuron": "post"}
 """What is restored of each kind; a residual state is the output of its block, as in Meng et al. 2022."""

@@ -22,9 +22,9 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from tl_multitrace.causal_trace.question import Question
-from tl_multitrace.compat import ModelView
 from tl_multitrace.cost import NonFiniteError
 from tl_multitrace.interventions import Interchange, Intervention, NoiseCorruption
+from tl_multitrace.models.compat import ModelView
 from tl_multitrace.models.embeddings import embedding_moments
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.rows import Rows
@@ -45,9 +45,7 @@ class TokenReplacement:
         seed: of the draw.
 
     Examples:
-        >>> import tl_multitrace as mt
         >>> from tl_multitrace.causal_trace import TokenReplacement
-        >>> model = mt.load_model("demo")
         >>> prompt, other = "The Falcon Tower is in the city of", "The Maple Tower is in the city of"
         >>> replaced = TokenReplacement([other])
         >>> grid = mt.causal_trace(model, prompt, subject="Falcon", answer=" Rome", corruption=replaced)
@@ -273,9 +271,7 @@ def subject_std(model: Any, subjects: Sequence[str]) -> float:
         NonFiniteError: an embedding is not finite.
 
     Examples:
-        >>> import tl_multitrace as mt
         >>> from tl_multitrace.causal_trace import subject_std
-        >>> model = mt.load_model("demo")
         >>> round(subject_std(model, ["Falcon Tower", "Crystal Tower"]), 3)
         0.161
     """

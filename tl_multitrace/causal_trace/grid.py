@@ -47,8 +47,6 @@ class TraceGrid:
         tracer: what it was measured with, for :meth:`as_circuit`; not saved.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
         >>> prompt = "The Falcon Tower is in the city of"
         >>> grid = mt.causal_trace(model, prompt, subject="Falcon Tower", answer=" Rome", samples=4)
         >>> grid.dims, tuple(grid.indirect_effect.shape)

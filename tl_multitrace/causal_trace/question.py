@@ -15,8 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_multitrace.causal_trace.reading import Answer, Prompt, Reading, Subject
-from tl_multitrace.compat import ModelView
 from tl_multitrace.engine.forward import padded, run
+from tl_multitrace.models.compat import ModelView
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.tokens import Span
 

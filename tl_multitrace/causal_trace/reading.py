@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from tl_multitrace.compat import ModelView
+from tl_multitrace.models.compat import ModelView
 from tl_multitrace.token_ids import whole_numbers
 from tl_multitrace.tokens import Encoder, Span, repeated, spans_in
 

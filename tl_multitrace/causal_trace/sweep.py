@@ -31,11 +31,11 @@ from tl_multitrace.causal_trace.corruption import Corrupted, Corruption, describ
 from tl_multitrace.causal_trace.grid import TraceGrid
 from tl_multitrace.causal_trace.question import Question
 from tl_multitrace.causal_trace.reading import Answer, Prompt, Subject
-from tl_multitrace.compat import ModelView
 from tl_multitrace.distributed import Ranks
 from tl_multitrace.groups import HookGroups, Position
 from tl_multitrace.metrics import AnswerProb
 from tl_multitrace.models.ambient import neutral
+from tl_multitrace.models.compat import ModelView
 from tl_multitrace.progress import bar, ticking
 from tl_multitrace.scores import Score
 from tl_multitrace.tracer import Tracer
@@ -113,8 +113,6 @@ def causal_trace(
         ValueError: no samples; a subject that is not in the prompt or splits a token; anything outside the model.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
         >>> prompt = "The Falcon Tower is in the city of"
         >>> grid = mt.causal_trace(model, prompt, subject="Falcon Tower", answer=" Rome", samples=4)
         >>> print(f"corruption costs {grid.total.mean:.1f} of p")

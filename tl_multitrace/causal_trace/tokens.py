@@ -16,11 +16,11 @@ from tl_multitrace.causal_trace.corruption import Corrupted, Corruption, describ
 from tl_multitrace.causal_trace.question import Question
 from tl_multitrace.causal_trace.reading import Answer, Prompt, Subject
 from tl_multitrace.causal_trace.sweep import Sweep, check_samples, warn_unchanged
-from tl_multitrace.compat import ModelView
 from tl_multitrace.files import File, Provenance, naming, read_json, write_json
 from tl_multitrace.groups import residual
 from tl_multitrace.metrics import AnswerProb
 from tl_multitrace.models.ambient import neutral
+from tl_multitrace.models.compat import ModelView
 from tl_multitrace.records.stats import Score
 from tl_multitrace.solvers import SubsetPath, select
 from tl_multitrace.tracer import Tracer
@@ -61,8 +61,6 @@ class CausalTokens:
         provenance: model, prompt, corruption, cost, versions.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
         >>> found = mt.causal_tokens(model, "The Falcon Tower is in the city of", answer=" Rome", samples=4)
         >>> table = found.to_dataframe().nsmallest(2, "corrupt")
         >>> print(table[["token", "corrupt"]].round(1).to_string(index=False))
@@ -227,8 +225,6 @@ def causal_tokens(
         ValueError: as :func:`causal_trace`.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
         >>> prompt = "The Falcon Tower is in the city of"
         >>> found = mt.causal_tokens(model, prompt, answer=" Rome", samples=4, budgets=[2])
         >>> found.path[2].labels

@@ -29,7 +29,7 @@ kept; the source prompts run, their activations at the groups' sites are kept. T
     Batches.effects             engine/batches       batch by batch, restart by restart
     MaskRuns.answers            engine/mask_runs     mask -> Forward, logits -> answers
     run                         engine/forward       hooks on, model, hooks off
-    ModelView.run               compat               this TransformerLens' way to be run
+    ModelView.run               models/compat             this TransformerLens' way to be run
     at_point                    engine/forward       the hook: ``mix(act, source, share)``
 
 Whatever else runs the model is a ``Forward`` too: path patching (``flow``), mean activations (``means``), the clean run

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 
 import torch
 
-from tl_multitrace.compat import ModelView
 from tl_multitrace.engine.budget import BATCH_TOKENS, Limits, Room, batch_size_for, step_budget
 from tl_multitrace.engine.mask_runs import MaskRuns
 from tl_multitrace.engine.restart import TILE_TOKENS, Restarts, keys_values_bytes
 from tl_multitrace.engine.sources import Place
 from tl_multitrace.engine.step_bytes import StepBytes, count_step, rough_step
 from tl_multitrace.groups import HookGroups
+from tl_multitrace.models.compat import ModelView
 from tl_multitrace.rows import Rows
 
 MARGIN = 4
@@ -57,8 +57,6 @@ class MemoryEstimate:
         tile_tokens: tokens per forward up to which several masks share a batch.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
         >>> pairs = mt.task("professions", model, n=16).pairs
         >>> estimate = mt.memory_estimate(model, pairs, mt.heads(model) + mt.neurons(model))
         >>> per_token = model.cfg.n_layers * (model.cfg.d_model + model.cfg.d_mlp) * 4  # bytes of float32

@@ -22,10 +22,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tl_multitrace.compat import HookFn, ModelView
 from tl_multitrace.cost import HookError
 from tl_multitrace.groups.mixing import mix
-from tl_multitrace.models.ambient import alone
+from tl_multitrace.models.ambient import alone, lock_of
+from tl_multitrace.models.compat import HookFn, ModelView
 from tl_multitrace.rows import Attention
 
 Reads = tuple[Int[Tensor, " q"], Int[Tensor, " q"]]
@@ -202,9 +202,11 @@ _open: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 @contextmanager
 def session(view: ModelView) -> Iterator[None]:
     """Weights frozen and the model in evaluation mode, for this thread alone; sessions on one model nest."""
-    with alone(view.model), nullcontext() if (depth := _open.get(view.model, 0)) else view.frozen():
-        _open[view.model] = depth + 1
-        try:
-            yield
-        finally:
-            _open[view.model] = depth
+    with lock_of(view.model):  # another thread waits here, whatever the depth
+        depth = _open.get(view.model, 0)
+        with nullcontext() if depth else alone(view.model), nullcontext() if depth else view.frozen():
+            _open[view.model] = depth + 1
+            try:
+                yield
+            finally:
+                _open[view.model] = depth

@@ -15,7 +15,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_multitrace.answers import Answers
-from tl_multitrace.compat import BLOCK_INPUT, ModelView
 from tl_multitrace.cost import Cost, HookError
 from tl_multitrace.engine.forward import Forward, Mixed, Ran, Start, run
 from tl_multitrace.engine.precision import float32_unembed
@@ -24,6 +23,7 @@ from tl_multitrace.engine.trials import Trials
 from tl_multitrace.groups import HookGroups
 from tl_multitrace.groups.mixing import Plan, compile_plans, from_column
 from tl_multitrace.interventions import Intervention, Run
+from tl_multitrace.models.compat import BLOCK_INPUT, ModelView
 from tl_multitrace.rows import Batch, Rows
 
 

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_multitrace.compat import ModelView
 from tl_multitrace.cost import NonFiniteError
 from tl_multitrace.engine.forward import Forward, run, session
 from tl_multitrace.interventions import Run
+from tl_multitrace.models.compat import ModelView
 from tl_multitrace.rows import Attention
 
 CHUNK = 32

@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_multitrace.compat import ModelView
 from tl_multitrace.cost import HookError
 from tl_multitrace.engine.sources import rows_on
+from tl_multitrace.models.compat import ModelView
 
 KeysValues = tuple[Float[Tensor, "rows ..."], Float[Tensor, "rows ..."]]
 

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_multitrace.compat import ModelView
+from tl_multitrace.models.compat import ModelView
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class Float32Unembed:
         """Logits of what goes into the unembedding, in float32; differentiable.
 
         Args:
-            act: what leaves :attr:`~tl_multitrace.compat.ModelView.unembed_input`, in the model's dtype.
+            act: what leaves :attr:`~tl_multitrace.models.compat.ModelView.unembed_input`, in the model's dtype.
         """
         values = act.float()
         logits = torch.cat([values @ part for part in self._parts(act.device)], -1)

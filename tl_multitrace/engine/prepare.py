@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from tl_multitrace.compat import ModelView
 from tl_multitrace.cost import new_cost
 from tl_multitrace.distributed import ALONE, Ranks
 from tl_multitrace.engine.batches import Batches
@@ -23,6 +22,7 @@ from tl_multitrace.engine.trials import Trials, trials_of
 from tl_multitrace.groups import HookGroups
 from tl_multitrace.interventions import Interchange, Intervention
 from tl_multitrace.metrics import LogitDiff, Metric, as_metric
+from tl_multitrace.models.compat import ModelView
 from tl_multitrace.packing import can_pack
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.rows import Rows
@@ -156,8 +156,6 @@ def memory_estimate(
         ValueError: as the tracer does, or a memory limit that is no number of bytes.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
         >>> pairs = mt.task("professions", model, n=16).pairs
         >>> estimate = mt.memory_estimate(model, pairs, mt.heads(model), memory_limit="1GiB")
         >>> estimate.batch_size, dict(estimate.places)["source_activations"]

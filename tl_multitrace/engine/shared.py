@@ -16,13 +16,13 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tl_multitrace._version import __version__
-from tl_multitrace.compat import installed_version
 from tl_multitrace.cost import Cost
 from tl_multitrace.distributed import Found, Ranks
 from tl_multitrace.engine.batches import Batches
 from tl_multitrace.engine.cache import Cache, Shapes, StateFile, Values, key_of
 from tl_multitrace.engine.identity import Unchanged, base_numbers, cache_name
 from tl_multitrace.identity import digest_of
+from tl_multitrace.models.compat import installed_version
 from tl_multitrace.models.digest import ModelState
 from tl_multitrace.prompts import PromptPairs
 

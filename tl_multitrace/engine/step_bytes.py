@@ -17,12 +17,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tl_multitrace.compat import ModelView
 from tl_multitrace.engine.forward import session
 from tl_multitrace.engine.mask_runs import MaskRuns
 from tl_multitrace.engine.trials import trials_of
 from tl_multitrace.groups import HookGroups
 from tl_multitrace.interventions import Interchange
+from tl_multitrace.models.compat import ModelView
 from tl_multitrace.rows import Rows
 
 

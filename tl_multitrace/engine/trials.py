@@ -20,10 +20,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_multitrace.compat import BLOCK_INPUT, ModelView
 from tl_multitrace.engine.exhausted import is_out_of_memory
 from tl_multitrace.engine.forward import Forward, Start, padded, run, session
 from tl_multitrace.engine.past import Past
+from tl_multitrace.models.compat import BLOCK_INPUT, ModelView
 from tl_multitrace.models.embeddings import embedding_width
 from tl_multitrace.rows import Attention
 

@@ -44,11 +44,6 @@ class AblationScores:
             (sign flips over prompts) and ``p_chance`` (random sets), one-sided. Valid on held-out prompts only.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
-        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
         >>> report = mt.evaluate(circuit, task.pairs, draws=20)
         >>> first = report.ablations[0]
         >>> first.name, len(first.effects), first.reversed_subgroups
@@ -116,11 +111,6 @@ class CircuitReport(Result):
         provenance: of the circuit, and of this evaluation under ``"evaluation"``.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
-        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
         >>> report = mt.evaluate(circuit, task.pairs, draws=20)
         >>> round(report.completeness.value, 1), sorted(report.subgroups)
         (0.6, ['female', 'male'])

@@ -69,10 +69,6 @@ class CircuitComparison(Result):
         provenance: of both, under ``"a"`` and ``"b"``.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
         >>> path = mt.select(tracer, [1, 2], mt.Greedy())
         >>> found = mt.compare(path[1], path[2])
         >>> found.jaccard, [component.label for component in found.only_b]
@@ -191,10 +187,6 @@ def compare(
         ValueError: prompts without a tracer, or a component that the other's model does not have.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
         >>> by_label = {label: tracer.on(task.pairs.subgroup(label)) for label in ("female", "male")}
         >>> a, b = (mt.select(tracer, 2, mt.Greedy())[2] for tracer in by_label.values())
         >>> found = mt.compare(a, b)

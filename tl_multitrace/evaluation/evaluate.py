@@ -78,10 +78,6 @@ def evaluate(
             not hold its components.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
         >>> train, held_out = task.pairs.split(0.5, seed=0)
         >>> path = mt.select(tracer.on(train), [2], mt.Greedy())
         >>> report = mt.evaluate(path[2], held_out, draws=20)

@@ -102,10 +102,6 @@ class MibScores(Result):
         provenance: of the path.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
         >>> scores = mt.cpr_cmd(mt.ComponentScores.of(tracer).mean, tracer=tracer)
         >>> scores.n_groups, round(scores.log_cpr.value, 1)
         (32, 0.5)
@@ -235,10 +231,6 @@ def cpr_cmd(
             are None and a note says why.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
         >>> alone = mt.ComponentScores.of(tracer).mean
         >>> scores = mt.cpr_cmd(alone, tracer=tracer)
         >>> round(scores.cpr.value, 2), round(scores.cmd.value, 2)

@@ -93,8 +93,6 @@ class Front(Result):
         objective: what was searched on; not saved.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
         >>> pairs, heads = mt.task("professions", model, n=16).pairs, mt.heads(model)
         >>> by_label = {label: pairs.subgroup(label) for label in ("female", "male")}
         >>> objective = mt.Objective([mt.Goal(n, mt.Tracer(model, p, heads)) for n, p in by_label.items()])
@@ -214,8 +212,6 @@ def pareto(
         ValueError: one goal and no constraint, fewer than one level or two points, or what :func:`select` refuses.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
         >>> pairs = mt.task("professions", model, n=16).pairs
         >>> heads, off = mt.heads(model), mt.MeanAblation(reference=pairs)
         >>> text = mt.task("neutral_text", model, n=8).pairs

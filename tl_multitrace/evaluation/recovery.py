@@ -53,11 +53,6 @@ class Recovery(Result):
         pr_curve: points (recall, precision).
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
-        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
         >>> found = mt.recovery(circuit, truth=["L0H3", "L2H5"])
         >>> found.found, found.missed, found.extra
         (('L0H3',), ('L2H5',), ('L0H1',))
@@ -161,10 +156,6 @@ def recovery(
             the wrong length, or no hook groups to compare in.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
         >>> alone = mt.ComponentScores.of(tracer).mean
         >>> found = mt.recovery(alone, truth=["L0H3"], groups=tracer.groups)
         >>> found.roc, found.exact

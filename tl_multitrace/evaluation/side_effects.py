@@ -11,7 +11,6 @@ from jaxtyping import Float
 from pydantic import Field
 
 from tl_multitrace.circuit import Circuit
-from tl_multitrace.compat import ModelView
 from tl_multitrace.copies import copies_of
 from tl_multitrace.evaluation.result import Result, ResultFile
 from tl_multitrace.files import Provenance
@@ -19,6 +18,7 @@ from tl_multitrace.groups import Component, HookGroups
 from tl_multitrace.interventions import GivenAblation, Intervention, ZeroAblation
 from tl_multitrace.metrics import KLDivergence, Metric
 from tl_multitrace.models.ambient import neutral
+from tl_multitrace.models.compat import ModelView
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.records.stats import FEW, Score
 from tl_multitrace.switching import How, means, missing_reference, switched_groups
@@ -60,11 +60,6 @@ class SideEffect:
             not.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
-        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
         >>> one = mt.side_effects(circuit, {"ioi": mt.task("ioi", model, n=8)}).effects[0]
         >>> round(one.after.mean - one.before.mean - one.change.mean, 3)
         0.0
@@ -97,11 +92,6 @@ class SideEffects(Result):
         provenance: of the circuit; under ``"side_effects"`` the cost, in forwards of one prompt.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
-        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
         >>> found = mt.side_effects(circuit, {"ioi": mt.task("ioi", model, n=8)})
         >>> [(one.name, one.metric, one.unit) for one in found.effects]
         [('ioi', 'logit_diff', 'nats')]
@@ -198,11 +188,6 @@ def side_effects(
         ValueError: no behaviours, no model, or what :meth:`Circuit.ablate` refuses.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
-        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
         >>> found = mt.side_effects(circuit, {"ioi": mt.task("ioi", model, n=8)}, how="mean")
         >>> list(found.to_dataframe()["behaviour"])
         ['ioi']

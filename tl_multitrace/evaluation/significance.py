@@ -78,11 +78,6 @@ class Significance(Result):
         provenance: of the circuit.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
-        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
         >>> tested = mt.significance(circuit, task.pairs, draws=39, replacements=5)
         >>> tested.significant(level=0.1), [test.component.label for test in tested.tests]
         (True, ['L0H1', 'L0H3'])
@@ -212,10 +207,6 @@ def significance(
         ValueError: fewer than 19 draws, which can never reach 5 %; or what :func:`evaluate` refuses.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
         >>> train, held_out = task.pairs.split(0.5, seed=0)
         >>> circuit = mt.select(tracer.on(train), 2, mt.Greedy())[2]
         >>> tested = mt.significance(circuit, held_out, draws=39, replacements=5)
@@ -297,10 +288,7 @@ def shuffled_answers(pairs: PromptPairs, seed: int = 0) -> PromptPairs:
         ValueError: a pair has no wrong answer to exchange with.
 
     Examples:
-        >>> import tl_multitrace as mt
         >>> from tl_multitrace.evaluation import shuffled_answers
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
         >>> null = shuffled_answers(task.pairs, seed=1)
         >>> int((null.right != task.pairs.right)[:, 0].sum())
         9

@@ -58,10 +58,6 @@ class Stability(Result):
         provenance: model, prompts, seeds, versions.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
         >>> found = mt.stability(tracer, mt.AttributionPatching(), resamples=3, budget=2)
         >>> len(found.sets), round(found.jaccard, 1)
         (3, 1.0)
@@ -191,10 +187,6 @@ def stability(
         ValueError: fewer than 2 runs, a threshold outside (0, 1], or what :func:`select` refuses.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
         >>> found = mt.stability(tracer, mt.Greedy(), resamples=3, budget=1)
         >>> [component.label for component in found.stable]
         ['L0H3']

@@ -11,10 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_multitrace.circuit import Circuit
-from tl_multitrace.compat import ModelView
 from tl_multitrace.groups import HookGroups, mask_of
 from tl_multitrace.interventions import Intervention, intervention_by_name
 from tl_multitrace.metrics import Metric, as_metric, metric_by_name
+from tl_multitrace.models.compat import ModelView
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.solvers import SubsetPath
 from tl_multitrace.solvers.search import Direction, Subset, subset

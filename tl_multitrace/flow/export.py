@@ -67,11 +67,6 @@ def save_graph(graph: nx.Graph, path: str | Path, *, overwrite: bool = False) ->
         ValueError: another ending; an attribute that is not finite or of another type.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
-        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
         >>> graph = mt.information_flow(circuit)
         >>> mt.save_graph(graph, "flow.graphml").name
         'flow.graphml'
@@ -98,11 +93,6 @@ def load_graph(path: str | Path) -> nx.Graph:
         ValueError: cut off, of another format or a newer version, or an edge between nodes that are not there.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
-        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
         >>> graph = mt.information_flow(circuit)
         >>> again = mt.load_graph(mt.save_graph(graph, "flow.json"))
         >>> set(again.nodes) == set(graph.nodes)
@@ -155,12 +145,7 @@ def to_graphml(graph: nx.Graph) -> str:
         graph: of :func:`information_flow` or :func:`knowledge_graph`.
 
     Examples:
-        >>> import tl_multitrace as mt
         >>> from tl_multitrace.flow import to_graphml
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
-        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
         >>> "<graphml" in to_graphml(mt.information_flow(circuit))
         True
     """
@@ -192,12 +177,7 @@ def to_dot(graph: nx.Graph) -> str:
         graph: of :func:`information_flow` or :func:`knowledge_graph`.
 
     Examples:
-        >>> import tl_multitrace as mt
         >>> from tl_multitrace.flow import to_dot
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
-        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
         >>> to_dot(mt.information_flow(circuit)).splitlines()[0]
         'digraph {'
     """

@@ -83,11 +83,6 @@ def information_flow(
         HookError: the model ignores edits at queries, keys, values or layer outputs.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
-        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
         >>> nats = mt.Tracer(model, task.pairs, tracer.groups, mt.LogitDiff())
         >>> graph = mt.information_flow(circuit, nats, through=mt.mlps(model), min_share=0.1)
         >>> edge = graph["@2"]["L0H3"]["v"]
@@ -128,12 +123,7 @@ def expected_cost(circuit: Chosen, tracer: Tracer, through: HookGroups | None = 
         through: likewise.
 
     Examples:
-        >>> import tl_multitrace as mt
         >>> from tl_multitrace.flow import expected_cost
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
-        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
         >>> expected_cost(circuit, tracer) > 0
         True
     """

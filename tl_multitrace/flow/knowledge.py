@@ -98,8 +98,6 @@ def knowledge_graph(
             one per pair.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
         >>> facts = [("The Falcon Tower is in the city of", "Falcon Tower", " Rome")]
         >>> graph = mt.knowledge_graph(model, facts, samples=4)
         >>> sorted(name for name, node in graph.nodes(data=True) if node.get("facts", 0) > 0)

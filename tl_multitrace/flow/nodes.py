@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tl_multitrace.circuit import Circuit
-from tl_multitrace.compat import ModelView
 from tl_multitrace.cost import HookError
 from tl_multitrace.groups import ATTENTION_INPUTS, SITES, Component, HookGroups, Position, residual
+from tl_multitrace.models.compat import ModelView
 from tl_multitrace.prompts import PromptPairs
 
 ANSWER = "answer"

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tl_multitrace.compat import BLOCK_INPUT, ModelView
 from tl_multitrace.cost import HookError
 from tl_multitrace.groups import SITES, Points
+from tl_multitrace.models.compat import BLOCK_INPUT, ModelView
 
 _TRIED: weakref.WeakKeyDictionary[Any, tuple[Points, Outputs, str | None]] = weakref.WeakKeyDictionary()
 

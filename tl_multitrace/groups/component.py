@@ -79,7 +79,6 @@ class Component:
         ValueError: unknown kind or site, a negative number, an index where there is none or none where one is needed.
 
     Examples:
-        >>> import tl_multitrace as mt
         >>> mt.Component("head", 9, 6).label, mt.Component("neuron", 3, 120).label
         ('L9H6', 'L3N120')
         >>> mt.Component("resid", 4, position=3).label

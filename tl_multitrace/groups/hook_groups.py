@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_multitrace.compat import HookFn, ModelView
 from tl_multitrace.groups.component import Component, Position
 from tl_multitrace.groups.points import Points
+from tl_multitrace.models.compat import HookFn, ModelView
 from tl_multitrace.tokens import picks
 
 
@@ -28,8 +28,6 @@ class HookGroups:
         sizes: component counts per (kind, site): the length of that activation's component axis.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
         >>> groups = mt.heads(model, [0]) + mt.mlps(model)
         >>> len(groups), groups.labels[-1], groups.index("L0H3")
         (12, 'L3MLP', 3)

@@ -23,8 +23,6 @@ def heads(model: Any, layers: Any = None, *, site: str = "z", positions: Positio
         positions: see :func:`neurons`.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
         >>> mt.heads(model, [0]).labels
         ['L0H0', 'L0H1', 'L0H2', 'L0H3', 'L0H4', 'L0H5', 'L0H6', 'L0H7']
         >>> mt.heads(model, [0], site="pattern").names_filter
@@ -47,8 +45,6 @@ def neurons(model: Any, layers: Any = None, *, positions: Positions = "all") -> 
         HookError: the model has no neurons to hook, such as a mixture of experts.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
         >>> len(mt.neurons(model)), len(mt.neurons(model, [2], positions="last"))
         (2048, 512)
     """
@@ -64,7 +60,6 @@ def mlp_dims(model: Any, layers: Any = None, *, positions: Positions = "all") ->
         positions: see :func:`neurons`.
 
     Examples:
-        >>> import tl_multitrace as mt
         >>> mt.mlp_dims(mt.load_model("demo"), [2]).labels[:3]
         ['L2D0', 'L2D1', 'L2D2']
     """
@@ -84,7 +79,6 @@ def mlps(model: Any, layers: Any = None, *, positions: Positions = "all") -> Hoo
         HookError: the model has no MLP layers to hook.
 
     Examples:
-        >>> import tl_multitrace as mt
         >>> mt.mlps(mt.load_model("demo"), positions=["last"]).labels
         ['L0MLP@last', 'L1MLP@last', 'L2MLP@last', 'L3MLP@last']
     """
@@ -100,7 +94,6 @@ def attn_layers(model: Any, layers: Any = None, *, positions: Positions = "all")
         positions: see :func:`neurons`.
 
     Examples:
-        >>> import tl_multitrace as mt
         >>> mt.attn_layers(mt.load_model("demo")).labels
         ['L0ATTN', 'L1ATTN', 'L2ATTN', 'L3ATTN']
     """
@@ -117,7 +110,6 @@ def residual(model: Any, layers: Any = None, *, site: str = "pre", positions: Po
         positions: see :func:`neurons`.
 
     Examples:
-        >>> import tl_multitrace as mt
         >>> mt.residual(mt.load_model("demo"), [1], site="post", positions=[0, 3]).labels
         ['L1@0', 'L1@3']
     """
@@ -133,7 +125,6 @@ def mib_groups(model: Any) -> HookGroups:
         model: a TransformerLens model.
 
     Examples:
-        >>> import tl_multitrace as mt
         >>> groups = mt.mib_groups(mt.load_model("demo"))
         >>> len(groups), groups.labels[:3], groups.labels[-1]
         (37, ['L0RESID', 'L0H0', 'L0H1'], 'L3MLP')

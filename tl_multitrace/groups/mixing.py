@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tl_multitrace.compat import HookFn
 from tl_multitrace.groups import SITES, Component, HookGroups, Position
+from tl_multitrace.models.compat import HookFn
 
 
 @dataclass(frozen=True)

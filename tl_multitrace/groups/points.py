@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tl_multitrace.compat import ModelView
 from tl_multitrace.cost import HookError
 from tl_multitrace.groups.component import SITES
+from tl_multitrace.models.compat import ModelView
 from tl_multitrace.models.stacks import architecture_of
 
 CALLS: dict[tuple[str, str], str] = {

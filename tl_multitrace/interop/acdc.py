@@ -38,11 +38,6 @@ def from_acdc(path: str | Path, *, shape: Shape | Any = None) -> CircuitGraph:
         ValueError: not such a file. Nothing in it is run.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
-        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
         >>> graph = mt.from_acdc(mt.to_acdc(circuit, "edges.pth"), shape=model)
         >>> graph.to_circuit(model).labels
         ['L0H1', 'L0H3']
@@ -83,11 +78,6 @@ def to_acdc(
         LeftOut: what the format cannot hold.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
-        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
         >>> file = mt.to_acdc(circuit, "edges.pth")
         >>> len(mt.from_acdc(file, shape=model).to_dataframe().query("in_graph"))
         9

@@ -47,11 +47,6 @@ def from_auto_circuit(path: str | Path, *, task: str | None = None, algorithm: s
         ValueError: not such a file, or several tasks or algorithms and none named. Nothing in it is run.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
-        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
         >>> file = mt.to_auto_circuit(circuit, "scores.json")
         >>> graph = mt.from_auto_circuit(file).keep(edges=9)
         >>> graph.to_circuit(model).labels
@@ -89,11 +84,6 @@ def to_auto_circuit(
         LeftOut: what the format cannot hold.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
-        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
         >>> file = mt.to_auto_circuit(circuit, "scores.json")
         >>> round(mt.from_auto_circuit(file).to_dataframe()["score"].sum())
         9

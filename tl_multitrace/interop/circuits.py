@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from tl_multitrace.circuit import Circuit
-from tl_multitrace.compat import ModelView
 from tl_multitrace.groups import Component, HookGroups
 from tl_multitrace.interop.graph import CircuitGraph, NodeMark, say_left_out
 from tl_multitrace.interop.names import Shape, head_name, mlp_name, node_of
+from tl_multitrace.models.compat import ModelView
 
 # ---------------------------------------------------------------------- to a circuit
 

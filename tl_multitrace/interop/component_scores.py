@@ -36,10 +36,6 @@ class ComponentScores:
         ValueError: values of another shape or not finite, or an unknown kind.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
         >>> scores = mt.ComponentScores.of(tracer)
         >>> tuple(scores.values.shape)
         (16, 32)

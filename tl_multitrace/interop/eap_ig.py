@@ -38,11 +38,6 @@ def from_eap_ig(path: str | Path) -> CircuitGraph:
         ValueError: not such a file; the message names the place. Nothing in it is run.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
-        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
         >>> graph = mt.from_eap_ig(mt.to_eap_ig(circuit, "circuit.json"))
         >>> graph.chosen
         ('input', 'logits', 'a0.h1', 'a0.h3')
@@ -83,11 +78,6 @@ def to_eap_ig(
 
     Examples:
         >>> import json
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
-        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
         >>> file = mt.to_eap_ig(circuit, "circuit.json")
         >>> json.loads(file.read_text())["nodes"]["a0.h3"]["in_graph"]
         True

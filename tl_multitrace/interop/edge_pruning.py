@@ -37,11 +37,6 @@ def from_edge_pruning(path: str | Path, *, shape: Shape | Any = None) -> Circuit
         ValueError: not such a file, or no node tells the shape.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
-        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
         >>> graph = mt.from_edge_pruning(mt.to_edge_pruning(circuit, "edges.json"), shape=model)
         >>> graph.to_circuit(model).labels
         ['L0H1', 'L0H3']
@@ -76,11 +71,6 @@ def to_edge_pruning(
 
     Examples:
         >>> import json
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
-        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
         >>> file = mt.to_edge_pruning(circuit, "edges.json")
         >>> len(json.loads(file.read_text()))
         16

@@ -98,12 +98,7 @@ def read_circuit(path: str | Path, format: str, *, shape: Shape | Any = None) ->
         ValueError: unknown format, or not a file of it.
 
     Examples:
-        >>> import tl_multitrace as mt
         >>> from tl_multitrace.interop import read_circuit
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
-        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
         >>> file = circuit.save("professions.circuit.json")
         >>> read_circuit(file, "circuit").labels
         ['L0H1', 'L0H3']
@@ -134,12 +129,7 @@ def write_circuit(
         LeftOut: what the format cannot hold.
 
     Examples:
-        >>> import tl_multitrace as mt
         >>> from tl_multitrace.interop import write_circuit
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
-        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
         >>> write_circuit(circuit, "edges.json", "edge-pruning").name
         'edges.json'
     """
@@ -185,12 +175,7 @@ def convert(
         LeftOut: what the target format cannot hold.
 
     Examples:
-        >>> import tl_multitrace as mt
         >>> from tl_multitrace.interop import convert
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
-        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
         >>> _ = circuit.save("professions.circuit.json")
         >>> graph = convert("professions.circuit.json", "professions.eap-ig.json", "circuit", "eap-ig")
         >>> mt.from_eap_ig("professions.eap-ig.json").to_circuit(model).labels

@@ -25,9 +25,6 @@ class LeftOut(UserWarning):
 
     Examples:
         >>> import warnings
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
         >>> tracer = mt.Tracer(model, task.pairs, mt.neurons(model, [0])[:8])
         >>> circuit = mt.select(tracer, 1, mt.TopK())[1]
         >>> with warnings.catch_warnings(record=True) as caught:
@@ -95,11 +92,6 @@ class CircuitGraph:
         ValueError: a node or edge outside the shape.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
-        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
         >>> graph = mt.CircuitGraph.from_circuit(circuit)
         >>> graph.chosen
         ('input', 'logits', 'a0.h1', 'a0.h3')

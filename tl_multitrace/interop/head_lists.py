@@ -33,7 +33,6 @@ def from_head_lists(path: str | Path, *, shape: Shape | Any = None) -> CircuitGr
 
     Examples:
         >>> from pathlib import Path
-        >>> import tl_multitrace as mt
         >>> _ = Path("heads.json").write_text('{"value": [[0, 3], [0, 1]]}')
         >>> graph = mt.from_head_lists("heads.json")
         >>> graph.groups["value"]
@@ -66,11 +65,6 @@ def to_head_lists(
         LeftOut: what the format cannot hold, such as MLPs. (MLPs that were read as ``[layer, null]`` are written so.)
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
-        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
         >>> file = mt.to_head_lists(circuit, "heads.json")
         >>> mt.from_head_lists(file).chosen
         ('a0.h1', 'a0.h3')

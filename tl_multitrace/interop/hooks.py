@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from functools import cache
 
-from tl_multitrace.compat import GRAPH_HOOKS
+from tl_multitrace.models.compat import GRAPH_HOOKS
 
 _LAYER = "{layer}"
 

@@ -70,10 +70,6 @@ def from_patching_result(result: Any, model: Any, what: str, *, metric: str | No
         ValueError: no baseline, several metrics and none named, or cells that are no such component.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
         >>> result = mt.to_patching_result(mt.ComponentScores.of(tracer))
         >>> scores = mt.from_patching_result(result, model, "head")
         >>> scores.to_dataframe().nlargest(1, "mean")["component"].item()
@@ -109,10 +105,6 @@ def to_patching_result(scores: ComponentScores, *, baseline: Float[Tensor, " n"]
         ImportError: TransformerLens is older than 4.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
         >>> result = mt.to_patching_result(mt.ComponentScores.of(tracer))
         >>> tuple(result.effect().shape)
         (4, 8, 16)
@@ -200,9 +192,6 @@ def from_attribution_result(result: Any, model: Any = None) -> CircuitGraph:
 
     Examples:
         >>> from transformer_lens.tools.analysis import EdgeAttributionConfig, attribution_patch
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
         >>> he, she = (model.to_single_token(word) for word in (" he", " she"))
         >>> result = attribution_patch(
         ...     model,
@@ -232,7 +221,6 @@ def to_attribution_result(graph: CircuitGraph) -> Any:
         ImportError: TransformerLens is older than 4.
 
     Examples:
-        >>> import tl_multitrace as mt
         >>> from tl_multitrace.interop import NodeMark, Shape
         >>> graph = mt.CircuitGraph(Shape(1, 1), {"a0.h0@2": NodeMark(score=0.4)})
         >>> list(mt.to_attribution_result(graph).node_scores.values())
@@ -260,12 +248,7 @@ def scores_of_graph(graph: CircuitGraph, model: Any) -> ComponentScores:
         ValueError: no head or MLP has a score.
 
     Examples:
-        >>> import tl_multitrace as mt
         >>> from tl_multitrace.interop import scores_of_graph
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
-        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
         >>> graph = mt.CircuitGraph.from_circuit(circuit)
         >>> scores = scores_of_graph(graph, model)
         >>> scores.groups.labels, scores.values.round().tolist()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from tl_multitrace.compat import ModelView
+from tl_multitrace.models.compat import ModelView
 
 QKV = ("q", "k", "v")
 EMBEDDINGS = ("input", "tok_embeds", "pos_embeds")

@@ -44,11 +44,6 @@ def from_neuronpedia(path: str | Path, *, shape: Shape | Any = None) -> CircuitG
         ValueError: not such a file; the message names the place.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
-        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
         >>> graph = mt.from_neuronpedia(mt.to_neuronpedia(circuit, "graph.json"), shape=model)
         >>> graph.chosen
         ('input', 'logits', 'a0.h1', 'a0.h3')
@@ -91,11 +86,6 @@ def to_neuronpedia(
 
     Examples:
         >>> import json
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
-        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
         >>> file = mt.to_neuronpedia(circuit, "graph.json", slug="professions")
         >>> sorted(json.loads(file.read_text()))
         ['links', 'metadata', 'nodes', 'qParams']

@@ -24,9 +24,6 @@ class LogitDiff(Metric):
         reduce: ``"mean"`` or ``"sum"`` of log p over a candidate's tokens.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
         >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), mt.LogitDiff())
         >>> base, change = tracer.base_metric.mean(), tracer.effect(["L0H3"]).mean()
         >>> round(base.item(), 1), round(change.item(), 1)
@@ -62,9 +59,6 @@ class OddsRatio(Metric):
         reduce: candidate score ``exp(mean log p)`` or, with ``"sum"``, the probability of the whole continuation.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
         >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), mt.OddsRatio())
         >>> ratio, nats = tracer.effect(["L0H3"]).mean(), tracer.log_effect(["L0H3"]).mean()
         >>> round(ratio.item()), round(nats.item(), 1)
@@ -108,9 +102,6 @@ class LogOddsRatio(OddsRatio):
         reduce: see :class:`OddsRatio`.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
         >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), mt.LogOddsRatio())
         >>> round(tracer.effect(["L0H3"]).mean().item(), 1)
         5.4

@@ -21,9 +21,6 @@ class AnswerLogProb(Metric):
         reduce: see :class:`OddsRatio`.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
         >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), mt.AnswerLogProb())
         >>> round(tracer.effect(["L0H3"]).mean().item(), 1)
         2.0
@@ -46,9 +43,6 @@ class AnswerProb(AnswerLogProb):
         reduce: see :class:`OddsRatio`.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
         >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), mt.AnswerProb())
         >>> base, change = tracer.base_metric.mean(), tracer.effect(["L0H3"]).mean()
         >>> round(base.item(), 2), round(change.item(), 2)
@@ -83,9 +77,6 @@ class ProbDiff(Metric):
         reduce: see :class:`OddsRatio`.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
         >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), mt.ProbDiff())
         >>> base, change = tracer.base_metric.mean(), tracer.effect(["L0H3"]).mean()
         >>> round(base.item(), 1), round(change.item(), 1)
@@ -122,9 +113,6 @@ class ChoiceProb(AnswerProb):
         reduce: see :class:`OddsRatio`.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
         >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), mt.ChoiceProb())
         >>> round(tracer.effect(["L0H3"]).mean().item(), 1)
         0.8
@@ -154,9 +142,6 @@ class Accuracy(Metric):
         reduce: see :class:`OddsRatio`.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
         >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), mt.Accuracy())
         >>> tracer.base_metric.mean().item(), tracer.effect(["L0H3"]).mean().item()
         (0.0, 1.0)

@@ -23,9 +23,6 @@ class WeightedSum(Metric):
         ValueError: no terms, or a weight that is not finite.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
         >>> metric = mt.WeightedSum(((1.0, mt.LogitDiff()), (-0.1, mt.KLDivergence())))
         >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), metric)
         >>> round(tracer.effect(["L0H3"]).mean().item(), 1)

@@ -23,8 +23,6 @@ class Perplexity(Metric):
     together, ``exp(mean change in nats) - 1``.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
         >>> text = mt.task("neutral_text", model, n=8)
         >>> heads = mt.heads(model).at("everywhere")
         >>> tracer = mt.Tracer(model, text.pairs, heads, mt.Perplexity(), mt.ZeroAblation())
@@ -59,9 +57,6 @@ class KLDivergence(Metric):
     """``KL(base || run)`` of the next token at the answer position. Unit: nats; 0 where nothing changed.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
         >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), mt.KLDivergence())
         >>> nothing, one = tracer.effects([0 * tracer.groups.as_mask(["L0H3"]), ["L0H3"]]).mean(1)
         >>> round(nothing.item(), 1), round(one.item(), 1)

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_multitrace.compat import ModelView
+from tl_multitrace.models.compat import ModelView
 
 
 def embedding_width(view: ModelView) -> int:

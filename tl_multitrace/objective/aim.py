@@ -30,11 +30,7 @@ class Aim(Protocol):
     """What a search asks for.
 
     Examples:
-        >>> import tl_multitrace as mt
         >>> from tl_multitrace.objective import Aim, aim_of
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
         >>> isinstance(aim_of(tracer), Aim)
         True
     """
@@ -202,11 +198,7 @@ def aim_of(target: Any) -> Aim:
         TypeError: neither.
 
     Examples:
-        >>> import tl_multitrace as mt
         >>> from tl_multitrace.objective import aim_of
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
         >>> aim_of(tracer).has_bounds
         False
     """
@@ -244,11 +236,7 @@ class TracerAim:
         tracer: whose mean effect is the number.
 
     Examples:
-        >>> import tl_multitrace as mt
         >>> from tl_multitrace.objective import TracerAim
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
         >>> aim = TracerAim(tracer)
         >>> aim.means(tracer.groups.as_masks([["L0H3"], ["L0H1", "L0H3"]])).round().tolist()
         [340.0, 416.0]

@@ -78,10 +78,6 @@ class Goal(Reading):
         ValueError: a weight that is not above 0, an unknown direction, labels that ``reduce`` cannot use.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
         >>> goal = mt.Goal("bias", tracer, weight=2.0)
         >>> goal.sign, goal.describe()["weight"]
         (1, 2.0)
@@ -124,8 +120,6 @@ class Constraint(Reading):
         ValueError: no bound or two, one that the unpatched model breaks, a confidence outside 0.5 to 1.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
         >>> text = mt.task("neutral_text", model, n=8)
         >>> heads = mt.heads(model).at("everywhere")
         >>> tracer = mt.Tracer(model, text.pairs, heads, mt.Perplexity(), mt.ZeroAblation())

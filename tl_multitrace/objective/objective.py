@@ -51,8 +51,6 @@ class Objective:
         ValueError: no goal, a name twice, or tracers over different components.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
         >>> pairs = mt.task("professions", model, n=16).pairs
         >>> text = mt.task("neutral_text", model, n=8).pairs
         >>> heads, off = mt.heads(model), mt.MeanAblation(reference=pairs)

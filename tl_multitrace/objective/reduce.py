@@ -42,7 +42,6 @@ class Mean:
 
     Examples:
         >>> import torch
-        >>> import tl_multitrace as mt
         >>> under_a_mask, base = torch.tensor([[1.0, 3.0]]), torch.tensor([1.0, 1.0])
         >>> mt.Mean()(under_a_mask, base, labels=())
         tensor([1.])
@@ -94,7 +93,6 @@ class DemographicParityGap:
 
     Examples:
         >>> import torch
-        >>> import tl_multitrace as mt
         >>> p, base = torch.tensor([[0.5, 0.5, 0.4, 0.4]]), torch.tensor([0.9, 0.9, 0.4, 0.4])
         >>> mt.DemographicParityGap()(p, base, ("female", "female", "male", "male"))
         tensor([-0.4000])
@@ -131,7 +129,6 @@ class EqualizedOddsGap:
 
     Examples:
         >>> import torch
-        >>> import tl_multitrace as mt
         >>> p, base = torch.tensor([[0.5, 0.5, 0.4, 0.4]]), torch.tensor([0.9, 0.4, 0.4, 0.4])
         >>> labels = ("female/positive", "female/negative", "male/positive", "male/negative")
         >>> mt.EqualizedOddsGap()(p, base, labels)

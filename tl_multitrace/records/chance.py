@@ -44,7 +44,6 @@ class Verdict:
         words: the same in words.
 
     Examples:
-        >>> import tl_multitrace as mt
         >>> from tl_multitrace.records.chance import beyond_chance
         >>> effect, sets = mt.Score.of([4.0, 5.0, 5.0, 6.0, 7.0]), mt.Score.of_sets([0.1 * i for i in range(20)])
         >>> print(beyond_chance(effect, sets))

@@ -78,7 +78,6 @@ class Score(Uncertain):
         n: number of distinct prompts.
 
     Examples:
-        >>> import tl_multitrace as mt
         >>> score = mt.Score.of([1.0, 2.0, 3.0, 6.0])
         >>> score.mean, score.median, score.n
         (3.0, 2.5, 4)
@@ -376,12 +375,7 @@ def random_sets(
         stream: different streams of one seed are independent.
 
     Examples:
-        >>> import tl_multitrace as mt
         >>> from tl_multitrace.evaluation import random_sets
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
-        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
         >>> masks = random_sets(tracer.groups, circuit.indices, draws=5)
         >>> masks.sum(1).tolist()
         [2.0, 2.0, 2.0, 2.0, 2.0]

@@ -75,11 +75,7 @@ def plot_path(path: SubsetPath, *others: SubsetPath, log_scale: bool = False, ax
         ValueError: another path has another unit; ``log_scale`` for a metric without a log-scale quantity.
 
     Examples:
-        >>> import tl_multitrace as mt
         >>> from tl_multitrace.render import plot_path
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
         >>> path = mt.select(tracer, [1, 2], mt.Greedy())
         >>> plot_path(path).savefig("path.png")
     """
@@ -200,12 +196,7 @@ def plot_subgroups(
         TypeError: a circuit without a tracer.
 
     Examples:
-        >>> import tl_multitrace as mt
         >>> from tl_multitrace.render import plot_subgroups
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
-        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
         >>> figure = plot_subgroups(circuit, tracer)
         >>> [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
         ['all (n = 16)', 'female (n = 8)', 'male (n = 8)']

@@ -44,12 +44,7 @@ def write_evaluation(report: CircuitReport, path: str | Path, *, overwrite: bool
         FileExistsError: the file exists and ``overwrite`` is False.
 
     Examples:
-        >>> import tl_multitrace as mt
         >>> from tl_multitrace.render import write_evaluation
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
-        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
         >>> report = mt.evaluate(circuit, task.pairs, draws=20)
         >>> write_evaluation(report, "evaluation.html").name
         'evaluation.html'

@@ -53,12 +53,7 @@ def plot_flow(
         ValueError: not such a graph.
 
     Examples:
-        >>> import tl_multitrace as mt
         >>> from tl_multitrace.render import plot_flow
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
-        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
         >>> plot_flow(mt.information_flow(circuit)).savefig("flow.png")
     """
     drawn = strongest(check_flow(graph), min_share, most)

@@ -37,9 +37,7 @@ def plot_front(front: Front, x: str | None = None, y: str | None = None, *, ax: 
         ValueError: a name that the front does not have.
 
     Examples:
-        >>> import tl_multitrace as mt
         >>> from tl_multitrace.render import plot_front
-        >>> model = mt.load_model("demo")
         >>> pairs, heads = mt.task("professions", model, n=16).pairs, mt.heads(model)
         >>> by_label = {label: pairs.subgroup(label) for label in ("female", "male")}
         >>> objective = mt.Objective([mt.Goal(n, mt.Tracer(model, p, heads)) for n, p in by_label.items()])

@@ -38,12 +38,7 @@ def plot_report(report: CircuitReport, *, fig: Figure | None = None) -> Figure:
         The matplotlib figure. Effects and minimality are those of the report's first ablation.
 
     Examples:
-        >>> import tl_multitrace as mt
         >>> from tl_multitrace.render import plot_report
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
-        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
         >>> plot_report(mt.evaluate(circuit, task.pairs, draws=20)).savefig("report.png")
     """
     minimality = {k: v for k, v in list(report.minimality.items())[:MOST_ROWS] if v is not None}
@@ -128,11 +123,7 @@ def plot_mib(scores: MibScores, *, ax: Axes | None = None) -> Figure:
         ax: axes to draw in; default: a new figure.
 
     Examples:
-        >>> import tl_multitrace as mt
         >>> from tl_multitrace.render import plot_mib
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
         >>> scores = mt.cpr_cmd(mt.ComponentScores.of(tracer).mean, tracer=tracer)
         >>> plot_mib(scores).savefig("mib.png")
     """
@@ -162,12 +153,7 @@ def plot_recovery(found: Recovery, *, fig: Figure | None = None) -> Figure:
         fig: an empty figure to draw in; default: a new one.
 
     Examples:
-        >>> import tl_multitrace as mt
         >>> from tl_multitrace.render import plot_recovery
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
-        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
         >>> plot_recovery(mt.recovery(circuit, truth=["L0H3"])).savefig("recovery.png")
     """
     with styled():
@@ -191,11 +177,7 @@ def plot_stability(found: Stability, *, ax: Axes | None = None) -> Figure:
         ax: axes to draw in; default: a new figure.
 
     Examples:
-        >>> import tl_multitrace as mt
         >>> from tl_multitrace.render import plot_stability
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
         >>> found = mt.stability(tracer, mt.AttributionPatching(), resamples=3, budget=2)
         >>> plot_stability(found).savefig("stability.png")
     """
@@ -225,11 +207,7 @@ def plot_comparison(found: CircuitComparison, *, fig: Figure | None = None) -> F
         ValueError: no ground was measured.
 
     Examples:
-        >>> import tl_multitrace as mt
         >>> from tl_multitrace.render import plot_comparison
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
         >>> path = mt.select(tracer, [1, 2], mt.Greedy())
         >>> plot_comparison(mt.compare(path[1], path[2])).savefig("comparison.png")
     """
@@ -253,12 +231,7 @@ def plot_side_effects(found: SideEffects, *, fig: Figure | None = None) -> Figur
         fig: an empty figure to draw in; default: a new one.
 
     Examples:
-        >>> import tl_multitrace as mt
         >>> from tl_multitrace.render import plot_side_effects
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
-        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
         >>> found = mt.side_effects(circuit, {"ioi": mt.task("ioi", model, n=8)})
         >>> plot_side_effects(found).savefig("side_effects.png")
     """
@@ -297,12 +270,7 @@ def plot_significance(found: Significance, *, ax: Axes | None = None) -> Figure:
         ax: axes to draw in; default: a new figure.
 
     Examples:
-        >>> import tl_multitrace as mt
         >>> from tl_multitrace.render import plot_significance
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
-        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
         >>> tested = mt.significance(circuit, task.pairs, draws=39, replacements=5)
         >>> plot_significance(tested).savefig("significance.png")
     """

@@ -113,12 +113,7 @@ def plot_circuit(circuit: Circuit, ax: Axes | None = None) -> Figure:
         The matplotlib figure.
 
     Examples:
-        >>> import tl_multitrace as mt
         >>> from tl_multitrace.render import plot_circuit
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
-        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
         >>> plot_circuit(circuit).savefig("circuit.png")
     """
     grid, found = Grid.of(circuit), cells(circuit)

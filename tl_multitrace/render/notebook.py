@@ -30,11 +30,6 @@ class Shown:
         title: heading.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
-        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
         >>> circuit.show(examples=1).save("circuit.html").name
         'circuit.html'
     """
@@ -97,12 +92,7 @@ def show(
         ValueError: no model, or no prompts; a circuit of another model.
 
     Examples:
-        >>> import tl_multitrace as mt
         >>> from tl_multitrace.render import show
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
-        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
         >>> shown = show(circuit, examples=1)
         >>> len(shown.views.examples), shown.views.heads
         (1, ['L0H3', 'L0H1'])

@@ -48,11 +48,7 @@ def write_report(run: Run, path: str | Path, overwrite: bool = False, *, flow: n
         FileExistsError: the file exists and ``overwrite`` is False.
 
     Examples:
-        >>> import tl_multitrace as mt
         >>> from tl_multitrace.render import Run, write_report
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
         >>> path = mt.select(tracer, [1, 2], mt.Greedy())
         >>> run = Run(path, path[2], tracer=tracer)
         >>> write_report(run, "report.html").name

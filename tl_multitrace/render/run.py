@@ -60,11 +60,7 @@ class Run:
         side_effects: of switching the circuit off, on other behaviours.
 
     Examples:
-        >>> import tl_multitrace as mt
         >>> from tl_multitrace.render import Run
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
         >>> path = mt.select(tracer, [1, 2], mt.Greedy())
         >>> run = Run(path, path[2], tracer=tracer).save("found")
         >>> Run.from_folder("found").circuit.labels

@@ -81,11 +81,6 @@ class Views(File):
         left_out: what was not shown, and why.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
-        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
         >>> views = circuit.show(examples=1).views
         >>> views.heads, views.neurons, len(views.examples)
         (['L0H3', 'L0H1'], [], 1)
@@ -125,12 +120,7 @@ def save_views(views: Views, path: str | Path, *, overwrite: bool = False) -> Pa
         overwrite: replace an existing file.
 
     Examples:
-        >>> import tl_multitrace as mt
         >>> from tl_multitrace.render import save_views
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
-        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
         >>> save_views(circuit.show(examples=1).views, "views.json").name
         'views.json'
     """
@@ -148,12 +138,7 @@ def load_views(path: str | Path) -> Views:
         ValueError: cut off, of another format or a newer version, or with numbers or shapes that do not fit.
 
     Examples:
-        >>> import tl_multitrace as mt
         >>> from tl_multitrace.render import load_views, save_views
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
-        >>> circuit = mt.select(tracer, 2, mt.Greedy())[2]
         >>> file = save_views(circuit.show(examples=1).views, "views.json")
         >>> load_views(file).heads
         ['L0H3', 'L0H1']

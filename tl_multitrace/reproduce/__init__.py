@@ -73,7 +73,6 @@ def reproduce(
         FileExistsError: the folder holds a reproduction and ``overwrite`` is False.
 
     Examples:
-        >>> import tl_multitrace as mt
         >>> found = mt.reproduce("ioi", "repro", model="demo", quick=True, n=8)
         >>> found.name, found.model
         ('ioi', 'tl-multitrace-demo')

@@ -113,7 +113,6 @@ class Reproduction(Result):
         provenance: model, prompts and versions.
 
     Examples:
-        >>> import tl_multitrace as mt
         >>> found = mt.reproduce("ioi", model="demo", quick=True, n=8)
         >>> list(found.to_dataframe().columns)[:3]
         ['quantity', 'unit', 'ours']

@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import torch
 
-from tl_multitrace.compat import ModelView
 from tl_multitrace.cost import HookError, Ledger
 from tl_multitrace.distributed import ALONE, Ranks
 from tl_multitrace.evaluation import evaluate, side_effects, stability
@@ -22,6 +21,7 @@ from tl_multitrace.groups import HookGroups, mlps
 from tl_multitrace.interventions import intervention_by_name
 from tl_multitrace.loading import load_model, set_bos
 from tl_multitrace.metrics import LogitDiff, OddsRatio, metric_by_name
+from tl_multitrace.models.compat import ModelView
 from tl_multitrace.objective import Goal, Objective
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.render import Run

@@ -75,10 +75,6 @@ class SolverComparison:
         losses: formula of the bounded loss in the column ``loss``.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
         >>> found = mt.compare_solvers(tracer, [1, 2], ["top-k", "greedy"])
         >>> sorted(found.paths), found.disagreements()
         (['greedy', 'top-k'], [2])
@@ -286,10 +282,6 @@ def compare_solvers(
         ValueError: no solvers, two of one name, no seed, an unknown name, or what :func:`select` refuses.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
         >>> found = mt.compare_solvers(tracer, [1, 2], [mt.Greedy(), mt.AttributionPatching()])
         >>> found.to_dataframe().query("budget == 2")[["solver", "ratio"]].round(2).to_dict("records")
         [{'solver': 'greedy', 'ratio': 1.0}, {'solver': 'attribution patching', 'ratio': 0.94}]

@@ -20,10 +20,6 @@ class Greedy:
         patience: steps without improvement after which it stops; 0 goes on to the largest budget.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
         >>> mt.select(tracer, 2, mt.Greedy())[2].labels
         ['L0H1', 'L0H3']
     """
@@ -63,9 +59,6 @@ class Exhaustive:
         ValueError: when searching, if there are more.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
         >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model, [0]), task.metric)
         >>> path = mt.select(tracer, 2, mt.Exhaustive())
         >>> path[2].labels, path[2].certificate.split(" ")[0]
@@ -105,10 +98,6 @@ class RandomSubset:
         draws: sets per budget.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
         >>> chance = mt.select(tracer, 2, mt.RandomSubset(draws=5))
         >>> chance[2].effect < mt.select(tracer, 2, mt.Greedy())[2].effect
         True

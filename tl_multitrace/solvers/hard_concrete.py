@@ -49,10 +49,6 @@ class HardConcrete:
         start: gate probability at the start.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
         >>> path = mt.select(tracer, 1, mt.HardConcrete(runs=1, steps=10))
         >>> path[1].labels
         ['L0H3']

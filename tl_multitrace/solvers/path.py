@@ -107,10 +107,6 @@ class Choice:
         held_out_goals: the same on held-out prompts.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
         >>> path = mt.select(tracer, [1, 2], mt.Greedy())
         >>> choice = path.choice(2)
         >>> choice.size, choice.members, round(choice.score.mean)
@@ -143,10 +139,6 @@ class SubsetPath:
         objective: the objective, where it was searched on several goals; not saved.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
         >>> path = mt.select(tracer, [1, 2], mt.Greedy())
         >>> path.sizes, [round(effect) for effect in path.effects]
         ([1, 2], [340, 416])

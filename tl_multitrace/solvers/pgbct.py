@@ -45,10 +45,6 @@ class PGBCT:
         start: initial value of every mask entry.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
         >>> path = mt.select(tracer, [1, 2], mt.PGBCT(path=True, runs=2))
         >>> path[1].labels
         ['L0H3']

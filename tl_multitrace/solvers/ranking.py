@@ -25,10 +25,6 @@ class TopK:
     (OR).
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
         >>> mt.select(tracer, 2, mt.TopK())[2].labels
         ['L0H3', 'L0H6']
     """
@@ -57,10 +53,6 @@ class AttributionPatching:
         at: where the derivative is taken: 0 (the base run) to 1 (everything patched).
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
         >>> mt.select(tracer, 2, mt.AttributionPatching())[2].labels
         ['L0H3', 'L0H6']
     """
@@ -85,10 +77,6 @@ class IntegratedGradients:
         steps: midpoints on the path.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
         >>> mt.select(tracer, 2, mt.IntegratedGradients(steps=10))[2].labels
         ['L0H1', 'L0H3']
     """

@@ -51,9 +51,6 @@ class ScreenedSearch:
             Worth it on a GPU; a CPU without such arithmetic gets slower.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
         >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model, [0]), task.metric)
         >>> path = mt.select(tracer, 2, mt.ScreenedSearch(effort="low"))
         >>> path[2].labels, path[2].certificate.split(" ")[0]

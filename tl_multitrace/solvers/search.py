@@ -58,10 +58,6 @@ class Search:
 
     Examples:
         >>> from dataclasses import dataclass
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
-        >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), task.metric)
         >>> @dataclass(frozen=True)
         ... class First:
         ...     name = "first"

@@ -32,7 +32,6 @@ class Solver(Protocol):
     """Hyperparameters and one method; see ``Search`` for what it may ask.
 
     Examples:
-        >>> import tl_multitrace as mt
         >>> from tl_multitrace.solvers import Solver
         >>> isinstance(mt.Greedy(), Solver)
         True
@@ -89,9 +88,6 @@ def select(
         TypeError: neither a tracer nor an objective.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
         >>> train, held_out = task.pairs.split(0.5, seed=0)
         >>> tracer = mt.Tracer(model, train, mt.heads(model), task.metric)
         >>> path = mt.select(tracer, [1, 2], held_out=held_out)

@@ -57,7 +57,6 @@ def task_from_file(
 
     Examples:
         >>> from pathlib import Path
-        >>> import tl_multitrace as mt
         >>> lines = ["base,source,answer,wrong_answer", "The nurse said that,The man said that, he, she"]
         >>> _ = Path("mine.csv").write_text("\n".join(lines), encoding="utf-8")
         >>> task = mt.task_from_file("mine.csv", mt.load_model("demo"))

@@ -49,9 +49,6 @@ class Task:
         desiderata: further wishes beside ``pairs``, by name, each with its own prompts, metric and direction.
 
     Examples:
-        >>> import tl_multitrace as mt
-        >>> model = mt.load_model("demo")
-        >>> task = mt.task("professions", model, n=16)
         >>> task.kept, task.labels, task.metric.name
         (16, {'female': 8, 'male': 8}, 'odds_ratio')
         >>> len(task.hook_groups(model))
@@ -146,7 +143,6 @@ class TaskInfo:
             causal tracing (arXiv:2606.03085).
 
     Examples:
-        >>> import tl_multitrace as mt
         >>> from tl_multitrace.tasks import Row, TaskInfo
         >>> def rows(view, rng, **options):
         ...     yield Row("The nurse said that", "The man said that", (" he",), (" she",))
@@ -202,7 +198,6 @@ def register(info: TaskInfo) -> TaskInfo:
         ValueError: the name is taken.
 
     Examples:
-        >>> import tl_multitrace as mt
         >>> from tl_multitrace.tasks import Row, TaskInfo, register
         >>> def rows(view, rng, **options):
         ...     yield Row("The nurse said that", "The man said that", (" he",), (" she",))
@@ -258,7 +253,6 @@ def task(
         TypeError: an option that this task does not have.
 
     Examples:
-        >>> import tl_multitrace as mt
         >>> task = mt.task("ioi", mt.load_model("demo"), n=8, seed=1)
         >>> task.kept, task.direction
         (8, 'maximize')
@@ -315,7 +309,6 @@ def tasks() -> pd.DataFrame:
     """The tasks: name, what each asks, metric, usual components, number of prompts, source, licence and data.
 
     Examples:
-        >>> import tl_multitrace as mt
         >>> mt.tasks()[["name", "metric"]].head(2).to_dict("records")
         [{'name': 'corr2cause', 'metric': 'logit_diff'}, {'name': 'counterfact', 'metric': 'logit_diff'}]
     """

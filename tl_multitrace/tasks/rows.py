@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal
 
-from tl_multitrace.compat import ModelView
+from tl_multitrace.models.compat import ModelView
 from tl_multitrace.pair_reader import PairReader, PairTokens, Row
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.tokens import LENGTHS, Encoder, UnfitError

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -21,6 +20,7 @@ from torch import Tensor
 from tl_multitrace.models.digest import watched
 from tl_multitrace.models.offload import device_of
 from tl_multitrace.models.renamed import cache_keyword, cache_passed_on
+from tl_multitrace.models.skipping import blocks_skipped, noted
 from tl_multitrace.models.stacks import refuse_other_shapes
 
 HookFn = Callable[..., Any]
@@ -70,7 +70,6 @@ class ModelView:
         ValueError: it is an encoder-decoder, or not one stack of blocks.
 
     Examples:
-        >>> import tl_multitrace as mt
         >>> view = mt.ModelView(mt.load_model("demo"))
         >>> view.n_layers, view.n_heads, view.d_model, view.d_mlp
         (4, 8, 128, 512)
@@ -359,55 +358,9 @@ class ModelView:
         if residual is not None and not self.is_bridge:
             logits: Tensor = self.model(residual, start_at_layer=start_layer, **options)
             return logits
-        with self._noted() if residual is None else self._blocks_skipped(start_layer, residual):
+        with noted(self.model) if residual is None else blocks_skipped(self.model, start_layer, residual):
             logits = self.model(tokens, **options)
         return logits
-
-    @contextmanager
-    def _blocks_skipped(self, start_layer: int, residual: Tensor) -> Iterator[None]:
-        # TransformerBridge.start_at_layer still runs the blocks before it (4.x) or does not exist (3.x): make them
-        # identities instead, by shadowing `forward` on the instances, and put the stored residual in their place.
-        # Each gives what the block itself gives (a tensor, tuple or list), with this hidden state in it.
-        like = _containers[self.model]
-
-        def identity(layer: int) -> Callable[..., Any]:
-            def forward(*args: Any, **kwargs: Any) -> Any:
-                return like[layer](args[0] if args else kwargs["hidden_states"])
-
-            return forward
-
-        blocks = list(self.model.blocks)
-        try:
-            for layer, block in enumerate(blocks[: start_layer - 1]):
-                block.__dict__["forward"] = identity(layer)
-            last = like[start_layer - 1](residual)
-            blocks[start_layer - 1].__dict__["forward"] = lambda *args, **kwargs: last
-            yield
-        finally:
-            for block in blocks[:start_layer]:
-                block.__dict__.pop("forward", None)
-
-    @contextmanager
-    def _noted(self) -> Iterator[None]:
-        """In a bridge's first whole run, note what each block's output looks like."""
-        if not self.is_bridge or self.model in _containers:
-            yield
-            return
-        found: dict[int, Callable[[Tensor], Any]] = {}
-
-        def noter(layer: int) -> Callable[..., None]:
-            def note(module: Any, args: Any, output: Any) -> None:
-                found[layer] = _container_like(output)
-
-            return note
-
-        handles = [block.register_forward_hook(noter(layer)) for layer, block in enumerate(self.model.blocks)]
-        try:
-            yield
-            _containers[self.model] = found
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 def _constant(value: Tensor) -> HookFn:
@@ -419,15 +372,3 @@ def _watcher(found: list[Any]) -> HookFn:
         found.append(act.detach().clone() if isinstance(act, Tensor) else act)
 
     return watch
-
-
-_containers: WeakKeyDictionary[Any, dict[int, Callable[[Tensor], Any]]] = WeakKeyDictionary()
-
-
-def _container_like(output: Any) -> Callable[[Tensor], Any]:
-    """What makes an output like a block's from a hidden state; what else was in it is None."""
-    if not isinstance(output, list | tuple):
-        return lambda hidden: hidden
-    kind, size = type(output), len(output)
-    at = next((i for i, part in enumerate(output) if isinstance(part, Tensor)), 0)
-    return lambda hidden: kind(hidden if i == at else None for i in range(size))
