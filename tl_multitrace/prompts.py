@@ -311,8 +311,7 @@ class PromptPairs:
             shuffled = members[torch.randperm(len(members), generator=generator)]
             chosen = shuffled[: max(0, round(fraction * len(members)))]
             first += torch.isin(of, chosen).nonzero().flatten().tolist()
-        rest = sorted(set(range(len(self))) - set(first))
-        if not first or not rest:
+        if not first or not (rest := sorted(set(range(len(self))) - set(first))):
             raise ValueError(
                 f"split({fraction}) of {len(self)} pairs leaves a part empty ({len(of.unique())} are distinct). Use a "
                 "fraction such as 0.7, or more pairs."
@@ -395,9 +394,7 @@ class PromptPairs:
         base, source = self.base_words[i], self.source_words[i]
         differs = {p for p in range(len(base)) if not (0 <= p + shift < len(source)) or base[p] != source[p + shift]}
         extra = {p for p in range(len(source)) if not (0 <= p - shift < len(base))}
-        there = [f"*{w}*" if p - shift in differs or p in extra else w for p, w in enumerate(source)]
-        return [
-            "  base    |" + "|".join(f"*{w}*" if p in differs else w for p, w in enumerate(base)) + "|",
-            "  source  |" + "|".join(there) + "|",
-            f"  answers {self._answers(i, True)} against {self._answers(i, False)}",
-        ]
+        here = "|".join(f"*{w}*" if p in differs else w for p, w in enumerate(base))
+        there = "|".join(f"*{w}*" if p - shift in differs or p in extra else w for p, w in enumerate(source))
+        answers = f"  answers {self._answers(i, True)} against {self._answers(i, False)}"
+        return [f"  base    |{here}|", f"  source  |{there}|", answers]

@@ -15,8 +15,8 @@ from table import ready
 
 import tl_multitrace as mt
 from tiny_models import TL_MAJOR, forked_rng
-from tl_multitrace.flow.outputs import Outputs
 from tl_multitrace.groups import MissingError, Points
+from tl_multitrace.groups.outputs import Outputs
 
 pytestmark = [
     pytest.mark.lens,

@@ -30,9 +30,9 @@ from tl_multitrace.cost import HookError
 from tl_multitrace.engine.forward import session
 from tl_multitrace.engine.sources import StoredRun
 from tl_multitrace.flow.nodes import Edge, Nodes
-from tl_multitrace.flow.outputs import Outputs
 from tl_multitrace.groups import ATTENTION_INPUTS, SITES
 from tl_multitrace.groups.mixing import Plan, mix
+from tl_multitrace.groups.outputs import Outputs
 from tl_multitrace.progress import track
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.rows import Batch

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from tl_multitrace.cost import HookError
-from tl_multitrace.groups import SITES, Points
+from tl_multitrace.groups.component import SITES
+from tl_multitrace.groups.points import Points
 from tl_multitrace.models.compat import BLOCK_INPUT, ModelView
 
 _TRIED: weakref.WeakKeyDictionary[Any, tuple[Points, Outputs, str | None]] = weakref.WeakKeyDictionary()
