@@ -8,14 +8,14 @@ than a head's. So a prompt of three tokens is run once per model, and names, wid
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tl_multitrace.compat import ModelView, architecture_of
+from tl_multitrace.compat import HookFn, ModelView, architecture_of
 from tl_multitrace.cost import HookError
 from tl_multitrace.groups.component import SITES
 
@@ -63,6 +63,7 @@ class Points:
         shapes: of the activations, by hook name, where a point fired once.
         fired: how often each point fired that exists.
         outputs: hook points of neurons that are their layer's output, and that output's name.
+        broken: hook points at which TransformerLens fails when a hook returns something, and its error.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Points:
     shapes: Mapping[str, tuple[int, ...]]
     fired: Mapping[str, int]
     outputs: Mapping[str, str]
+    broken: Mapping[str, str]
 
     @classmethod
     def of(cls, model: Any) -> Points:
@@ -85,15 +87,15 @@ class Points:
 
     @classmethod
     def _seen(cls, view: ModelView, points: Mapping[str, Any]) -> Points:
-        acts: dict[str, list[Tensor]] = {name: [] for name in points}
-        tokens = (torch.arange(TOKENS, device=view.device) % max(1, view.d_vocab))[None]
-        with torch.no_grad(), view.frozen(), view.attached([(name, _keeper(acts[name])) for name in points]):
-            view.model(tokens)
+        try:
+            acts, broken = _run(view, points, points), {}
+        except (ValueError, RuntimeError, TypeError, IndexError):  # of a hook whose value cannot be put back
+            acts, broken = _run(view, points, ()), dict(_broken(view, points))
         once = {name: found[0] for name, found in acts.items() if len(found) == 1}
         outputs = dict(_outputs(view.n_layers, points, once))
         fired = {name: len(found) for name, found in acts.items()}
         name = architecture_of(view.model) if view.name == "external" else view.name
-        return cls(name, view.n_layers, {n: tuple(a.shape) for n, a in once.items()}, fired, outputs)
+        return cls(name, view.n_layers, {n: tuple(a.shape) for n, a in once.items()}, fired, outputs, broken)
 
     # ------------------------------------------------------------------ what there is
 
@@ -139,6 +141,8 @@ class Points:
             return f"TransformerLens has no hook point {name} there."
         if self.fired[name] != 1:
             return f"the hook {name} fired {self.fired[name]} times in a forward instead of once."
+        if name in self.broken:
+            return f"TransformerLens fails where a hook at {name} returns something ({self.broken[name]})."
         if name in self.outputs:
             return (
                 f"{name} is the layer's output ({self.outputs[name]}), as it is in a mixture of experts, so that a "
@@ -170,14 +174,36 @@ class Points:
         return f"Use {' or '.join([*elsewhere, *([', '.join(calls)] if calls else [])]) or 'another model'}."
 
 
-def _keeper(found: list[Tensor]) -> Callable[..., None]:
-    def keep(act: Tensor, hook: Any = None) -> None:
+def _run(view: ModelView, names: Iterable[str], put_back: Iterable[str]) -> dict[str, list[Tensor]]:
+    """What some hook points hold in a run of a few tokens, in which hooks at some give back what they are given."""
+    acts: dict[str, list[Tensor]] = {name: [] for name in names}
+    back = set(put_back)
+    tokens = (torch.arange(TOKENS, device=view.device) % max(1, view.d_vocab))[None]
+    hooks = [(name, _keeper(found, name in back)) for name, found in acts.items()]
+    with torch.no_grad(), view.frozen(), view.attached(hooks):
+        view.model(tokens)
+    return acts
+
+
+def _keeper(found: list[Tensor], back: bool) -> HookFn:
+    def keep(act: Tensor, hook: Any = None) -> Tensor | None:
         found.append(act)
+        return act.clone() if back else None
 
     return keep
 
 
-def _outputs(n_layers: int, points: Mapping[str, Any], acts: Mapping[str, Tensor]) -> Any:
+def _broken(view: ModelView, points: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Hook points of the kinds at which a hook cannot return anything."""
+    for site in SITES.values():
+        names = [name for i in range(view.n_layers) if (name := site.hook.format(layer=i)) in points]
+        try:
+            _run(view, names, names)
+        except (ValueError, RuntimeError, TypeError, IndexError) as error:
+            yield from ((name, f"{type(error).__name__}: {error}") for name in names)
+
+
+def _outputs(n_layers: int, points: Mapping[str, Any], acts: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
     """Hook points of neurons that hold what their layer gives out: the same point, or the same numbers."""
     for layer in range(n_layers):
         own, *others = (
