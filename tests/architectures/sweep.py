@@ -278,6 +278,7 @@ REASONS = {
     "no hook point": "no hook point",
     "ignores what": "edits ignored",
     "is the layer's output": "the hook is the layer's output",
+    "returns something": "TransformerLens fails under edits",
     "no axis of prompts": "hook without an axis of prompts",
     "no edge can be drawn": "queries, keys or values have no hook point",
     "cut into": "hook is not cut by heads",

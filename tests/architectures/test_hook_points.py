@@ -89,6 +89,11 @@ def test_parts_of_heads_are_not_taken_for_heads() -> None:
     assert len(mt.heads(model_of("DeepseekV3ForCausalLM-even"))) == 12
 
 
+def test_a_point_that_breaks_under_edits_is_refused() -> None:
+    with pytest.raises(mt.HookError, match=r"fails where a hook at blocks\.0\.hook_resid_mid returns something.*Use "):
+        mt.residual(model_of("OPTForCausalLM-projected"), site="mid")
+
+
 def test_layers_of_unequal_width() -> None:
     model = model_of("LagunaForCausalLM-heads")
     assert [len(mt.heads(model, [layer])) for layer in range(3)] == [4, 2, 4]

@@ -8,7 +8,7 @@ than a head's. So a prompt of three tokens is run once per model, and names, wid
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +64,7 @@ class Points:
         shapes: of the activations, by hook name, where a point fired once.
         fired: how often each point fired that exists.
         outputs: hook points of neurons that are their layer's output, and that output's name.
+        broken: hook points at which TransformerLens fails when a hook returns something, and its error.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Points:
     shapes: Mapping[str, tuple[int, ...]]
     fired: Mapping[str, int]
     outputs: Mapping[str, str]
+    broken: Mapping[str, str]
 
     @classmethod
     def of(cls, model: Any) -> Points:
@@ -86,12 +88,15 @@ class Points:
 
     @classmethod
     def _seen(cls, view: ModelView, points: Mapping[str, Any]) -> Points:
-        acts = view.watched(points, TOKENS)
+        try:
+            acts, broken = view.watched(points, TOKENS, back=points), {}
+        except (ValueError, RuntimeError, TypeError, IndexError):  # of a hook whose value cannot be put back
+            acts, broken = view.watched(points, TOKENS), dict(_broken(view, points))
         once = {name: found[0] for name, found in acts.items() if len(found) == 1}
         outputs = dict(_outputs(view.n_layers, points, once))
         fired = {name: len(found) for name, found in acts.items()}
         name = architecture_of(view.model) if view.name == "external" else view.name
-        return cls(name, view.n_layers, {n: tuple(a.shape) for n, a in once.items()}, fired, outputs)
+        return cls(name, view.n_layers, {n: tuple(a.shape) for n, a in once.items()}, fired, outputs, broken)
 
     # ------------------------------------------------------------------ what there is
 
@@ -137,6 +142,8 @@ class Points:
             return f"TransformerLens has no hook point {name} there."
         if self.fired[name] != 1:
             return f"the hook {name} fired {self.fired[name]} times in a forward instead of once."
+        if name in self.broken:
+            return f"TransformerLens fails where a hook at {name} returns something ({self.broken[name]})."
         if name in self.outputs:
             return (
                 f"{name} is the layer's output ({self.outputs[name]}), as it is in a mixture of experts, so that a "
@@ -168,7 +175,17 @@ class Points:
         return f"Use {' or '.join([*elsewhere, *([', '.join(calls)] if calls else [])]) or 'another model'}."
 
 
-def _outputs(n_layers: int, points: Mapping[str, Any], acts: Mapping[str, Tensor]) -> Any:
+def _broken(view: ModelView, points: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Hook points of the kinds at which a hook cannot return anything."""
+    for site in SITES.values():
+        names = [name for i in range(view.n_layers) if (name := site.hook.format(layer=i)) in points]
+        try:
+            view.watched(names, TOKENS, back=names)
+        except (ValueError, RuntimeError, TypeError, IndexError) as error:
+            yield from ((name, f"{type(error).__name__}: {error}") for name in names)
+
+
+def _outputs(n_layers: int, points: Mapping[str, Any], acts: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
     """Hook points of neurons that hold what their layer gives out: the same point, or the same numbers."""
     for layer in range(n_layers):
         own, *others = (

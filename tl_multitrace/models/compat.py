@@ -299,7 +299,11 @@ class ModelView:
                 config.use_cache = use_cache
 
     def watched(
-        self, names: Iterable[str], n_tokens: int, put: Mapping[str, Tensor] | None = None
+        self,
+        names: Iterable[str],
+        n_tokens: int,
+        put: Mapping[str, Tensor] | None = None,
+        back: Iterable[str] = (),
     ) -> dict[str, list[Any]]:
         """What every firing of some hook points shows in a run of a few tokens, however often they fire.
 
@@ -307,10 +311,12 @@ class ModelView:
             names: hook points; those that the model has not are left out.
             n_tokens: length of the prompt, whose ids are 0, 1, 2 ...
             put: activations to put in first, by hook point.
+            back: hook points whose hooks return what they are given, as an intervention would.
         """
+        returned = set(back)
         seen: dict[str, list[Any]] = {name: [] for name in names if self.has_point(name)}
         hooks: list[tuple[str, HookFn]] = [(name, _constant(value)) for name, value in (put or {}).items()]
-        hooks += [(name, _watcher(found)) for name, found in seen.items()]
+        hooks += [(name, _watcher(found, name in returned)) for name, found in seen.items()]
         tokens = (torch.arange(n_tokens, device=self.device) % max(1, self.d_vocab))[None]
         with torch.no_grad(), self.frozen(), self.attached(hooks):
             self.model(tokens)
@@ -367,8 +373,9 @@ def _constant(value: Tensor) -> HookFn:
     return lambda act, hook=None: value
 
 
-def _watcher(found: list[Any]) -> HookFn:
-    def watch(act: Any, hook: Any = None) -> None:
-        found.append(act.detach().clone() if isinstance(act, Tensor) else act)
+def _watcher(found: list[Any], returns: bool) -> HookFn:
+    def watch(act: Any, hook: Any = None) -> Any:
+        found.append(act.detach() if isinstance(act, Tensor) else act)
+        return act.clone() if returns else None
 
     return watch
