@@ -75,6 +75,17 @@ class Untellable(TypeError):
     """Whether something is the same in another process cannot be told."""
 
 
+_NOTHING = object()
+
+
+def _attribute(thing: Any, name: str) -> Any:
+    """An attribute, or nothing where reading it fails: a configuration may refuse what differs between its layers."""
+    try:
+        return getattr(thing, name)
+    except Exception:  # whatever a stranger's class raises; what it holds stands in its __dict__ too
+        return _NOTHING
+
+
 class Telling:
     """Digests of values and code; one object per digest, so that what occurs twice is read once.
 
@@ -195,7 +206,8 @@ class Telling:
         kind = type(thing)
         if is_dataclass(kind):
             unequal = {f.name for f in fields(kind) if not f.compare and kind.__module__.partition(".")[0] == OWN}
-            own = {f.name: getattr(thing, f.name) for f in fields(kind) if hasattr(thing, f.name)}
+            own = {f.name: _attribute(thing, f.name) for f in fields(kind)}
+            own = {name: value for name, value in own.items() if value is not _NOTHING}
             return {k: v for k, v in (own | dict(getattr(thing, "__dict__", {}))).items() if k not in unequal}
         plain = not any(name in vars(cls) for cls in kind.__mro__[:-1] for name in ("__reduce__", "__reduce_ex__"))
         if plain and hasattr(thing, "__dict__") and kind.__basicsize__ <= _BARE and not _slots(kind):

@@ -206,11 +206,11 @@ class Attention:
     """What the tokens of a forward attend to.
 
     Attributes:
-        mask: 1 at real tokens, or what each token sees.
+        mask: 1 at real tokens, or what each token sees; None where the model is not told (see ``engine.trials``).
         position_ids: positions, where they are not 0, 1, 2 ...
     """
 
-    mask: Int[Tensor, "b pos"] | Bool[Tensor, "b 1 pos pos"]
+    mask: Int[Tensor, "b pos"] | Bool[Tensor, "b 1 pos pos"] | None
     position_ids: Int[Tensor, "b pos"] | None = None
 
     def repeated(self, k: int) -> Attention:
@@ -218,7 +218,7 @@ class Attention:
         if k == 1:
             return self
         ids = None if self.position_ids is None else self.position_ids.repeat(k, 1)
-        return Attention(self.mask.repeat(k, *[1] * (self.mask.ndim - 1)), ids)
+        return Attention(None if self.mask is None else self.mask.repeat(k, *[1] * (self.mask.ndim - 1)), ids)
 
 
 @dataclass(frozen=True)
@@ -259,3 +259,8 @@ class Batch:
     def n_rows(self) -> int:
         """Rows in the batch."""
         return len(self.tokens)
+
+
+def rows_on(device: torch.device, rows: slice | Int[Tensor, " b"]) -> slice | Int[Tensor, " b"]:
+    """Rows of a batch as an index into tensors on a device."""
+    return rows if isinstance(rows, slice) else rows.to(device)

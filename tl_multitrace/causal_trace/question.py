@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tl_multitrace.causal_trace.reading import Answer, Prompt, Reading, Subject
 from tl_multitrace.engine.forward import padded, run
+from tl_multitrace.engine.trials import trials_of
 from tl_multitrace.models.compat import ModelView
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.tokens import Span
@@ -153,6 +154,7 @@ def clean_run(view: ModelView, ids: Sequence[int], position: int, steps: int) ->
     """Log probabilities of the untouched model at ``steps`` positions from ``position`` on."""
     at = torch.arange(position, position + steps, device=view.device)
     plain = replace(padded([list(ids)], view.device), reads=(torch.zeros_like(at), at))
+    _ = trials_of(view, ids).padding  # whether the model is told what is padding
     with torch.no_grad():
         logits = run(view, plain).logits
     dtype = torch.float64 if view.dtype == torch.float64 else torch.float32

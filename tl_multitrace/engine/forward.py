@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -136,7 +136,7 @@ def run(view: ModelView, forward: Forward) -> Ran:
         began = time.perf_counter()
         logits = view.run(
             forward.tokens,
-            forward.attention.mask,
+            None if view.model in _untold else forward.attention.mask,
             position_ids=forward.attention.position_ids,
             start_layer=start.layer,
             residual=start.residual,
@@ -192,6 +192,16 @@ def _reader(rows: Tensor, columns: Tensor, kept: list[Tensor]) -> HookFn:
         return kept[0]
 
     return read
+
+
+# ---------------------------------------------------------------------- padding
+
+_untold: WeakSet[Any] = WeakSet()
+
+
+def leave_untold(view: ModelView) -> None:
+    """Never tell a model which tokens are padding: what it computes when it is told was found to be something else."""
+    _untold.add(view.model)
 
 
 # ---------------------------------------------------------------------- sessions

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tl_multitrace.cost import NonFiniteError
 from tl_multitrace.engine.forward import Forward, run, session
+from tl_multitrace.engine.trials import trials_of
 from tl_multitrace.interventions import Run
 from tl_multitrace.models.compat import ModelView
 from tl_multitrace.rows import Attention
@@ -39,9 +40,11 @@ def mean_activations(
     sums: dict[str, Tensor] = {}
     counts: dict[str, Tensor] = {}
     width = prompts.tokens.shape[1]
+    _ = trials_of(view, prompts.tokens[0, : prompts.lengths[0]].tolist()).padding
     with session(view), torch.no_grad():
         for first in range(0, len(prompts.tokens), chunk):
             part = _plain(view, prompts.picked(torch.arange(first, min(first + chunk, len(prompts.tokens)))))
+            assert part.attention.mask is not None
             for name, act in run(view, replace(part, keep=frozenset(patterns))).kept.items():
                 refuse_non_finite(act, f"the run that means are taken of is not finite at {name}", first)
                 _accumulate(name, act, part.attention.mask.to(act.device), patterns[name], width, sums, counts)

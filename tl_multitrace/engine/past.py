@@ -15,8 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_multitrace.cost import HookError
-from tl_multitrace.engine.sources import rows_on
 from tl_multitrace.models.compat import ModelView
+from tl_multitrace.rows import rows_on
 
 KeysValues = tuple[Float[Tensor, "rows ..."], Float[Tensor, "rows ..."]]
 

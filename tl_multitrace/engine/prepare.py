@@ -69,6 +69,7 @@ def prepare(
     limits = replace(limits, device=ranks.least(limits.device), host=ranks.least(limits.host))
     longest = int(pairs.lengths.argmax())
     trials = trials_of(view, pairs.base_tokens[longest, : pairs.lengths[longest]].tolist())
+    _ = trials.padding  # first of all: whether the model is told what is padding
     by_row = intervention.averages in (None, "zero")  # means are taken over prompts that are not ours to pack
     whole = Rows.of(pairs, packed=by_row and can_pack(view, pairs, trials))
     dtype = dtype or (torch.float64 if view.dtype == torch.float64 else torch.float32)
@@ -107,7 +108,7 @@ def _apart(rows: Rows, trials: Trials) -> bool:
     Raises:
         ValueError: a prompt's answers have different lengths, so that even its own rows would be padded.
     """
-    if bool((rows.lengths == rows.lengths[0]).all()) or trials.padding:
+    if trials.padding or bool((rows.lengths == rows.lengths[0]).all()):
         return False
     for first, end in zip(rows.starts[:-1].tolist(), rows.starts[1:].tolist(), strict=True):
         if int(rows.lengths[first:end].min()) != int(rows.lengths[first:end].max()):

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from tl_multitrace.engine.mask_runs import MaskRuns
 from tl_multitrace.engine.past import Past, keys_width
-from tl_multitrace.engine.sources import StoredRun, rows_on
-from tl_multitrace.rows import Batch
+from tl_multitrace.engine.sources import StoredRun
+from tl_multitrace.rows import Batch, rows_on
 
 TILE_TOKENS = {"cpu": 512, "cuda": 16384}
 """Tokens per forward up to which several masks share a batch."""

@@ -21,7 +21,7 @@ from tl_multitrace.engine.means import mean_activations, refuse_non_finite
 from tl_multitrace.groups import Points
 from tl_multitrace.groups.mixing import Plan
 from tl_multitrace.interventions import GivenAblation, Run
-from tl_multitrace.rows import Batch, Rows
+from tl_multitrace.rows import Batch, Rows, rows_on
 
 if TYPE_CHECKING:
     from tl_multitrace.engine.mask_runs import MaskRuns
@@ -29,11 +29,6 @@ if TYPE_CHECKING:
 Place = Literal["device", "host", "recomputed", "none"]
 """Where something is kept. ``host`` is the memory of the CPU where the model is on a GPU; ``recomputed``: nowhere, a
 forward gives it again; ``none``: nowhere, and runs do without it."""
-
-
-def rows_on(device: torch.device, rows: slice | Int[Tensor, " b"]) -> slice | Int[Tensor, " b"]:
-    """Rows of a batch as an index into tensors on a device."""
-    return rows if isinstance(rows, slice) else rows.to(device)
 
 
 @dataclass

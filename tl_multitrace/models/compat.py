@@ -327,7 +327,7 @@ class ModelView:
     def run(
         self,
         tokens: Int[Tensor, "batch pos"],
-        attention_mask: Int[Tensor, "batch width"] | Bool[Tensor, "batch 1 pos pos"],
+        attention_mask: Int[Tensor, "batch width"] | Bool[Tensor, "batch 1 pos pos"] | None,
         *,
         position_ids: Int[Tensor, "batch pos"] | None = None,
         start_layer: int = 0,
@@ -339,7 +339,7 @@ class ModelView:
         Args:
             tokens: right-padded token ids.
             attention_mask: 1 at real tokens. Always passed: a bridge does not infer it, ``HookedTransformer`` guesses
-                it. On a bridge also what each token may attend to, ``[batch, 1, dest, src]``.
+                it. On a bridge also what each token may attend to, ``[batch, 1, dest, src]``. None: not passed.
             position_ids: positions other than 0, 1, 2 ...; bridges only.
             start_layer: first block that runs, at least 1 where ``residual`` is given.
             residual: input of block ``start_layer``.
@@ -349,7 +349,9 @@ class ModelView:
             Whatever the unembedding gives: ``[batch, pos, d_vocab]``, or fewer positions under a hook that gathers.
         """
         options: dict[str, Any] = {"attention_mask": attention_mask}
-        if attention_mask.ndim == 4:  # Hugging Face adds such a mask to the attention scores as it is
+        if attention_mask is None:
+            options = {}
+        elif attention_mask.ndim == 4:  # Hugging Face adds such a mask to the attention scores as it is
             options["attention_mask"] = torch.zeros_like(attention_mask, dtype=self.dtype).masked_fill_(
                 ~attention_mask, torch.finfo(self.dtype).min
             )
@@ -359,7 +361,9 @@ class ModelView:
             options |= (
                 {cache_keyword(self.model): past, "use_cache": True} if self.is_bridge else {"past_kv_cache": past}
             )
-            if residual is None and not self.is_bridge:  # which puts the mask of the stored tokens in front itself
+            if (
+                residual is None and not self.is_bridge and attention_mask is not None
+            ):  # which puts the mask of the stored tokens in front itself
                 options["attention_mask"] = attention_mask[:, -tokens.shape[1] :]
         if residual is not None and not self.is_bridge:
             logits: Tensor = self.model(residual, start_at_layer=start_layer, **options)
