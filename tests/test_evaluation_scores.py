@@ -32,7 +32,7 @@ def model() -> Any:
 
 
 def groups_of(kind: str) -> mt.HookGroups:
-    made = {"head": mt.heads, "neuron": lambda m: mt.neurons(m, layers=[1]), "mib": mt.mib_groups}
+    made = {"head": mt.heads, "neuron": lambda m: mt.neurons(m, layers=[1])}
     return made[kind](model())
 
 

@@ -201,12 +201,22 @@ def test_a_trace_of_one_sample_has_no_interval() -> None:
     )
 
 
-def test_a_fact_counts_once_and_one_fact_has_no_interval() -> None:
+def test_a_fact_counts_once_and_one_fact_has_no_interval(tmp_path: Path) -> None:
     facts = [("The Falcon Tower is in the city of", "Falcon Tower", " Rome")] * 2
-    with pytest.warns(UserWarning, match="1 of 2 facts are copies of others: each is traced once"):
-        grid = mt.average_causal_trace(mt.load_model("demo"), facts, samples=2, layers=[0, 3], known_only=False)
-    assert len(grid.total_effect) == 1 and grid.total.low is None
-    assert "(1 fact)" in repr(grid) and "(no interval)" in repr(grid)
+    demo = mt.load_model("demo")
+    one, two = (mt.average_causal_trace(demo, facts[:n], samples=2, layers=[0, 3], known_only=False) for n in (1, 2))
+    assert any("1 of 2 facts are copies of others: intervals count them once" in note for note in two.notes)
+    for grid in (one, two):
+        assert grid.total.low is None and "(no interval)" in repr(grid)
+        assert bool(grid.interval()[0].isnan().all())
+    assert "(1 fact)" in repr(one)
+    again = mt.TraceGrid.load(two.save(tmp_path / "trace.json"))
+    assert again.copies == two.copies == (0, 0) and again.total == two.total
+    three = [*facts, ("The Amber Bridge is in the city of", "Amber Bridge", " Paris")]
+    apart, doubled = (
+        mt.average_causal_trace(demo, f, samples=1, noise=0.0, known_only=False) for f in (three[1:], three)
+    )
+    assert doubled.copies == (0, 0, 2) and apart.total.n == doubled.total.n == 2
 
 
 # ----------------------------------------------------------------------------------------------------- ratios to zero

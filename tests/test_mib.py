@@ -1,4 +1,4 @@
-"""MIB's own scores, by hand-written hooks, against ``cpr_cmd``."""
+"""MIB's score under MIB's name: against its own evaluation, written out; scores by label, and of a file."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ import tl_multitrace as mt
 from tiny_models import HAS_BRIDGE, build
 from tl_multitrace.evaluation import FRACTIONS
 
+COARSE = (0.1, 0.3, 0.5, 1.0)
+
 
 @cache
 def model() -> Any:
@@ -23,8 +25,7 @@ def model() -> Any:
 
 
 def groups_of(kind: str) -> mt.HookGroups:
-    made = {"head": mt.heads, "neuron": lambda m: mt.neurons(m, layers=[1]), "mib": mt.mib_groups}
-    return made[kind](model())
+    return mt.heads(model()) if kind == "head" else mt.mib_groups(model())
 
 
 @cache

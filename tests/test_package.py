@@ -34,6 +34,7 @@ ROOMS = [
     "copies",
     "prompts",
     "groups",
+    "records",
     "spec",
     "packing",
     "rows",

@@ -18,7 +18,7 @@ import torch
 from tl_multitrace.causal_trace.cells import check_severed, make_cells
 from tl_multitrace.causal_trace.classes import by_class
 from tl_multitrace.causal_trace.corruption import Corruption, TokenReplacement, named_corruption, subject_std
-from tl_multitrace.causal_trace.facts import Fact, as_facts, each_once
+from tl_multitrace.causal_trace.facts import Fact, as_facts, copies_of_facts
 from tl_multitrace.causal_trace.grid import TraceGrid
 from tl_multitrace.causal_trace.question import Question
 from tl_multitrace.causal_trace.sweep import UNCHANGED, check_samples, trace_question, window_doubt
@@ -99,7 +99,7 @@ def average_causal_trace(
         _fixed(units), known_only, _fixed(subjects), memory_limit,
         ranks_of(distributed),
     )  # fmt: skip
-    runs = FactRuns(model, each_once(as_facts(facts)), options, None if folder is None else Path(folder))
+    runs = FactRuns(model, as_facts(facts), options, None if folder is None else Path(folder))
     grids: list[TraceGrid] = []
     with bar(len(runs.facts), "facts", progress and runs.options.ranks.first, leave=True) as shown:
         for grid in runs.grids(ticking(shown, lambda: so_far(grids))):
@@ -337,6 +337,9 @@ def _average(grids: list[TraceGrid], runs: FactRuns) -> TraceGrid:
         "settings": runs.options.record(),
         "cost": {k: sum(g.provenance["cost"][k] for g in grids) for k in ("forwards", "equivalents", "seconds")},
     }
+    copies = copies_of_facts([fact for fact in runs.facts if fact.id not in runs.dropped])
+    doubled = len(copies) - len(set(copies))
+    facts |= {"copies": copies} if doubled else {}
     made = replace(
         first,
         restored=torch.cat([g.restored for g in grids]),
@@ -348,6 +351,7 @@ def _average(grids: list[TraceGrid], runs: FactRuns) -> TraceGrid:
         provenance=facts,
     )
     said = [runs.left_out() + "."] if runs.dropped else []
+    said += [f"{doubled} of {len(copies)} facts are copies of others: intervals count them once."] if doubled else []
     for note in said:
         logger.warning("%s", note)
     unknown = sum(g.provenance.get("answer_rank", 0) > 0 for g in grids)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -59,14 +58,10 @@ def as_facts(facts: Sequence[Any] | str | Path) -> list[Fact]:
     return made
 
 
-def each_once(facts: Sequence[Fact]) -> list[Fact]:
-    """The facts without copies (same prompt, subject, answer), which would count as evidence twice; warns of them."""
-    first = {(f.prompt, f.subject, f.answer): f for f in reversed(facts)}
-    kept = [f for f in facts if first[f.prompt, f.subject, f.answer] is f]
-    if len(kept) < len(facts):
-        note = f"{len(facts) - len(kept)} of {len(facts)} facts are copies of others: each is traced once."
-        warnings.warn(note, stacklevel=3)
-    return kept
+def copies_of_facts(facts: Sequence[Fact]) -> list[int]:
+    """Per fact, the number of the first of the same prompt, subject and answer: copies are one observation."""
+    first: dict[tuple[str, str, str | None], int] = {}
+    return [first.setdefault((f.prompt, f.subject, f.answer), i) for i, f in enumerate(facts)]
 
 
 def load_facts(path: str | Path) -> list[Fact]:

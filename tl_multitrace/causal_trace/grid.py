@@ -76,6 +76,8 @@ class TraceGrid:
                 f"a trace of {n} samples over {self.cells.dims} {self.cells.shape} cannot hold arrays of shape "
                 f"{tuple(self.restored.shape)} and {tuple(self.clean.shape)}."
             )
+        if len(self.copies) != n or not all(isinstance(i, int) for i in self.copies):
+            raise ValueError(f"copies must be {n} whole numbers, one per fact, got {len(self.copies)} entries.")
 
     # ------------------------------------------------------------------ numbers
 
@@ -88,6 +90,12 @@ class TraceGrid:
     def averaged(self) -> bool:
         """Whether this is an average over facts: samples are facts, positions are token classes."""
         return "facts" in self.provenance
+
+    @property
+    def copies(self) -> Sequence[int]:
+        """One number per sample, equal for facts that are copies of each other: those are one observation."""
+        found = self.provenance.get("copies")
+        return tuple(found) if isinstance(found, list | tuple) else range(len(self.corrupted))
 
     @property
     def kind(self) -> str:
@@ -112,7 +120,7 @@ class TraceGrid:
     @property
     def total(self) -> Score:
         """Mean total effect with its 95 % interval over samples."""
-        return Score.of(self.total_effect.double().numpy())
+        return Score.of(self.total_effect.double().numpy(), copies=self.copies, weighted=True)
 
     def interval(
         self, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
@@ -128,16 +136,18 @@ class TraceGrid:
             seed: of the resamples.
         """
         values = self.indirect_effect.double().flatten(1).numpy()
-        n = len(values)
-        weights = np.stack([np.bincount(row, minlength=n) for row in redraws(n, seed, resamples)]).astype(float)
-        there = np.isfinite(values)
+        there, same = np.isfinite(values), np.unique(self.copies, return_inverse=True)[1]
+        n = int(same.max()) + 1  # distinct facts: copies are drawn together
+        drawn = redraws(n, seed, resamples)
+        weights = np.stack([np.bincount(row, minlength=n) for row in drawn]).astype(float)[:, same]
         low, high = np.empty(values.shape[1]), np.empty(values.shape[1])
         for part in np.array_split(np.arange(values.shape[1]), max(1, values.shape[1] // 512)):
             counts = weights @ there[:, part]
             sums = weights @ np.where(there[:, part], values[:, part], 0.0)
             means = np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
             low[part], high[part] = _quantiles(means, [(1 - level) / 2, (1 + level) / 2])
-        low[there.sum(0) < 2] = high[there.sum(0) < 2] = np.nan
+        alone = np.array([len(set(same[rows])) < 2 for rows in there.T])
+        low[alone] = high[alone] = np.nan
         return torch.from_numpy(low).reshape(self.cells.shape), torch.from_numpy(high).reshape(self.cells.shape)
 
     # ------------------------------------------------------------------ tables

@@ -179,7 +179,11 @@ class CircuitReport(Result):
         return self.verdict_of(self.ablations[0])
 
     def verdict_of(self, scores: AblationScores) -> Verdict:
-        """The same under another ablation."""
+        """The same under another ablation.
+
+        Args:
+            scores: of that ablation.
+        """
         return beyond_chance(scores.effect, scores.chance, direction=self.direction, full=scores.full_effect)
 
     @property

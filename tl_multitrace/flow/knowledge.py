@@ -14,7 +14,7 @@ from torch import Tensor
 from tl_multitrace._version import __version__
 from tl_multitrace.causal_trace.average import FactRuns, TraceOptions, so_far
 from tl_multitrace.causal_trace.corruption import Corruption
-from tl_multitrace.causal_trace.facts import as_facts, each_once
+from tl_multitrace.causal_trace.facts import as_facts
 from tl_multitrace.causal_trace.grid import TraceGrid
 from tl_multitrace.causal_trace.sweep import Sweep
 from tl_multitrace.groups import HookGroups, Points, heads, mlps
@@ -131,7 +131,7 @@ def _of_model(
 ) -> list[Mediation]:
     if facts is None:
         raise ValueError("there are no facts: give (prompt, subject, answer) tuples, or a file of facts.")
-    runs = FactRuns(model, each_once(as_facts(facts)), options, None if folder is None else Path(folder))
+    runs = FactRuns(model, as_facts(facts), options, None if folder is None else Path(folder))
     grids: list[TraceGrid] = []
     with bar(len(runs.facts), "facts", progress, leave=True) as shown:
         for grid in runs.grids(ticking(shown, lambda: so_far(grids))):

@@ -69,11 +69,20 @@ def beyond_chance(
         chance: :meth:`Score.of_sets` of the random sets.
         direction: ``"maximize"`` or ``"minimize"``.
         full: effect of patching everything on the same prompts: where that may be 0, there is nothing to be a part of.
+
+    Examples:
+        >>> import tl_multitrace as mt
+        >>> from tl_multitrace.evaluation import beyond_chance
+        >>> sets = mt.Score.of_sets([0.1 * i for i in range(20)])
+        >>> beyond_chance(mt.Score.of([-1.0, 4.0, 5.0, -3.0, 2.0]), sets).beyond
+        False
+        >>> beyond_chance(mt.Score.of([4.0, 5.0]), sets).words[:52]
+        'no claim about chance from 2 distinct prompts (of 5 '
     """
     if score is None or chance is None:
         return Verdict(None, "not compared with chance")
     sign, side = (-1, "below") if direction == "minimize" else (1, "above")
-    average = f"random sets of the same size and kinds reach {chance.mean:.3g} on average"
+    average = f"random sets of its size and kinds reach {chance.mean:.3g} on average"
     if sign * score.mean <= max(sign * chance.mean, 0.0):
         return Verdict(False, f"no more than chance: {average}")
     if score.n < FEW or score.low is None:

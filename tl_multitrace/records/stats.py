@@ -115,6 +115,9 @@ class Score(Uncertain):
                 it is still one observation for the interval.
             seed: of the bootstrap.
             resamples: bootstrap resamples (percentile interval).
+
+        Raises:
+            ValueError: no values.
         """
         x = once(values, copies)
         if not x.size:
@@ -127,7 +130,11 @@ class Score(Uncertain):
 
     @classmethod
     def of_sets(cls, drawn: Any) -> Score:
-        """What chance gets: mean effects of random sets; the interval holds the middle 95 % *of the sets*."""
+        """What chance gets; the interval holds the middle 95 % *of the sets*.
+
+        Args:
+            drawn: mean effects of random sets.
+        """
         x = np.asarray(drawn, dtype=float)
         low, high = np.quantile(x, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         return cls(float(x.mean()), float(low), float(high), float(np.median(x)), len(x))
@@ -183,10 +190,9 @@ def by_label(
     values: Float[np.ndarray, " n"], labels: Sequence[str], copies: Copies = None, seed: int = 0
 ) -> dict[str, Score]:
     """Score of each subgroup of prompts, in the order of its first prompt; empty without labels."""
-    names = np.array([str(name) for name in labels])
+    names, same = np.array([str(name) for name in labels]), np.arange(len(values)) if copies is None else copies
     rows = {name: names == name for name in dict.fromkeys(names.tolist())}
-    same = np.arange(len(values)) if copies is None else np.asarray(copies)
-    return {name: Score.of(values[own], copies=same[own], seed=seed) for name, own in rows.items()}
+    return {name: Score.of(values[own], copies=np.asarray(same)[own], seed=seed) for name, own in rows.items()}
 
 
 def prompt_notes(copies: Copies) -> list[str]:
@@ -242,9 +248,7 @@ def _mean_draws(
     return draws
 
 
-def score_draws(
-    values: Float[np.ndarray, " n"], copies: Copies, seed: Any, resamples: int = RESAMPLES
-) -> Float[np.ndarray, " resamples"]:
+def score_draws(values: Any, copies: Copies, seed: Any, resamples: int = RESAMPLES) -> Float[np.ndarray, " resamples"]:
     """The redrawn means behind a weighted :meth:`Score.of`, to be added up with others."""
     x = once(values, copies)
     return _mean_draws(x, _counts(copies, len(x)), seed, resamples)
