@@ -99,9 +99,9 @@ def watched(model: nn.Module) -> Watched:
 def read(model: nn.Module) -> ModelState:
     """A model's state, read anew."""
     modules = modules_of(model)
-    telling = Telling(
-        {id(module): name for name, module in modules.items()}, PLACE | STRUCTURE, settings=settings_of, refuse=False
-    )
+    known = {id(module): name for name, module in modules.items()}
+    known |= {id(notes): "notes" for module in modules.values() for notes in _notes(module)}
+    telling = Telling(known, PLACE | STRUCTURE, settings=settings_of, refuse=False)
     parts: dict[str, bytes] = {}
     offloaded = _offloaded(model)
     for place, module in modules.items():
@@ -119,6 +119,16 @@ def _hooks(module: nn.Module, kind: str) -> list[Any]:
     """Hooks of a module, but those that a bridge puts on the model it wraps, some of them at its first forward."""
     found = getattr(module, kind).values()
     return [h for h in found if type(module).__name__ == "HookPoint" or not _is_plumbing(h)]
+
+
+def _notes(module: nn.Module) -> list[Any]:
+    """Lists, mappings and sets that a module's hooks close over.
+
+    They count as what the hooks note, not as what they compute from: a hook that records activations changes them in
+    every run, and the model not at all.
+    """
+    hooks = itertools.chain.from_iterable(_hooks(module, kind) for kind in HOOKS)
+    return [c for hook in hooks for c in _nested(hook) if isinstance(c, list | dict | set)]
 
 
 def _is_plumbing(hook: Any) -> bool:
@@ -256,7 +266,7 @@ class _Look:
         for module in modules:
             self.containers += [getattr(module, kind) for kind in HOOKS]
             for hook in itertools.chain(*(getattr(module, kind).values() for kind in HOOKS)):
-                self.containers += _nested(hook)
+                self.containers += [c for c in _nested(hook) if isinstance(c, _Cells)]
             if type(module).__name__ == "HookPoint":  # hundreds, of which nothing but their hooks is ever changed
                 continue
             self.containers += [_Settings(module), module._parameters, module._buffers, module._modules]
