@@ -8,6 +8,7 @@ parameters and hooks, each tensor's version, and a sample of its numbers with at
 
 from __future__ import annotations
 
+import dis
 import functools
 import itertools
 import operator
@@ -121,14 +122,30 @@ def _hooks(module: nn.Module, kind: str) -> list[Any]:
     return [h for h in found if type(module).__name__ == "HookPoint" or not _is_plumbing(h)]
 
 
+WRITES = frozenset("append appendleft extend insert add update setdefault pop clear".split())
+
+
 def _notes(module: nn.Module) -> list[Any]:
-    """Lists, mappings and sets that a module's hooks close over.
+    """Lists, mappings and sets that a module's hooks write to.
 
     They count as what the hooks note, not as what they compute from: a hook that records activations changes them in
     every run, and the model not at all.
     """
     hooks = itertools.chain.from_iterable(_hooks(module, kind) for kind in HOOKS)
-    return [c for hook in hooks for c in _nested(hook) if isinstance(c, list | dict | set)]
+    return [notes for hook in hooks for notes in _written(hook)]
+
+
+def _written(hook: Any, depth: int = 4) -> list[Any]:
+    """The containers that a hook, or a function that it closes over, writes to."""
+    if isinstance(hook, functools.partial | types.MethodType) and depth:
+        return _written(getattr(hook, "func", None) or getattr(hook, "__func__", None), depth - 1)
+    if not isinstance(hook, types.FunctionType) or not depth:
+        return []
+    steps = [(step.opname, step.argval) for step in dis.get_instructions(hook)]
+    writes = any(name in ("STORE_SUBSCR", "DELETE_SUBSCR") or value in WRITES for name, value in steps)
+    closed = _Cells(hook).values()
+    own = [c for c in closed if isinstance(c, list | dict | set)] if writes else []
+    return own + [notes for c in closed for notes in _written(c, depth - 1)]
 
 
 def _is_plumbing(hook: Any) -> bool:
@@ -266,7 +283,8 @@ class _Look:
         for module in modules:
             self.containers += [getattr(module, kind) for kind in HOOKS]
             for hook in itertools.chain(*(getattr(module, kind).values() for kind in HOOKS)):
-                self.containers += [c for c in _nested(hook) if isinstance(c, _Cells)]
+                notes = set(map(id, _written(hook)))
+                self.containers += [c for c in _nested(hook) if id(c) not in notes]
             if type(module).__name__ == "HookPoint":  # hundreds, of which nothing but their hooks is ever changed
                 continue
             self.containers += [_Settings(module), module._parameters, module._buffers, module._modules]
