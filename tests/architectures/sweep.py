@@ -168,7 +168,9 @@ class Sweep:
     # ---------------------------------------------------------------------------------- flow and causal trace
     def outputs(self) -> list[str]:
         """Names of everything that blocks add to the residual stream."""
-        return [n for n in self.model.hook_dict if re.fullmatch(ADDED, n)]
+        names = [n for n in self.model.hook_dict if re.fullmatch(ADDED, n)]
+        mlps = {n.split(".")[1] for n in names if n.endswith("hook_mlp_out")}
+        return [n for n in names if not (re.search("shared_mlp|moe", n) and n.split(".")[1] in mlps)]  # the same again
 
     def flow(self) -> None:
         """Edges between components, from a token and to the answer."""

@@ -28,6 +28,8 @@ ENGINE = {
     "ModernBertDecoderForCausalLM": "noise comes after the embedding's norm",
     "MptForCausalLM": "the last MLP takes the residual too",
     "OPTForCausalLM-projected": "noise is as wide as the residual stream, the embeddings are not",
+    "RwkvForCausalLM": "blocks return three things",
+    "Zamba2ForCausalLM": "padding moves gradients through a float32 state by rounding",
     "OpenAIGPTLMHeadModel": "blocks return a list; an attention mask changes what tokens attend to",
 }
 """Architectures that fail in the forward, and how."""

@@ -159,6 +159,8 @@ def test_encoder_decoders_are_refused_by_name_wherever_they_come_in(name: str) -
         ("FalconH1ForCausalLM", {"mamba"}),
         ("Lfm2ForCausalLM", {"conv"}),
         ("JambaForCausalLM", {"mixer"}),
+        ("GraniteMoeHybridForCausalLM", {"mixer", "shared_mlp", "moe"}),
+        ("GraniteMoeHybridForCausalLM-dense", {"mixer"}),
     ],
 )
 def test_everything_that_blocks_add_is_kept_along_a_path(name: str, parts: set[str]) -> None:

@@ -84,9 +84,10 @@ def _parts(trial: _Trial) -> list[list[str]]:
     """Outputs of parts of blocks, part by part; no norms, and not attention or MLP where their output is known."""
     found: dict[str, list[str]] = {}
     known = {name.replace("hook_", "").replace("_out", ".hook_out") for name in trial.kept}
+    points, kept = trial.view.points(), {id(trial.view.point(name)) for name in trial.kept}
     for name in trial.base:
         match = re.fullmatch(r"blocks\.\d+\.(\w+)\.hook_out", name)
-        if match and name not in known and not re.search(r"norm|^(pre_)?ln", match[1]):
+        if match and name not in known and id(points[name]) not in kept and not re.search(r"norm|^(pre_)?ln", match[1]):
             found.setdefault(match[1], []).append(name)
     return list(found.values())
 
