@@ -16,12 +16,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),
 ]
 
-ENGINE = {
-    "shortformer": "a restart leaves out the position embedding",
-    "both directions": "HookedTransformer attends to padding there",
-}
-"""Settings that fail in the forward, and how."""
-
 WITHOUT = {
     "attention only": {"neurons", "mlp_dims", "mlps", "residual:mid"},
     "parallel": {"residual:mid"},
@@ -32,9 +26,7 @@ WITHOUT = {
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_every_number_is_the_plain_loops(name: str, request: pytest.FixtureRequest) -> None:
-    if name in ENGINE:
-        request.applymarker(pytest.mark.xfail(reason=ENGINE[name], strict=False))
+def test_every_number_is_the_plain_loops(name: str) -> None:
     row = Sweep(build(name), tolerance=1e-6 if dtype_of(name) == torch.float64 else 1e-4).run()
     assert set(row.refused) == WITHOUT.get(name, set())
     assert {"flow", "trace"} <= set(row.works)
