@@ -142,11 +142,11 @@ def test_encoder_decoders_are_refused_by_name_wherever_they_come_in(name: str) -
         lambda: mt.causal_trace(model, [3, 4, 5], subject=(0, 1), answer=[7]),
         lambda: mt.task("professions", model),
     ):
-        with pytest.raises(ValueError, match=f"{name}ForConditionalGeneration is an encoder-decoder"):
+        with pytest.raises(ValueError, match=rf"is an encoder-decoder \({name}ForConditionalGeneration\)"):
             enter()
     found = mt.doctor(model)
     assert [check.name for check in found.failed] == ["model"]
-    assert f"{name}ForConditionalGeneration is an encoder-decoder" in found.failed[0].found
+    assert f"is an encoder-decoder ({name}ForConditionalGeneration)" in found.failed[0].found
 
 
 # ------------------------------------------------------------------------------------ what lies between two components
