@@ -93,6 +93,7 @@ class Tracer:
         distributed: bool | Ranks = False,
         cache_dir: str | Path | None = None,
     ) -> None:
+        ModelView(model)  # says what it wants, where this is none
         pairs, groups = ambient.usable(pairs), ambient.usable(groups)
         metric, intervention = ambient.usable(metric), ambient.usable(intervention)
         self.model, self.pairs, self.groups = model, pairs, groups
