@@ -54,7 +54,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("forwards", [30, 55])
+@pytest.mark.parametrize("forwards", [15, 40])
 def test_resume_completes_with_the_same_files(forwards: int, tmp_path: Path, whole: Path) -> None:
     out = unfinished(tmp_path / "run", forwards)
     assert json.loads((out / "run.json").read_text())["status"] == "interrupted"

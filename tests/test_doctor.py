@@ -20,6 +20,7 @@ from tiny_models import build, few
 from tl_multitrace import machine, self_test
 from tl_multitrace.cli import app as cli
 from tl_multitrace.doctor import SUPPORTED
+from tl_multitrace.models.renamed import passes_on_cache
 from tl_multitrace.self_test import KINDS, SelfTest, public, tried
 
 pytestmark = pytest.mark.lens
@@ -42,7 +43,7 @@ def test_everything_works_here(found: mt.Diagnosis) -> None:
     checks = by_name(found.checks)
     assert KIND_NAMES <= set(checks)
     assert all(checks[name].status == "ok" for name in KIND_NAMES)
-    assert "stored block inputs used" in checks["restarts"].found
+    assert all(checks[name].found.startswith("on (equal to ") for name in ("block restarts", "token restarts"))
     assert "All checks passed" in repr(found)
 
 
@@ -127,8 +128,10 @@ def test_a_gpu_that_pytorch_does_not_see(monkeypatch: pytest.MonkeyPatch) -> Non
 # ------------------------------------------------------------------------------------------------------- self-test
 def test_every_tiny_model_passes(tiny_model: Any) -> None:
     checks = by_name(SelfTest(tiny_model).checks())
-    pattern = checks.pop("attention patterns")
+    pattern, text = checks.pop("attention patterns"), checks.pop("generation")
     assert not [c for c in checks.values() if c.status == "failed"]
+    # of a bridge that nobody has mended, what it generates may be wrong: then the remedy is to load it as we do
+    assert text.status == "ok" or (not passes_on_cache(tiny_model) and "tl_multitrace.load_model" in text.remedy)
     assert pattern.status == "ok" or "ignores what a hook" in pattern.found
 
 

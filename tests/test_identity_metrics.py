@@ -202,10 +202,8 @@ SPOILT: dict[str, Callable[[dict[str, Tensor]], Any]] = {
     "another shape": lambda v: v.update(each=v["each"][:, :-1]),
     "another rank": lambda v: v.update(each=v["each"].flatten()),
     "too many sums": lambda v: v.update(sums=torch.ones(2)),
-    "no flags": lambda v: v.pop("flags"),
     "no numbers": lambda v: v.pop("each"),
     "a broken cost": lambda v: v.update(cost=torch.full((3,), torch.nan, dtype=torch.float64)),
-    "references of another search": lambda v: v.update(references=torch.zeros(1, 3)),
 }
 
 

@@ -97,7 +97,7 @@ def means(prompts: Sequence[list[int]], per_position: bool) -> Any:
 def test_mean(per_position: bool, pattern: bool, own: bool) -> None:
     """The mean is over prompt tokens, each prompt once: neither answers nor a second candidate's row count."""
     others = random_examples(5, seed=9)
-    prompts = [e.source for e in EXAMPLES] if own else [e.base for e in others]
+    prompts = [e.source for e in (EXAMPLES if own else others)]
     reference = None if own else pairs_of(others)
     intervention = mt.MeanAblation(reference, per_position=per_position)
     effect = check(intervention, all_sites(pattern=pattern), source=means(prompts, per_position))

@@ -154,7 +154,7 @@ def test_half_precision_is_stored_as_it_is_and_summed_in_float32() -> None:
 # ---------------------------------------------------------------------------------------------------- estimates
 def test_the_estimate_is_what_is_stored() -> None:
     model, pairs = model_of(), pairs_of(EXAMPLES)
-    groups = groups_of(model)
+    groups = mt.heads(model).at("last") + mt.neurons(model, [1]).at("last") + mt.residual(model, [2], positions=[-1])
     before = mt.memory_estimate(model, pairs, groups)
     tracer = mt.Tracer(model, pairs, groups)
     numbers(tracer)
@@ -203,7 +203,7 @@ def test_nothing_but_one_prompt_pair_runs_for_an_estimate(monkeypatch: pytest.Mo
         ModelView, "run", lambda self, tokens, *a, **k: seen.append(len(tokens)) or run(self, tokens, *a, **k)
     )
     mt.memory_estimate(build(MODEL_NAMES[0]), pairs_of(EXAMPLES), mt.heads(model_of()))
-    assert set(seen) == {1}
+    assert 1 in seen and max(seen) == 2  # beside the pair, a prompt and a shorter one, to try what the model allows
 
 
 @pytest.mark.parametrize("name", [n for n in MODEL_NAMES if "compat" not in n and n.split("-")[1] in ("gpt2", "llama")])

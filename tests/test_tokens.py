@@ -16,8 +16,10 @@ from tiny_models import word_tokenizer
 
 def reader(tokenizer: Any, *, prepend_bos: bool = True) -> Any:
     """What ``PromptPairs`` needs of a model to read text."""
-    cfg = SimpleNamespace(default_prepend_bos=prepend_bos, model_name="reader")
-    return SimpleNamespace(hook_dict={}, cfg=cfg, tokenizer=tokenizer)
+    model: Any = torch.nn.Module()
+    model.cfg = SimpleNamespace(default_prepend_bos=prepend_bos, model_name="reader")
+    model.hook_dict, model.tokenizer, model.blocks = {}, tokenizer, torch.nn.ModuleList([torch.nn.Identity()])
+    return model
 
 
 WORDS = reader(word_tokenizer(leading_space=True))

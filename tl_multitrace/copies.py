@@ -34,12 +34,11 @@ def prompt_keys(pairs: PromptPairs, answers: bool = True, source: bool = True) -
     return list(zip(*columns, strict=True))
 
 
-def distinct(pairs: PromptPairs, answers: bool = True, source: bool = True) -> Int[np.ndarray, " n"]:
+def distinct(pairs: PromptPairs, source: bool = True) -> Int[np.ndarray, " n"]:
     """Per pair, the number of the first pair that it is a copy of: its own number where it is the first.
 
     Args:
         pairs: prompts.
-        answers: False: pairs of the same prompts are copies whatever their answers.
         source: False: whatever their source prompts, which an ablation does not run.
 
     Examples:
@@ -49,7 +48,7 @@ def distinct(pairs: PromptPairs, answers: bool = True, source: bool = True) -> I
         [0, 1, 0, 3, 1]
     """
     first: dict[tuple[Any, ...], int] = {}
-    return np.array([first.setdefault(key, i) for i, key in enumerate(prompt_keys(pairs, answers, source))])
+    return np.array([first.setdefault(key, i) for i, key in enumerate(prompt_keys(pairs, source=source))])
 
 
 def copies_of(tracer: Tracer) -> Int[np.ndarray, " n"]:

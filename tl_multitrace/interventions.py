@@ -161,7 +161,7 @@ class MeanAblation(Intervention):
         >>> off = mt.MeanAblation(reference=task.pairs)
         >>> tracer = mt.Tracer(model, task.pairs, mt.heads(model), mt.LogitDiff(), off)
         >>> round(tracer.effect(["L0H3"]).mean().item(), 1)
-        1.8
+        1.7
     """
 
     reference: PromptPairs | None = None

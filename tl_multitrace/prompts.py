@@ -298,12 +298,12 @@ class PromptPairs:
     def split(self, fraction: float, seed: int = 0) -> tuple[PromptPairs, PromptPairs]:
         """Two disjoint random parts (``seed``), ``fraction`` of the pairs and the rest, each subgroup divided alike.
 
-        Copies of a pair (the same prompts, whatever their answers) stay on one side.
+        Copies of a pair (the same prompts and answers) stay on one side.
 
         Raises:
             ValueError: a part would be empty.
         """
-        generator, of = torch.Generator().manual_seed(seed), torch.from_numpy(distinct(self, answers=False))
+        generator, of = torch.Generator().manual_seed(seed), torch.from_numpy(distinct(self))
         first: list[int] = []
         for kind in sorted(set(self.labels)) or [""]:
             # one row stands for its copies, which follow it to its side

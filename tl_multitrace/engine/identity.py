@@ -65,6 +65,11 @@ class Unchanged:
         if self._metric_now() != self._metric:
             raise ModelChangedError(_said("metric", [f"{type(self.metric).__name__} or what it reads"]))
 
+    def settle(self) -> None:
+        """After the first runs: what the model and the metric note about themselves while they run is no change."""
+        self._state = self._watched.settled()
+        self.leave()
+
     def leave(self) -> None:
         """At the end of every call: what a metric notes while it is called is no change."""
         self._metric = self._metric_now()

@@ -74,7 +74,7 @@ class SharedCalls:
         if cache_dir is not None and name is not None:
             tolerance = 2e-2 if self.own.runs.view.dtype in (torch.bfloat16, torch.float16) else 1e-4
             self.cache = Cache.of_base(cache_dir / name, self.ranks, base, tolerance=tolerance)
-        self.unchanged.leave()
+        self.unchanged.settle()
         return base[0]
 
     def make(

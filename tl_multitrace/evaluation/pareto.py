@@ -269,9 +269,7 @@ class _Searches:
 
     def candidates(self) -> list[tuple[int, ...]]:
         """Every set within the budget that was evaluated, the empty one included."""
-        n = len(self.loose.groups)
-        sets = [tuple(np.flatnonzero(np.unpackbits(np.frombuffer(key, np.uint8))[:n])) for key in self.loose.seen]
-        return [tuple(int(i) for i in s) for s in sets if len(s) <= self.budget]
+        return [chosen for chosen in self.loose.seen_sets() if len(chosen) <= self.budget]
 
     def values(self, members: Sequence[tuple[int, ...]], axes: Sequence[Axis]) -> Float[np.ndarray, "sets axes"]:
         """Changes with the sign that makes higher better."""

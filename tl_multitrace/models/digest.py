@@ -107,7 +107,8 @@ def read(model: nn.Module) -> ModelState:
     offloaded = _offloaded(model)
     for place, module in modules.items():
         parts[f"weights of {place}"] = _weights(module, offloaded)
-        parts[f"settings of {place}"] = _settings(module, telling, place)
+        for name, value in settings_of(module).items():
+            parts[_part(place, name)] = telling.of(value, place)
         parts[f"code of {place}"] = telling.of(type(module), f"the class of {place}")
         hooks = [_hooks(module, kind) for kind in HOOKS]
         if any(hooks):
@@ -171,9 +172,12 @@ def _weights(module: nn.Module, offloaded: dict[int, Tensor]) -> bytes:
     return hashed(*found) if found else b""
 
 
-def _settings(module: nn.Module, telling: Telling, place: str) -> bytes:
-    own = settings_of(module)
-    return telling.of(own, place) if own else b""
+def _part(place: str, attribute: str) -> str:
+    return f"settings of {place}: {attribute}"
+
+
+_NOTED: weakref.WeakKeyDictionary[nn.Module, set[str]] = weakref.WeakKeyDictionary()
+"""Attributes that modules have been seen to write in a forward (:meth:`Watched.settled`)."""
 
 
 def settings_of(module: nn.Module) -> dict[str, Any]:
@@ -184,7 +188,7 @@ def settings_of(module: nn.Module) -> dict[str, Any]:
     if type(module).__name__ == "HookPoint":
         return {}
     private = type(module).__module__.partition(".")[0] in ("transformer_lens", "transformers")
-    skipped = OFFLOADED if "_hf_hook" in vars(module) else INTERNAL
+    skipped = (OFFLOADED if "_hf_hook" in vars(module) else INTERNAL) | _NOTED.get(module, set())
     return {k: v for k, v in vars(module).items() if k not in skipped and not (private and k[0] == "_")}
 
 
@@ -249,6 +253,23 @@ class Watched:
             self._look = _Look(self.model)
         if self._state is None or not self._state.same(found):
             self._state = found
+        return self._state
+
+    def settled(self) -> ModelState:
+        """The present state after the model has run: what its modules wrote about themselves is no setting from now on.
+
+        A module may count its calls, or keep what it saw last; whoever changes a setting does so between two runs.
+        """
+        if self._state is None or self._look is None or self._look.unchanged():
+            return self.state()
+        before = self._state.parts
+        with torch.inference_mode(False), torch.no_grad():
+            now = read(self.model).parts
+            for place, module in modules_of(self.model).items():
+                written = {name for name in settings_of(module) if now[_part(place, name)] != before.get(_part(place, name))}
+                if written:
+                    _NOTED.setdefault(module, set()).update(written)
+            self._state, self._look = read(self.model), _Look(self.model)
         return self._state
 
 

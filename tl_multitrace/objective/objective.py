@@ -26,7 +26,7 @@ from tl_multitrace.engine.shared import Loop
 from tl_multitrace.groups import HookGroups
 from tl_multitrace.objective.aim import Latest, TracerAim
 from tl_multitrace.objective.goals import Constraint, Goal, Reading, common_groups
-from tl_multitrace.objective.predict import changes_of, key_of, linear, predicted, resampled
+from tl_multitrace.objective.predict import changes_of, key_of, linear, predicted, resampled, set_of
 from tl_multitrace.objective.reduce import Mean
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.records.stats import Score, around, middle
@@ -199,6 +199,11 @@ class Objective:
             for row, i in enumerate(new):
                 self.seen[keys[i]] = {name: float(values[row]) for name, values in found.items()}
         return [self.seen[key] for key in keys]
+
+    def seen_sets(self) -> list[tuple[int, ...]]:
+        """Every set that was evaluated so far."""
+        sets = [set_of(key, len(self.groups)) for key in self.seen]
+        return [chosen for chosen in sets if chosen is not None]
 
     def _changes(self, masks: Tensor, reference: Any) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}

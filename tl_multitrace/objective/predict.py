@@ -21,9 +21,21 @@ VALUES = 1 << 22
 """Predicted values held at a time."""
 
 
+SOFT = b"soft"
+
+
 def key_of(mask: Float[Tensor, " groups"]) -> bytes:
-    """A binary mask as a short key."""
-    return np.packbits(mask.cpu().numpy() > 0.5).tobytes()
+    """A mask as a key: a bit per entry of a binary one, every number of a soft one."""
+    values = mask.double().cpu().numpy()
+    on = values > 0.5
+    return np.packbits(on).tobytes() if np.array_equal(on, values) else SOFT + values.tobytes()
+
+
+def set_of(key: bytes, n: int) -> tuple[int, ...] | None:
+    """The entries of the binary mask of a key; None for a soft mask's."""
+    if key.startswith(SOFT) and len(key) == len(SOFT) + 8 * n:
+        return None
+    return tuple(int(i) for i in np.flatnonzero(np.unpackbits(np.frombuffer(key, np.uint8))[:n]))
 
 
 def linear(

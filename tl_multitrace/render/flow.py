@@ -86,7 +86,8 @@ def check_flow(graph: Any) -> nx.MultiDiGraph:
             raise ValueError(f"not a graph of information_flow(): the node {name!r} has no kind and layer.")
     for a, b, edge in graph.edges(data=True):
         numbers = [edge.get("effect"), edge.get("low", 0.0), edge.get("high", 0.0)]  # of one prompt: no interval
-        if not all(isinstance(v, int | float) for v in numbers) or not step(graph.nodes[a]) < step(graph.nodes[b]):
+        whole = all(isinstance(v, int | float) for v in numbers) and ("low" in edge) == ("high" in edge)
+        if not whole or not step(graph.nodes[a]) < step(graph.nodes[b]):
             raise ValueError(
                 f"not a graph of information_flow(): the edge from {a!r} to {b!r} has no effect, or runs back."
             )
