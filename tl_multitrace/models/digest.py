@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from tl_multitrace.identity import Telling, Untellable
-from tl_multitrace.models.offload import weights_of
+from tl_multitrace.models.offload import placeholders
 from tl_multitrace.tensors import hashed, sample, tensor_digest
 
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
@@ -35,7 +35,8 @@ PLACE = frozenset(
     "_name_or_path name_or_path model_name tokenizer_name tokenizer _tokenizer processor device n_devices "
     "tokenizer_prepends_bos tokenizer_appends_eos default_prepend_bos default_padding_side generation_config "
     "_commit_hash transformers_version use_cache seed init_weights initializer_range adapter _driver _hf_hook "
-    "_old_forward _capture_hook_handles checkpoint_value checkpoint_label_type _is_hf_initialized hf_device_map".split()
+    "_old_forward to cuda npu xpu mlu musa sdaa _capture_hook_handles checkpoint_value checkpoint_label_type "
+    "_is_hf_initialized hf_device_map architectures model_type dtype torch_dtype".split()
 )
 """Attributes that say where a model came from or where it is, not what it computes."""
 
@@ -104,11 +105,14 @@ def read(model: nn.Module) -> ModelState:
     known |= {id(notes): "notes" for module in modules.values() for notes in _notes(module)}
     telling = Telling(known, PLACE | STRUCTURE, settings=settings_of, refuse=False)
     parts: dict[str, bytes] = {}
-    offloaded = _offloaded(model)
+    offloaded = dict(placeholders(model))
+    own = {id(t) for module in modules.values() for t in (*module._parameters.values(), *module._buffers.values())}
     for place, module in modules.items():
         parts[f"weights of {place}"] = _weights(module, offloaded)
         for name, value in settings_of(module).items():
-            parts[_part(place, name)] = telling.of(value, place)
+            # a second name of a weight, or of what stands for one that is elsewhere: read as a weight
+            again = isinstance(value, Tensor) and (value.is_meta or id(value) in own)
+            parts[_part(place, name)] = b"a weight" if again else telling.of(value, place)
         parts[f"code of {place}"] = telling.of(type(module), f"the class of {place}")
         hooks = [_hooks(module, kind) for kind in HOOKS]
         if any(hooks):
@@ -190,14 +194,6 @@ def settings_of(module: nn.Module) -> dict[str, Any]:
     private = type(module).__module__.partition(".")[0] in ("transformer_lens", "transformers")
     skipped = (OFFLOADED if "_hf_hook" in vars(module) else INTERNAL) | _NOTED.get(module, set())
     return {k: v for k, v in vars(module).items() if k not in skipped and not (private and k[0] == "_")}
-
-
-def _offloaded(model: nn.Module) -> dict[int, Tensor]:
-    """Values of placeholders on the meta device, by the placeholder's id."""
-    state = model.state_dict(keep_vars=True).items()
-    placeholders = {name: value for name, value in state if isinstance(value, Tensor) and value.is_meta}
-    values = weights_of(model) if placeholders else {}
-    return {id(tensor): values[name] for name, tensor in placeholders.items()}
 
 
 def _global_hooks() -> list[Any]:

@@ -34,7 +34,7 @@ def weights_of(model: nn.Module) -> dict[str, Any]:
     empty = [name for name, value in state.items() if isinstance(value, Tensor) and value.is_meta]
     if not empty:
         return state
-    kept = dict(_offloaded(model))
+    kept = dict(placeholders(model))
     missing = [name for name in empty if id(state[name]) not in kept]
     if missing:
         raise ValueError(
@@ -44,7 +44,7 @@ def weights_of(model: nn.Module) -> dict[str, Any]:
     return state | {name: kept[id(state[name])] for name in empty}
 
 
-def _offloaded(model: nn.Module) -> Iterator[tuple[int, Tensor]]:
+def placeholders(model: nn.Module) -> Iterator[tuple[int, Tensor]]:
     """Values of offloaded weights, by the identity of their placeholders."""
     for module in model.modules():
         for hook in _hooks(module):
