@@ -219,7 +219,7 @@ def test_a_fact_counts_once_and_one_fact_has_no_interval(tmp_path: Path) -> None
 
 
 # ----------------------------------------------------------------------------------------------------- ratios to zero
-def test_ratios_to_effects_that_cancel_are_undefined_and_say_so() -> None:
+def test_ratios_to_effects_that_cancel_are_undefined_and_say_so(tmp_path: Path) -> None:
     report = mt.evaluate(circuit(), cancelling(), draws=0)
     scores = report.ablations[0]
     assert max(map(abs, scores.full_effects)) > 0.1 and abs(report.full_effect.mean) < 1e-9
@@ -229,16 +229,16 @@ def test_ratios_to_effects_that_cancel_are_undefined_and_say_so() -> None:
     assert repr(report).count("undefined: the effect of patching everything") >= 2
     scored = mt.cpr_cmd(range(12), tracer=mt.Tracer(model(), cancelling(), mt.heads(model())))
     assert scored.cpr is scored.cmd is None and "undefined" in repr(scored)
-    assert scored == mt.MibScores.load(scored.save(Path("mib.json"), overwrite=True))
+    assert scored == mt.MibScores.load(scored.save(tmp_path / "mib.json"))
     scored.plot()
 
 
-def test_a_whole_mask_that_may_do_nothing_has_no_share() -> None:
+def test_a_whole_mask_that_may_do_nothing_has_no_share(tmp_path: Path) -> None:
     path = mt.select(mt.Tracer(model(), cancelling(), mt.heads(model())), [2])
     assert path[2].share is None and path.full_score is not None and not path.full_score.clear
     assert "of all       undefined" in re.sub(" +", " ", repr(path[2])).replace("of all ", "of all       ")
-    assert mt.SubsetPath.load(path.save("path.json", overwrite=True))[2].no_share == path[2].no_share
-    assert mt.Circuit.load(path[2].save("circuit.json", overwrite=True)).share is None
+    assert mt.SubsetPath.load(path.save(tmp_path / "path.json"))[2].no_share == path[2].no_share
+    assert mt.Circuit.load(path[2].save(tmp_path / "circuit.json")).share is None
 
 
 def test_a_value_is_within_its_own_interval() -> None:

@@ -264,7 +264,10 @@ def test_evaluation_and_its_kin(broken: Any) -> None:
         mt.side_effects(path[2], {"other": (pairs(with_broken(BASE)), mt.LogitDiff())}, side="base")
     with refused(r"the run that means are taken of is not finite at .*, prompt \d"):
         mt.side_effects(path[2], {"other": (pairs(), mt.LogitDiff())}, reference=bad)
-    with refused(r"the run that means are taken of is not finite at .*, prompt \d"), path[2].steer(broken, 0.5, reference=bad):
+    with (
+        refused(r"the run that means are taken of is not finite at .*, prompt \d"),
+        path[2].steer(broken, 0.5, reference=bad),
+    ):
         pass
     with refused("the base run is not finite"):
         mt.select(trace(broken), 2, mt.TopK(), held_out=pairs(with_broken(BASE)))

@@ -297,16 +297,20 @@ def test_the_model_is_as_before_also_after_an_error() -> None:
     pairs = pairs_of(EXAMPLES)
     state = {k: v.clone() for k, v in model.state_dict().items() if isinstance(v, torch.Tensor)}
     before = hooks_of(model), model.training, [p.requires_grad for p in model.parameters()]
-    calls = []
+    left = [1000]
 
     def failing(out: mt.Answers, base: mt.Answers) -> torch.Tensor:
-        calls.append(out)
-        if len(calls) > 12:
+        left[0] -= 1
+        if left[0] < 0:
             raise RuntimeError("stop here")
         return out.scores()[:, 0]
 
+    tracer = mt.Tracer(model, pairs, mt.heads(model), failing)
+    left[0] = 1000
+    mt.information_flow(mt.heads(model), tracer)
+    left[0] = 998 - left[0]  # all that it takes but two
     with pytest.raises(RuntimeError, match="stop here"):
-        mt.information_flow(mt.heads(model), mt.Tracer(model, pairs, mt.heads(model), failing))
+        mt.information_flow(mt.heads(model), tracer)
     assert before == (hooks_of(model), model.training, [p.requires_grad for p in model.parameters()])
     mt.information_flow(mt.heads(model, [0]), mt.Tracer(model, pairs, mt.heads(model)))
     assert before == (hooks_of(model), model.training, [p.requires_grad for p in model.parameters()])

@@ -23,6 +23,7 @@ ROOMS = [
     "cost",
     "progress",
     "tensors",
+    "bytecode",
     "identity",
     "models",
     "machine",

@@ -78,7 +78,12 @@ def messages() -> frozenset[str]:
     """Every message that an error is raised with, or returned in."""
     trees = [ast.parse(path.read_text(encoding="utf-8")) for path in PACKAGE.rglob("*.py")]
     raised = [n.exc for t in trees for n in ast.walk(t) if isinstance(n, ast.Raise) and isinstance(n.exc, ast.Call)]
-    return frozenset(worded(call.args[0]) for call in raised if call.args)
+    # a pair that does not fit is named where it is refused: what is raised first says a kind, and the rest
+    unfit = [call for call in raised if getattr(call.func, "id", "") == "UnfitError"]
+    return frozenset(
+        {worded(call.args[0]) for call in raised if call.args}
+        | {f"pair …: {worded(call.args[1])}" for call in unfit if len(call.args) > 1}
+    )
 
 
 def quoted() -> list[str]:

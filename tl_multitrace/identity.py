@@ -7,7 +7,6 @@ pickled (a lock, a generator, an open file) cannot be told from another and is r
 
 from __future__ import annotations
 
-import dis
 import functools
 import sys
 import types
@@ -23,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tl_multitrace.bytecode import code_parts, functions_in, read_by
 from tl_multitrace.tensors import hashed, tensor_digest
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis))
@@ -271,7 +271,7 @@ class Telling:
             self._in_code -= 1
 
     def _function_parts(self, fn: types.FunctionType, where: str) -> Iterator[bytes]:
-        yield from (b"function", *_code_parts(fn.__code__))
+        yield from (b"function", *code_parts(fn.__code__))
         yield self.of([fn.__defaults__, fn.__kwdefaults__], f"a default of {where}")
         for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True):
             with suppress(ValueError):  # empty as yet
@@ -283,7 +283,7 @@ class Telling:
 
     def _globals(self, fn: types.FunctionType, where: str) -> Iterator[bytes]:
         """What a function reads of its module, and of other modules of the user's."""
-        read, names = _read_by(fn.__code__)
+        read, names = read_by(fn.__code__)
         for name in sorted(read):
             value = fn.__globals__.get(name, sys.modules.get(name))
             if isinstance(value, types.ModuleType):
@@ -322,7 +322,7 @@ class Telling:
         for name, value in sorted(own.items()):
             if name in MADE or isinstance(value, types.MemberDescriptorType | types.GetSetDescriptorType):
                 continue
-            for part in _functions_in(value):
+            for part in functions_in(value):
                 if name not in GENERATED or getattr(getattr(part, "__code__", None), "co_filename", "") != "<string>":
                     yield from (name.encode(), self.of(part, f"{kind.__name__}.{name}"))
 
@@ -366,45 +366,5 @@ def _reached(module: str | None, name: str) -> Any:
 
 def _put_in(value: Any) -> bool:
     """Whether what stands in an installed class is code of somebody else."""
-    parts = [part for part in _functions_in(value) if isinstance(part, types.FunctionType)]
+    parts = [part for part in functions_in(value) if isinstance(part, types.FunctionType)]
     return any(not is_library(part.__module__) for part in parts)
-
-
-def _functions_in(value: Any) -> tuple[Any, ...]:
-    if isinstance(value, property):
-        return tuple(part for part in (value.fget, value.fset) if part is not None)
-    if isinstance(value, classmethod | staticmethod):
-        return (value.__func__,)
-    if isinstance(value, functools.cached_property):
-        return (value.func,)
-    return (value,)
-
-
-def _code_parts(code: types.CodeType) -> Iterator[bytes]:
-    """Everything in a code object that decides about what it computes: neither its file nor its lines."""
-    yield from (code.co_name.encode(), code.co_code, repr((code.co_varnames, code.co_names)).encode())
-    yield repr((code.co_freevars, code.co_cellvars, code.co_argcount, code.co_flags)).encode()
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _code_parts(constant)
-        else:
-            yield f"{type(constant).__name__} {_ordered(constant)!r}".encode()
-
-
-def _ordered(constant: Any) -> Any:
-    return sorted(map(repr, constant)) if isinstance(constant, frozenset) else constant
-
-
-def _read_by(code: types.CodeType) -> tuple[set[str], set[str]]:
-    """Globals and modules that some code reads, and the names that it may ask modules for."""
-    read, names = set(), set(code.co_names)
-    for step in dis.get_instructions(code):
-        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME", "IMPORT_NAME"):
-            read.add(str(step.argval))
-    for constant in code.co_consts:
-        if isinstance(constant, str):
-            names.add(constant)
-        elif isinstance(constant, types.CodeType):
-            inner, more = _read_by(constant)
-            read, names = read | inner, names | more
-    return read, names

@@ -262,7 +262,9 @@ class Watched:
         with torch.inference_mode(False), torch.no_grad():
             now = read(self.model).parts
             for place, module in modules_of(self.model).items():
-                written = {name for name in settings_of(module) if now[_part(place, name)] != before.get(_part(place, name))}
+                written = {
+                    name for name in settings_of(module) if now[_part(place, name)] != before.get(_part(place, name))
+                }
                 if written:
                     _NOTED.setdefault(module, set()).update(written)
             self._state, self._look = read(self.model), _Look(self.model)
