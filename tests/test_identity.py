@@ -241,6 +241,41 @@ def test_what_a_hook_reads_may_change_in_place(one_model: Any) -> None:
                 tracer.effect(["L0H1"])
 
 
+SEEN: dict[str, Any] = {}
+CALLS = 0
+
+
+def _keeps(act: torch.Tensor, hook: Any) -> None:
+    """As one cell of a notebook has it: everything it writes to is global."""
+    SEEN[hook.name] = act.detach().clone()
+
+
+def _counts(act: torch.Tensor, hook: Any) -> None:
+    global CALLS
+    CALLS += 1
+
+
+def _counting() -> Any:
+    calls = 0
+
+    def counts(act: torch.Tensor, hook: Any) -> None:
+        nonlocal calls
+        calls += 1
+
+    return counts
+
+
+@pytest.mark.parametrize("hook", [_keeps, _counts, _counting()], ids=["keeps", "counts", "counts in a closure"])
+def test_what_a_hook_notes_is_no_change(hook: Any, one_model: Any) -> None:
+    expected = effect(one_model)
+    with _embedded(one_model, hook):
+        tracer = mt.Tracer(one_model, PAIRS, mt.heads(one_model))
+        for _ in range(3):
+            assert torch.equal(tracer.effects([["L0H1"], ["L1H0", "L2H3"]]), expected[1:])
+    assert hook is not _keeps or SEEN
+    assert hook is not _counts or CALLS
+
+
 def test_a_changed_configuration_is_another_model(tmp_path: Path) -> None:
     """As when ``config.json`` of a model's folder is edited between a run and its continuation."""
     if not HAS_BRIDGE:

@@ -168,10 +168,10 @@ def test_overlap_and_its_chance() -> None:
 
 def test_transfer_to_the_others_prompts_and_metric() -> None:
     a = circuit_of(tracer(), [1, 2, 5])
-    b = circuit_of(tracer(examples=ON_B, metric=mt.OddsRatio()), [2, 7], "minimize")
+    b = circuit_of(tracer(examples=ON_B, metric=mt.OddsRatio()), [7, 9], "minimize")
     found = mt.compare(a, b)
-    on_a = [plain(m, ON_A, 0) for m in ([1, 2, 5], [2, 7])]
-    on_b = [plain(m, ON_B, 0, odds_ratio) for m in ([2, 7], [1, 2, 5])]
+    on_a = [plain(m, ON_A, 0) for m in ([1, 2, 5], [7, 9])]
+    on_b = [plain(m, ON_B, 0, odds_ratio) for m in ([7, 9], [1, 2, 5])]
     for transfer, (own, other) in ((found["a"], on_a), (found["b"], on_b)):
         assert (transfer.own.mean, transfer.other.mean) == pytest.approx((own.mean(), other.mean()))
         assert (transfer.ratio is None) == (not transfer.own.clear)

@@ -48,3 +48,12 @@ def read_by(code: types.CodeType) -> tuple[set[str], set[str]]:
             inner, more = read_by(constant)
             read, names = read | inner, names | more
     return read, names
+
+
+def written_by(code: types.CodeType) -> set[str]:
+    """Globals and closed-over variables that some code assigns to itself, such as a counter of its calls."""
+    own = set(code.co_freevars)
+    steps = [(step.opname, str(step.argval)) for step in dis.get_instructions(code)]
+    found = {name for kind, name in steps if kind == "STORE_GLOBAL" or (kind == "STORE_DEREF" and name in own)}
+    inner = (written_by(constant) for constant in code.co_consts if isinstance(constant, types.CodeType))
+    return found.union(*inner)

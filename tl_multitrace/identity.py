@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tl_multitrace.bytecode import code_parts, functions_in, read_by
+from tl_multitrace.bytecode import code_parts, functions_in, read_by, written_by
 from tl_multitrace.tensors import hashed, tensor_digest
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis))
@@ -273,7 +273,10 @@ class Telling:
     def _function_parts(self, fn: types.FunctionType, where: str) -> Iterator[bytes]:
         yield from (b"function", *code_parts(fn.__code__))
         yield self.of([fn.__defaults__, fn.__kwdefaults__], f"a default of {where}")
+        notes = written_by(fn.__code__)  # what it notes is no part of what it computes from
         for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True):
+            if name in notes:
+                continue
             with suppress(ValueError):  # empty as yet
                 yield from (name.encode(), self.of(cell.cell_contents, f"{name}, which {where} reads,"))
         if vars(fn):
@@ -284,7 +287,7 @@ class Telling:
     def _globals(self, fn: types.FunctionType, where: str) -> Iterator[bytes]:
         """What a function reads of its module, and of other modules of the user's."""
         read, names = read_by(fn.__code__)
-        for name in sorted(read):
+        for name in sorted(read - written_by(fn.__code__)):
             value = fn.__globals__.get(name, sys.modules.get(name))
             if isinstance(value, types.ModuleType):
                 yield from self._of_module(value, names, where)

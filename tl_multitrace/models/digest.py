@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tl_multitrace.identity import Telling, Untellable
+from tl_multitrace.identity import Telling, Untellable, is_library
 from tl_multitrace.models.offload import placeholders
 from tl_multitrace.tensors import hashed, sample, tensor_digest
 
@@ -141,16 +141,18 @@ def _notes(module: nn.Module) -> list[Any]:
 
 
 def _written(hook: Any, depth: int = 4) -> list[Any]:
-    """The containers that a hook, or a function that it closes over, writes to."""
+    """The containers that a hook, or a function that it closes over, writes to; a notebook's are globals."""
     if isinstance(hook, functools.partial | types.MethodType) and depth:
         return _written(getattr(hook, "func", None) or getattr(hook, "__func__", None), depth - 1)
     if not isinstance(hook, types.FunctionType) or not depth:
         return []
     steps = [(step.opname, step.argval) for step in dis.get_instructions(hook)]
     writes = any(name in ("STORE_SUBSCR", "DELETE_SUBSCR") or value in WRITES for name, value in steps)
-    closed = _Cells(hook).values()
-    own = [c for c in closed if isinstance(c, list | dict | set)] if writes else []
-    return own + [notes for c in closed for notes in _written(c, depth - 1)]
+    names = {str(value) for name, value in steps if name == "LOAD_GLOBAL"}
+    mine = [] if is_library(hook.__module__) else [hook.__globals__.get(name) for name in names]
+    read = _Cells(hook).values() + mine
+    own = [c for c in read if isinstance(c, list | dict | set)] if writes else []
+    return own + [notes for c in read for notes in _written(c, depth - 1)]
 
 
 def _is_plumbing(hook: Any) -> bool:
