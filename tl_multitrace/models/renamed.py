@@ -8,6 +8,7 @@ newest token, and a run that starts after stored keys and values computes someth
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -54,8 +55,21 @@ def cache_passed_on(model: Any) -> Iterator[None]:
             handle.remove()
 
 
+_TORN: weakref.WeakKeyDictionary[Any, list[tuple[weakref.ref[Any], weakref.ref[Any]]]] = weakref.WeakKeyDictionary()
+"""What :func:`_torn` found, once per model: it is asked for in every forward, and a walk through all modules is a fifth
+of one."""
+
+
 def _torn(model: Any) -> Iterator[tuple[Any, Any]]:
     """Attention modules that read the old name while transformers gives the new one, with what they wrap."""
+    known = _TORN.get(model)
+    if known is None:
+        known = _TORN[model] = [(weakref.ref(module), weakref.ref(original)) for module, original in _walk(model)]
+    for module, original in known:
+        yield module(), original()
+
+
+def _walk(model: Any) -> Iterator[tuple[Any, Any]]:
     for block in getattr(model, "blocks", ()):
         for module in block.modules():
             original = getattr(module, "original_component", None)
