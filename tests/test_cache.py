@@ -21,6 +21,7 @@ import interrupted
 import pytest
 import torch
 from interrupted import WORK, Killed, agree, done, killed_after, tracer
+from planted_searches import nightly_but
 
 import tl_multitrace as mt
 from tiny_models import MODEL_NAMES, build
@@ -29,8 +30,11 @@ from tl_multitrace.engine.cache import Cache, StateFile, key_of, pack, read_fold
 from tl_multitrace.identity import digest_of
 
 ROOT = Path(__file__).resolve().parents[1]
-KILLS = {"exhaustive": 1, "screened": 2, "screened within a bound": 1}
-"""Kills per piece of work; 4 where it is short."""
+KILLS = 2
+"""Kills per piece of work."""
+
+BY_DAY = ("screened", "pgbct path", "hard concrete", "trace")
+"""One piece of work of each way of going on: from stored calls, from a loop's own state, from cells of a trace."""
 
 
 @pytest.fixture(autouse=True)
@@ -47,11 +51,11 @@ def uninterrupted(name: str) -> tuple[str, int]:
 
 # ------------------------------------------------------------------------------------------- the same after a kill
 @pytest.mark.slow
-@pytest.mark.parametrize("name", WORK)
+@pytest.mark.parametrize("name", nightly_but(BY_DAY, list(WORK)))
 def test_what_was_killed_anywhere_ends_with_the_same(name: str, tmp_path: Path) -> None:
     expected, forwards = uninterrupted(name)
     generator = random.Random(name)
-    for trial in range(KILLS.get(name, 4)):
+    for trial in range(KILLS):
         folder = tmp_path / str(trial)
         for _ in range(generator.choice([1, 2])):
             with suppress(Killed), killed_after(generator.randrange(1, forwards)):  # the second may have less to do

@@ -260,7 +260,9 @@ def until(happens: Any, process: subprocess.Popen[str], seconds: float = 240) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("lost", "then"), [(1, 2), (0, 4), (1, 1)])
+@pytest.mark.parametrize(
+    ("lost", "then"), [(1, 2), *(pytest.param(*way, marks=pytest.mark.nightly) for way in ((0, 4), (1, 1)))]
+)
 def test_a_lost_rank_ends_the_others_and_resume_completes(
     lost: int, then: int, tmp_path: Path, uninterrupted: Any
 ) -> None:

@@ -13,7 +13,8 @@ from tl_multitrace.cli import app as cli
 from tl_multitrace.render import Run
 from tl_multitrace.runs.bounds import bound_from_text, constraints_of
 
-RUN = ["run", "--task", "professions", "--components", "heads", "--budget", "3", "--n", "32", "--device", "cpu"]
+RUN = ["run", "--task", "professions", "--components", "heads@0-1", "--budget", "2", "--n", "20", "--device", "cpu"]
+RUN += ["--stability", "2", "--solver", "greedy"]
 
 
 def call(*arguments: object) -> Any:

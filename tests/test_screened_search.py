@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from oracles import pairs_of, random_examples
-from planted_searches import HARD, build, missed, search
+from planted_searches import HARD, build, missed, nightly_but, search
 
 import tl_multitrace as mt
 from planted import DIRECTIONS, Direction, cases
@@ -22,7 +22,7 @@ SETTINGS = [
 ]
 EVERY = [name for size, rotated, leaks in SETTINGS for name in cases(size, rotated, leaks)]  # type: ignore[arg-type]
 LARGE = [f"{name}-large-rotated-leaks" for name in HARD]
-CHOSEN = [*cases("small", rotated=True, leaks=True), *LARGE]
+CHOSEN = cases("small", rotated=True, leaks=True)
 
 
 # ---------------------------------------------------------------------------------------------- planted circuits
@@ -37,9 +37,18 @@ def test_the_best_effect_at_every_size(name: str, direction: Direction) -> None:
     assert not missed(build(name), direction, found(name, direction))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", nightly_but(["mini_ioi-large-rotated-leaks", "key_query_and-large-rotated-leaks"], LARGE)
+)
+def test_the_best_effect_in_large_models(name: str) -> None:
+    for direction in DIRECTIONS:
+        assert not missed(build(name), direction, found(name, direction))
+
+
 @pytest.mark.nightly
 @pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("name", [name for name in EVERY if name not in CHOSEN])
+@pytest.mark.parametrize("name", [name for name in EVERY if name not in (*CHOSEN, *LARGE)])
 def test_the_best_effect_in_every_setting(name: str, direction: Direction) -> None:
     assert not missed(build(name), direction, search(build(name), direction))
 
@@ -82,7 +91,9 @@ def ratios(tracer: mt.Tracer, direction: Any) -> Any:
 
 
 @pytest.mark.parametrize("direction", ["maximize", "minimize"])
-@pytest.mark.parametrize(("seed", "odds"), [(1, True), (2, False), (3, True)])
+@pytest.mark.parametrize(
+    ("seed", "odds"), [(2, False), *(pytest.param(s, True, marks=pytest.mark.nightly) for s in (1, 3))]
+)
 def test_never_worse_than_greedy(seed: int, odds: bool, direction: Any) -> None:
     ours = ratios(random_problem(seed, odds), direction)
     assert ours.min() >= 0.99 and ours.mean() >= 1.0

@@ -43,9 +43,11 @@ def plain_effects(name: str) -> torch.Tensor:
 
 
 # -------------------------------------------------------------------------------------- however it is cut up
+CUTS = [(None, None), (2, None), (1, 0), (3, 0), (None, 40_000), (2, 40_000)]
+
+
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("batch_size", [None, 1, 2, 3])
-@pytest.mark.parametrize("limit", [None, 0, 40_000], ids=["kept", "recaptured", "some"])
+@pytest.mark.parametrize(("batch_size", "limit"), CUTS, ids=[f"by {n}, limit {limit}" for n, limit in CUTS])
 def test_effects_are_the_plain_loops(name: str, batch_size: int | None, limit: int | None) -> None:
     model = model_of(name)
     tracer = mt.Tracer(model, pairs_of(EXAMPLES), groups_of(model), batch_size=batch_size, memory_limit=limit)

@@ -27,8 +27,10 @@ INTERVENTIONS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("little", [False, True], ids=["kept", "recomputed"])
-@pytest.mark.parametrize("name", INTERVENTIONS)
+WAYS = [(name, False) for name in INTERVENTIONS] + [(name, True) for name in ("interchange", "mean of others", "noise")]
+
+
+@pytest.mark.parametrize(("name", "little"), WAYS, ids=[f"{n}, {'recomputed' if r else 'kept'}" for n, r in WAYS])
 def test_a_view_shows_the_tracers_own_numbers(name: str, little: bool) -> None:
     model = mt.load_model("demo")
     pairs = mt.task("professions", model, n=12).pairs
@@ -36,7 +38,7 @@ def test_a_view_shows_the_tracers_own_numbers(name: str, little: bool) -> None:
     first = mt.PromptPairs.from_tokens(
         pairs.base_tokens, pairs.source_tokens, pairs.candidates[:, 0, 0], lengths=pairs.lengths
     )
-    groups = mt.heads(model) + mt.mlps(model)
+    groups = mt.heads(model, layers=[1, 3]) + mt.mlps(model, layers=[0, 2])
     memory = {"memory_limit": 0} if little else {}
     tracer = mt.Tracer(model, first, groups, mt.AnswerProb(), INTERVENTIONS[name](first), **memory)
     circuit = mt.select(tracer, 3, mt.TopK())[3]
