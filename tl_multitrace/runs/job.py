@@ -179,6 +179,7 @@ def _run_job(job: Job, log: Log, progress: bool, ranks: Ranks, checkpoint: Check
     with log.step("scores", "Scoring the circuit, prompt by prompt"):
         path = replace(path, provenance={**path.provenance, "task": made.name, **_data_name(job)})
         circuit = path[path.sizes[-1]]
+        _ = circuit.marginals, (circuit.chance if held is None or job.keep else None)  # else chance is of held-out ones
         log.cost |= path.cost
         title = str(log.facts["title"])
         run = Run(path, circuit, tracer=tracer, held_out=held, title=title, facts=log.facts).measured()

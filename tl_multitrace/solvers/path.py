@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import torch
 from pydantic import BaseModel, Field
@@ -17,6 +17,7 @@ from tl_multitrace.groups import HookGroups, mask_of
 from tl_multitrace.models.ambient import neutral
 from tl_multitrace.objective import Objective, aim_of
 from tl_multitrace.records.stats import Score, random_sets
+from tl_multitrace.records.when_read import later
 from tl_multitrace.solvers.search import Subset
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from tl_multitrace.tracer import Tracer
 
+T = TypeVar("T")
 CHANCE_DRAWS = 20
 CHANCE_TRIES = 5
 FEWEST_DRAWS = 3
@@ -159,7 +161,9 @@ class SubsetPath:
     _circuits: dict[int, Circuit] = field(default_factory=dict, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "tracer": None, "objective": None}  # the model stays where it is
+        known = {size: circuit for size, circuit in self._circuits.items() if not circuit.unread}
+        # the model stays where it is
+        return {**vars(self), "tracer": None, "objective": None, "_circuits": known}
 
     # ------------------------------------------------------------------ reading
 
@@ -175,7 +179,11 @@ class SubsetPath:
 
     @property
     def cost(self) -> Mapping[str, float]:
-        """Forward equivalents and seconds of the search."""
+        """Forwards, backwards, forward equivalents and seconds of the search: what the solver evaluated.
+
+        Not in it: scores of the choices with their intervals, the loss, held-out effects and the whole mask, a few
+        forwards per budget; and the tables of circuits, which ``path[b].cost`` has. ``tracer.cost`` counts everything.
+        """
         return dict(self.provenance.get("cost", {}))
 
     def __len__(self) -> int:
@@ -192,34 +200,51 @@ class SubsetPath:
                 return choice
         raise KeyError(f"budget {size} was not asked for; this path has {_ranges(self.sizes)}.")
 
-    @neutral()
     def __getitem__(self, size: int) -> Circuit:
-        """The circuit for a budget, with marginal effects and what chance gets (measured now, the first time)."""
+        """The circuit for a budget. It runs nothing: marginal effects and chance are measured when they are read.
+
+        Where several processes share the prompts they are measured at once, so that only this, and not every ``print``,
+        has to be done on all of them.
+        """
         if size not in self._circuits:
             self._circuits[size] = self._circuit(self.choice(size))
         return self._circuits[size]
 
     def _circuit(self, choice: Choice) -> Circuit:
-        aim = self.objective or self.tracer
-        marginals = () if aim is None else marginal_effects(aim, choice.members)
-        chance = choice.chance
-        if chance is None and aim is not None:
-            chance = chance_score(aim, choice.members, int(self.provenance.get("seed", 0)))
-        return Circuit(
+        aim, cost = self.objective or self.tracer, dict(self.provenance.get("cost") or {})
+
+        def counted(measure: Callable[..., T], *given: Any) -> Callable[[], T]:
+            @neutral()
+            def work() -> T:
+                before = aim_of(aim).cost.equivalents
+                found = measure(aim, choice.members, *given)
+                cost["table"] = cost.get("table", 0.0) + aim_of(aim).cost.equivalents - before
+                return found
+
+            return work
+
+        table: dict[str, Callable[[], Any]] = {} if aim is None else {"marginals": counted(marginal_effects)}
+        if choice.chance is None and aim is not None:
+            table["chance"] = counted(chance_score, int(self.provenance.get("seed", 0)))
+        made = Circuit(
             groups=self.groups[list(choice.members)],
             indices=choice.members,
             n_groups=len(self.groups),
             effect=choice.score.mean,
             score=choice.score,
             held_out=choice.held_out,
-            chance=chance,
+            chance=choice.chance,
             full_effect=self.full_effect,
             full_score=self.full_score,
-            marginals=marginals,
             certificate=choice.certificate,
-            provenance={**self.provenance, "budget": choice.size},
+            provenance={**self.provenance, "cost": cost, "budget": choice.size},
             tracer=self.tracer,
         )
+        circuit = later(made, table)
+        tracers = self.objective.tracers if self.objective else [self.tracer] if self.tracer else []
+        if any(tracer.ranks.size > 1 for tracer in tracers):
+            _ = circuit.marginals, circuit.chance
+        return circuit
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per budget: effect with interval, log-scale effect, loss, held-out effect, components."""
