@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import math
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from oracles import pairs_of, random_examples
 from torch import Tensor
-from toy_tracer import Toy
+from toy_tracer import Toy, model_of
 
 import tl_multitrace as mt
 from tl_multitrace.distributed import Ranks
+from tl_multitrace.groups import mask_of
+from tl_multitrace.solvers.search import CostReached, Search
 
 CHANCE_SETS = 20
 
@@ -80,3 +86,114 @@ def test_ranks_measure_at_once_so_that_the_first_alone_may_print() -> None:
 def test_a_loaded_path_has_nothing_to_measure_with(tmp_path: Path) -> None:
     path = mt.SubsetPath.load(searched(Toy(weighed)).save(tmp_path / "path.json"))
     assert path[2].marginals == () and path[2].chance is None and path[2].cost["table"] == 0
+
+
+# ------------------------------------------------------------------------------------------------- max_cost
+class Impatient:
+    """A user's solver that goes on after it was stopped."""
+
+    name = "impatient"
+
+    def search(self, search: Search) -> None:
+        for i in range(8):
+            for sets in ([[i]], [[i, j] for j in range(8)]):
+                with contextlib.suppress(CostReached):
+                    search.scores(sets, reference=[i])
+
+
+SOLVERS: dict[str, Any] = {
+    "screened": mt.ScreenedSearch(),
+    "screened high": mt.ScreenedSearch(effort="high"),
+    "greedy": mt.Greedy(),
+    "exhaustive": mt.Exhaustive(),
+    "random": mt.RandomSubset(),
+    "top-k": mt.TopK(),
+    "attribution": mt.AttributionPatching(),
+    "integrated": mt.IntegratedGradients(),
+    "PGB-CT": mt.PGBCT(sweep=(0.2, 1.0), epochs=8),
+    "PGB-CT path": mt.PGBCT(path=True, epochs=8),
+    "hard concrete": mt.HardConcrete(steps=20),
+    "of a user": Impatient(),
+}
+every_solver = pytest.mark.parametrize("solver", SOLVERS)
+
+
+def bounded() -> mt.Objective:
+    """The second goal's prompts are forwards, too; nothing that holds component 2 is allowed."""
+    kept = mt.Constraint("kept", Toy(lambda m: m[2] + 0.01 * m[3]), at_most=0.1)
+    return mt.Objective([mt.Goal("up", Toy(weighed))], [kept])
+
+
+def best_of(asked: list[tuple[int, ...]], size: int) -> float:
+    return max(float(weighed(mask_of(8, s).double())) for s in asked if len(s) <= size)
+
+
+@every_solver
+@pytest.mark.parametrize("cap", [1, 4.5, 12, 40])
+def test_a_search_stops_before_max_cost_and_gives_the_best_sets_seen(solver: str, cap: float) -> None:
+    whole, toy = mt.select(Toy(weighed), [1, 2, 4], SOLVERS[solver]), Toy(weighed)
+    path = mt.select(toy, [1, 2, 4], SOLVERS[solver], max_cost=cap)
+    assert path.cost["equivalents"] <= cap
+    assert toy.cost.equivalents <= cap + 2 * 3 + 1 + 1  # scores and log effects of three choices, and the whole mask
+    assert path.effects == pytest.approx([best_of(toy.asked, size) for size in path.sizes])
+    if whole.cost["equivalents"] + 2 <= cap:
+        assert path.success and path.choices == whole.choices and path.message.startswith("finished: ")
+    if whole.cost["equivalents"] > cap:
+        assert not path.success
+    if not path.success:
+        spent = f"stopped at max_cost: {path.cost['equivalents']:.4g} of {cap:g} forward equivalents spent, "
+        assert path.message.startswith(spent) and path.message in repr(path)
+        assert path[4].certificate.endswith("; stopped at max_cost")
+
+
+@every_solver
+def test_most_of_what_may_be_spent_is_spent(solver: str) -> None:
+    path = mt.select(Toy(weighed), [1, 2, 4], SOLVERS[solver], max_cost=12)
+    assert path.success or path.cost["equivalents"] >= 8
+    assert path.success or path.effects[-1] > 0  # also soft masks are made into sets in time
+
+
+@pytest.mark.parametrize("solver", ["screened", "greedy", "PGB-CT path", "hard concrete", "random"])
+@pytest.mark.parametrize("cap", [8, 20, 60])
+def test_max_cost_counts_the_prompts_of_all_goals(solver: str, cap: float) -> None:
+    path = mt.select(bounded(), [1, 2, 4], SOLVERS[solver], max_cost=cap)
+    assert path.cost["equivalents"] <= cap
+    assert all(2 not in choice.members for choice in path.choices)
+    assert path.success == (mt.select(bounded(), [1, 2, 4], SOLVERS[solver]).cost["equivalents"] <= cap)
+
+
+@pytest.mark.parametrize("solver", ["screened", "greedy", "PGB-CT", "hard concrete"])
+def test_max_cost_holds_on_a_model_whose_runs_restart(solver: str) -> None:
+    tracer = mt.Tracer(model_of(), pairs_of(random_examples(4)), mt.heads(model_of()), mt.LogitDiff())
+    assert mt.select(tracer, [1, 2, 6], SOLVERS[solver]).cost["equivalents"] > 12
+    before = tracer.cost.equivalents
+    path = mt.select(tracer, [1, 2, 6], SOLVERS[solver], max_cost=12)
+    assert not path.success and 8 <= path.cost["equivalents"] <= 12
+    assert tracer.cost.equivalents - before <= 12 + 4 * 2
+
+
+def test_how_a_search_ended_is_saved(tmp_path: Path) -> None:
+    stopped = mt.select(Toy(weighed), [1, 2, 4], mt.Greedy(), max_cost=10)
+    back = mt.SubsetPath.load(stopped.save(tmp_path / "path.json"))
+    assert not back.success and back.message == stopped.message and repr(back) == repr(stopped)
+    old = replace(stopped, provenance={k: v for k, v in stopped.provenance.items() if k != "outcome"})
+    assert old.success and old.message == ""  # files of 0.1 say nothing about it
+
+
+@pytest.mark.parametrize("cap", [0, -1.0, math.inf, math.nan])
+def test_what_is_no_cost_is_refused(cap: float) -> None:
+    with pytest.raises(ValueError, match="max_cost is a number of forward equivalents above 0"):
+        mt.select(Toy(weighed), 2, mt.Greedy(), max_cost=cap)
+
+
+def test_a_cost_that_pays_for_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"max_cost=0.5 does not even pay for the empty set"):
+        mt.select(Toy(weighed), 2, mt.Greedy(), max_cost=0.5)
+    with pytest.raises(ValueError, match=r"max_cost=3 does not even pay for the empty set"):
+        mt.select(bounded(), 2, mt.Greedy(), max_cost=3)
+
+
+def test_solvers_are_compared_at_one_cost() -> None:
+    found = mt.compare_solvers(Toy(weighed), [1, 2, 4], ["greedy", "exhaustive"], max_cost=15)
+    assert all(13 <= path.cost["equivalents"] <= 15 for path in found.paths.values())
+    assert [path.success for path in found.paths.values()] == [False, False]

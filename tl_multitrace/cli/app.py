@@ -155,6 +155,12 @@ Budget = Annotated[
 SolverName = Annotated[
     str | None, typer.Option("--solver", callback=_checked(solver_by_name), help=f"One of {', '.join(SOLVERS)}.")
 ]
+MaxCost = Annotated[
+    float | None,
+    typer.Option(
+        min=1.0, help="Stop the search, and each repetition of it, at so many forwards over the prompts. Default: none."
+    ),
+]
 InterventionName = Annotated[
     str | None,
     typer.Option(
@@ -213,6 +219,7 @@ def run(
     components: Components = None,
     budget: Budget = "10",
     solver: SolverName = None,
+    max_cost: MaxCost = None,
     intervention: InterventionName = None,
     metric: MetricName = None,
     direction: Annotated[Direction | None, typer.Option(help="Default: the task's.")] = None,
@@ -249,6 +256,7 @@ def run(
         components=components,
         budget=budget,
         solver=solver,
+        max_cost=max_cost,
         intervention=intervention,
         metric=metric,
         direction=None if direction is None else direction.value,

@@ -260,6 +260,7 @@ def compare_solvers(
     held_out: PromptPairs | Mapping[str, PromptPairs] | None = None,
     forced: Iterable[int | str | Component] = (),
     forbidden: Iterable[int | str | Component] = (),
+    max_cost: float | int | None = None,
     progress: bool | None = None,
 ) -> SolverComparison:
     """Run several solvers on one problem and put what they found and what it cost into one table.
@@ -273,6 +274,7 @@ def compare_solvers(
         held_out: prompts to score every choice on afterwards.
         forced: groups in every subset.
         forbidden: groups in none.
+        max_cost: forward equivalents that each search may take, as for :func:`select`.
         progress: show progress bars.
 
     Returns:
@@ -292,7 +294,7 @@ def compare_solvers(
         raise ValueError(f"seed must be one number or several different ones, got {seed!r}.")
     sizes = budgets if isinstance(budgets, Mapping | int) else tuple(budgets)
     options: dict[str, Any] = {"direction": direction, "held_out": held_out, "progress": progress}
-    options |= {"forced": tuple(forced), "forbidden": tuple(forbidden)}
+    options |= {"forced": tuple(forced), "forbidden": tuple(forbidden), "max_cost": max_cost}
     aim = aim_of(tracer)
     with aim.session():
         aim.amounts(torch.ones(1, len(aim.groups)))  # whoever comes first shall not pay for first calls

@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_multitrace.engine.shared import Loop
-from tl_multitrace.solvers.search import Search, subset
+from tl_multitrace.solvers.search import CostReached, Search, subset
 from tl_multitrace.solvers.soft import Run, bracket, fill, minibatches, pinned, sweep, tell
 
 BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1
@@ -87,7 +87,7 @@ class HardConcrete:
 
     def _first(self, search: Search) -> float:
         """The bounded loss's drop over the whole mask, per component of the largest budget."""
-        none, full = (search.aim.loss(torch.full((search.n,), at), search.sign) for at in (0.0, 1.0))
+        none, full = (search.loss(torch.full((search.n,), at)) for at in (0.0, 1.0))
         return max(abs(none - full), 0.01) / search.largest
 
     def _run(self, search: Search, weight: float, earlier: Run | None, generator: torch.Generator) -> Run:
@@ -98,7 +98,10 @@ class HardConcrete:
         batches, done = self._resume(loop, location, optimiser, generator)
         for step in range(done, self.steps):
             batches = batches or minibatches(search.aim.n, self.batch_size, generator)
-            location.grad = self.step_gradient(search, location, batches.pop(), weight, generator)
+            try:
+                location.grad = self.step_gradient(search, location, batches.pop(), weight, generator)
+            except CostReached:  # the gates as they are now rank components, too
+                break
             optimiser.step()
             loop.write(partial(_state, location, optimiser, generator, batches, step + 1), now=step + 1 == self.steps)
         return _result(search, weight, location.detach())
@@ -134,7 +137,7 @@ class HardConcrete:
             generator: of the draw.
         """
         gates = pinned(search, draw(location, generator))
-        slope = search.aim.loss_gradient(gates.detach(), search.sign, examples)
+        slope = search.loss_gradient(gates.detach(), examples, len(search.budgets) + 1)
         total = (slope.to(gates) * gates).sum() + weight * open_probability(location).sum()
         (gradient,) = torch.autograd.grad(total, location)
         return gradient

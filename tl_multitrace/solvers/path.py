@@ -186,6 +186,16 @@ class SubsetPath:
         """
         return dict(self.provenance.get("cost", {}))
 
+    @property
+    def success(self) -> bool:
+        """Whether the search came to its end; else ``max_cost`` stopped it, and choices are the best seen so far."""
+        return bool(dict(self.provenance.get("outcome") or {}).get("success", True))
+
+    @property
+    def message(self) -> str:
+        """How the search ended, in words: what it has spent, and what to do where it was stopped."""
+        return str(dict(self.provenance.get("outcome") or {}).get("message", ""))
+
     def __len__(self) -> int:
         return len(self.choices)
 

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_multitrace.solvers.search import Search, subset
+from tl_multitrace.solvers.search import CostReached, Search, subset
 from tl_multitrace.solvers.soft import Run, bracket, fill, minibatches, pinned, sweep, tell
 
 PAPER_LR = {"head": 0.1, "attn": 0.1}
@@ -83,7 +83,7 @@ class PGBCT:
                 return self._run(search, factor, earlier, epochs, bar)
 
             found = bracket(search, run, 1.0, self.runs) if self.path else sweep(search, run, self.sweep)
-        if self.path:
+        if self.path or search.stopped:  # a run that was stopped half way through has a ranking rather than a set
             tell(search, fill(search, found), "the mask's average over a run's steps")
             return
         for one in found:
@@ -116,7 +116,10 @@ class PGBCT:
         for epoch in range(epochs):
             batches = minibatches(search.aim.n, self.batch_size, generator)
             for examples in batches if epoch >= done else ():
-                gradient = self.step_gradient(search, z.detach(), examples, epoch, factor).detach()
+                try:
+                    gradient = self.step_gradient(search, z.detach(), examples, epoch, factor).detach()
+                except CostReached:  # the mask as it is now names a set, too
+                    return z, total / optimiser.steps if optimiser.steps else z
                 z = pinned(search, (z - rates * optimiser.direction(gradient)).clamp(0.0, 1.0))
                 total = total + z
             bar.update(len(batches))
@@ -142,7 +145,7 @@ class PGBCT:
             epoch: counted from 0.
             factor: on ``l1``.
         """
-        data = search.aim.loss_gradient(z, search.sign, examples)
+        data = search.loss_gradient(z, examples, len(search.budgets) + 1)
         weight = epoch + 1
         penalty = self.l1 * factor * weight * torch.sign(z) + self.l2 * weight * (1 - 2 * z)
         return data.to(z) + penalty

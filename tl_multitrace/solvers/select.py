@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -21,7 +22,7 @@ from tl_multitrace.scores import Score
 from tl_multitrace.solvers.certify import certificate
 from tl_multitrace.solvers.path import Choice, SubsetPath
 from tl_multitrace.solvers.screened import ScreenedSearch
-from tl_multitrace.solvers.search import Direction, Search, Subset, subset
+from tl_multitrace.solvers.search import CostReached, Direction, Search, Subset, subset
 from tl_multitrace.tracer import Tracer
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ def select(
     held_out: PromptPairs | Mapping[str, PromptPairs] | None = None,
     forced: Iterable[int | str | Component] = (),
     forbidden: Iterable[int | str | Component] = (),
+    max_cost: float | int | None = None,
     progress: bool | None = None,
 ) -> SubsetPath:
     """Choose the subset of at most S hook groups that moves the metric most, for every budget S.
@@ -76,6 +78,9 @@ def select(
             ``{"bias": pairs}``.
         forced: groups (index, label or component) in every subset; they count against the budget.
         forbidden: groups in none.
+        max_cost: forward equivalents that the search may take, over the prompt set (of an objective, over all of them
+            together). A search that would take more stops before it does: ``path.success`` is then False,
+            ``path.message`` says what was spent, and the choices are the best sets seen. Scoring them is not counted.
         progress: show progress bars; default: the tracer's setting.
 
     Returns:
@@ -84,7 +89,8 @@ def select(
 
     Raises:
         ValueError: a budget below 1 or above the number of groups, unknown direction, groups both forced and forbidden,
-            an objective that is to be minimised, or forced groups that break its constraints.
+            an objective that is to be minimised, forced groups that break its constraints, or a ``max_cost`` that not
+            even the empty set can be scored within.
         TypeError: neither a tracer nor an objective.
 
     Examples:
@@ -99,15 +105,22 @@ def select(
     show = aim.tracer.progress if progress is None else progress and aim.tracer.ranks.first
     aim.forget()
     search = make_search(tracer, budgets, direction, seed, forced=forced, forbidden=forbidden, progress=show)
+    search.max_cost = check_cost(max_cost)
     logger.info("%s: %d components, budgets %s, %s", solver.name, search.n, _listed(search.budgets), direction)
     before, began = aim.cost.copy(), time.perf_counter()
     with aim.session(), torch.enable_grad(), _flushed(aim):  # whatever the caller's notebook has switched off
-        search.score(())
-        solver.search(search)
+        with suppress(CostReached):
+            search.score(())
+            solver.search(search)
+        if not search.evaluated:
+            raise ValueError(f"max_cost={max_cost} does not even pay for the empty set: pass 10 or more, say.")
         cost, seconds = aim.cost - before, time.perf_counter() - began
         chosen = {size: search.best_within(size)[1] for size in search.budgets}
         choices = _score(aim, None if held_out is None else aim.on(held_out), chosen, search, seed)
         full = aim.measure(torch.ones(len(aim.groups)), search.sign, seed)
+    outcome = {"success": not search.stopped, "message": _message(search, cost)}
+    if search.stopped:
+        logger.warning("%s", outcome["message"])
     overfit = overfit_notes(choices, search.sign)
     for note in overfit:
         logger.warning("%s", note)
@@ -115,9 +128,9 @@ def select(
         "%s: best effect %.4g of %.4g with everything on, %.1f forward equivalents, %.1f s",
         solver.name, choices[-1].score.mean, full.mean, cost.equivalents, seconds,
     )  # fmt: skip
-    notes = [*search.notes, *overfit]
+    notes = [*search.notes, *([str(outcome["message"])] if search.stopped else []), *overfit]
     facts = {"direction": direction, "seed": seed, "solver": _describe(solver), "cost": _record(cost, seconds)}
-    kept = aim.provenance() | facts
+    kept = aim.provenance() | facts | {"outcome": outcome}
     return SubsetPath(aim.groups, choices, full.mean, tuple(notes), kept, aim.tracer, _objective(tracer), full)
 
 
@@ -153,6 +166,23 @@ def make_search(
     allowed = np.ones(len(tracer.groups), dtype=bool)
     allowed[list(drop)] = False
     return Search(tracer, sizes, _sign(direction), seed, allowed, keep, limits, show_progress=progress)
+
+
+def check_cost(max_cost: float | int | None) -> float | None:
+    """Refuse what is no number of forwards; raises ValueError."""
+    if max_cost is not None and not 0 < float(max_cost) < math.inf:
+        raise ValueError(f"max_cost is a number of forward equivalents above 0, such as 100, got {max_cost!r}.")
+    return None if max_cost is None else float(max_cost)
+
+
+def _message(search: Search, cost: Cost) -> str:
+    """How the search ended, in words."""
+    if not search.stopped:
+        return f"finished: {search.evaluated} sets scored, {cost.equivalents:.4g} forward equivalents"
+    return (
+        f"stopped at max_cost: {cost.equivalents:.4g} of {search.max_cost:.4g} forward equivalents spent, "
+        f"{search.evaluated} sets scored; the choices are the best of these. Pass a larger max_cost to search on"
+    )
 
 
 def _listed(budgets: Sequence[int]) -> str:
@@ -253,7 +283,7 @@ def _score(aim: Aim, held: Aim | None, chosen: dict[int, Subset], search: Search
             score=measured[members][0],
             loss=aim.loss(search.mask(members), search.sign),
             held_out=unseen[members][0] if unseen else None,
-            certificate=certificate(search, members, size),
+            certificate=certificate(search, members, size) + ("; stopped at max_cost" if search.stopped else ""),
             goals=measured[members][1],
             held_out_goals=unseen[members][1] if unseen else {},
         )

@@ -51,7 +51,8 @@ def sweep(search: Search, run: Runner, weights: Iterable[float]) -> list[Run]:
     """One run per weight, lightest first, each started where the one before ended."""
     runs: list[Run] = []
     for weight in sorted(weights):
-        runs.append(run(weight, _warm(runs, weight, search.n)))
+        if not search.stopped:
+            runs.append(run(weight, _warm(runs, weight, search.n)))
     return runs
 
 
@@ -59,7 +60,7 @@ def bracket(search: Search, run: Runner, first: float, most: int) -> list[Run]:
     """Up to ``most`` runs whose sets bracket the budgets, ordered by weight (larger sets first)."""
     runs: list[Run] = []
     weight: float | None = first
-    while weight is not None and len(runs) < most:
+    while weight is not None and len(runs) < most and not search.stopped:
         runs = sorted([*runs, run(weight, _warm(runs, weight, search.n))], key=lambda r: r.weight)
         weight = _next_weight(search, runs, first)
     return runs
