@@ -203,12 +203,7 @@ class SolverComparison:
     # ------------------------------------------------------------------ files
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write versioned JSON; raises FileExistsError unless ``overwrite``.
-
-        Args:
-            path: of the file.
-            overwrite: replace an existing file.
-        """
+        """Write versioned JSON; raises FileExistsError unless ``overwrite``."""
         file = ComparisonFile(
             format="tl_multitrace.comparison",
             version=ComparisonFile.VERSION,
@@ -221,11 +216,7 @@ class SolverComparison:
 
     @classmethod
     def load(cls, path: str | Path) -> SolverComparison:
-        """Read a comparison; raises FileNotFoundError and ValueError as :meth:`Circuit.load` does.
-
-        Args:
-            path: of the file.
-        """
+        """Read a comparison; raises FileNotFoundError and ValueError as :meth:`Circuit.load` does."""
         file = read_json(Path(path), ComparisonFile)
         with naming(path):
             groups = file.groups.groups()
@@ -296,8 +287,8 @@ def compare_solvers(
     options: dict[str, Any] = {"direction": direction, "held_out": held_out, "progress": progress}
     options |= {"forced": tuple(forced), "forbidden": tuple(forbidden), "max_cost": max_cost}
     aim = aim_of(tracer)
-    with aim.session():
-        aim.amounts(torch.ones(1, len(aim.groups)))  # whoever comes first shall not pay for first calls
+    with tracer.session():
+        aim.means(torch.ones(1, len(tracer.groups)), pressure=0.0)  # the first solver shall not pay for first calls
         runs = {
             name: tuple(_named(select(tracer, sizes, solver, seed=s, **options), name) for s in seeds)
             for name, solver in named.items()

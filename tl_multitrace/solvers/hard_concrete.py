@@ -97,7 +97,7 @@ class HardConcrete:
         loop = search.loop(self, weight, location.detach().clone(), generator.get_state())
         batches, done = self._resume(loop, location, optimiser, generator)
         for step in range(done, self.steps):
-            batches = batches or minibatches(search.aim.n, self.batch_size, generator)
+            batches = batches or minibatches(search.tracer.n, self.batch_size, generator)
             try:
                 location.grad = self.step_gradient(search, location, batches.pop(), weight, generator)
             except CostReached:  # the gates as they are now rank components, too
@@ -127,15 +127,7 @@ class HardConcrete:
         weight: float,
         generator: torch.Generator,
     ) -> Float[Tensor, " groups"]:
-        """Gradient of the penalised loss on one minibatch under one draw of the gates.
-
-        Args:
-            search: what is asked for, and what was evaluated so far.
-            location: log odds of every gate.
-            examples: the minibatch.
-            weight: penalty on the expected size.
-            generator: of the draw.
-        """
+        """Gradient of the penalised loss on one minibatch under one draw of the gates."""
         gates = pinned(search, draw(location, generator))
         slope = search.loss_gradient(gates.detach(), examples, len(search.budgets) + 1)
         total = (slope.to(gates) * gates).sum() + weight * open_probability(location).sum()

@@ -221,14 +221,15 @@ class SubsetPath:
         return self._circuits[size]
 
     def _circuit(self, choice: Choice) -> Circuit:
-        aim, cost = self.objective or self.tracer, dict(self.provenance.get("cost") or {})
+        aim: Any = self.objective or self.tracer
+        cost = dict(self.provenance.get("cost") or {})
 
         def counted(measure: Callable[..., T], *given: Any) -> Callable[[], T]:
             @neutral()
             def work() -> T:
-                before = aim_of(aim).cost.equivalents
+                before = aim.cost.equivalents
                 found = measure(aim, choice.members, *given)
-                cost["table"] = cost.get("table", 0.0) + aim_of(aim).cost.equivalents - before
+                cost["table"] = cost.get("table", 0.0) + aim.cost.equivalents - before
                 return found
 
             return work
@@ -251,8 +252,7 @@ class SubsetPath:
             tracer=self.tracer,
         )
         circuit = later(made, table)
-        tracers = self.objective.tracers if self.objective else [self.tracer] if self.tracer else []
-        if any(tracer.ranks.size > 1 for tracer in tracers):
+        if aim is not None and any(tracer.ranks.size > 1 for tracer in aim_of(aim).tracers):
             _ = circuit.marginals, circuit.chance
         return circuit
 
@@ -352,7 +352,7 @@ def marginal_effects(tracer: Tracer | Objective, members: Subset) -> tuple[float
     full = mask_of(len(tracer.groups), members)
     masks = full.repeat(len(members) + 1, 1)
     masks[torch.arange(len(members)), list(members)] = 0.0
-    means = aim_of(tracer).amounts(masks, reference=full)
+    means = aim_of(tracer).means(masks, full, 0.0)
     return tuple((means[-1] - means[:-1]).tolist())
 
 
@@ -364,7 +364,7 @@ def chance_score(tracer: Tracer | Objective, members: Subset, seed: int = 0, dra
     aim = aim_of(tracer)
     tried = draws * (CHANCE_TRIES if aim.has_bounds else 1)
     masks = random_sets(tracer.groups, members, tried, seed)
-    amounts = aim.amounts(masks)
+    amounts = aim.means(masks, pressure=0.0)
     if aim.has_bounds:
         amounts = amounts[[aim.holds(mask) for mask in masks]][:draws]
     return Score.of_sets(amounts) if len(amounts) >= FEWEST_DRAWS else None

@@ -75,9 +75,9 @@ class PGBCT:
 
     def search(self, search: Search) -> None:
         """One run per sweep factor; each run's set is evaluated exactly."""
-        epochs = self.epochs or max(PAPER_EPOCHS.get(kind, 30) for kind in search.aim.groups.kinds)
+        epochs = self.epochs or max(PAPER_EPOCHS.get(kind, 30) for kind in search.kinds)
         runs = self.runs if self.path else len(self.sweep)
-        with search.progress(runs * epochs * -(-search.aim.n // self.batch_size), "PGB-CT") as bar:
+        with search.progress(runs * epochs * -(-search.tracer.n // self.batch_size), "PGB-CT") as bar:
 
             def run(factor: float, earlier: Run | None) -> Run:
                 return self._run(search, factor, earlier, epochs, bar)
@@ -96,7 +96,7 @@ class PGBCT:
     def _run(self, search: Search, factor: float, earlier: Run | None, epochs: int, bar: Any) -> Run:
         # float64: the first step at rate 0.5 lands within 1e-7 of a corner, and the size penalty asks on which side
         z = torch.full((search.n,), self.start, dtype=torch.float64) if earlier is None else earlier.end
-        began = search.aim.cost.equivalents
+        began = search.spent
         z, average = self._optimise(search, z, factor, epochs, bar)
         members = subset(i for i in (z >= 0.5).nonzero().flatten().tolist() if search.allowed[i])
         search.log_stage(f"run with l1 x {factor:g}, {len(members)} components", began)
@@ -114,7 +114,7 @@ class PGBCT:
             z, total, done = state["z"], state["total"], int(state["epochs"])
             optimiser = _Adam(len(z), state["first"], state["second"], int(state["steps"]))
         for epoch in range(epochs):
-            batches = minibatches(search.aim.n, self.batch_size, generator)
+            batches = minibatches(search.tracer.n, self.batch_size, generator)
             for examples in batches if epoch >= done else ():
                 try:
                     gradient = self.step_gradient(search, z.detach(), examples, epoch, factor).detach()
@@ -129,22 +129,14 @@ class PGBCT:
         return z, total / optimiser.steps
 
     def _rates(self, search: Search) -> Float[Tensor, " groups"]:
-        kinds = search.aim.groups.kinds
+        kinds = search.kinds
         rates = [self.lr if self.lr is not None else PAPER_LR.get(kind, 0.5) for kind in kinds]
         return torch.tensor(rates, dtype=torch.float64)
 
     def step_gradient(
         self, search: Search, z: Float[Tensor, " groups"], examples: Tensor, epoch: int, factor: float = 1.0
     ) -> Float[Tensor, " groups"]:
-        """Gradient of the penalised objective on one minibatch.
-
-        Args:
-            search: what is asked for, and what was evaluated so far.
-            z: the soft mask.
-            examples: the minibatch.
-            epoch: counted from 0.
-            factor: on ``l1``.
-        """
+        """Gradient of the penalised objective on one minibatch."""
         data = search.loss_gradient(z, examples, len(search.budgets) + 1)
         weight = epoch + 1
         penalty = self.l1 * factor * weight * torch.sign(z) + self.l2 * weight * (1 - 2 * z)

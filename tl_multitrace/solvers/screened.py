@@ -85,7 +85,7 @@ class ScreenedSearch:
             return
         large = free > SWEEP_GROUPS
         for pressure in PRESSURES if search.aim.has_bounds else (1.0,):
-            began = search.aim.cost.equivalents
+            began = search.spent
             search.press(pressure)
             sweep = Sweep(search, self._settings())
             if large:
@@ -94,7 +94,7 @@ class ScreenedSearch:
                 sweep.run()
             search.log_stage("exchange" if large else "sweep", began)
         path = {size: search.best_within(size) for size in search.budgets}
-        began = search.aim.cost.equivalents
+        began = search.spent
         GroupTest(search, sweep.screen, self._order(search), self._allowance(search)).run()
         search.log_stage("group testing", began)
         if self._improved(search, path):
@@ -102,7 +102,7 @@ class ScreenedSearch:
                 sweep.run()
             sizes = ", ".join(map(str, self._improved(search, path)))
             search.notes.append(f"group testing found what the screened path had missed, at budgets {sizes}")
-        began = search.aim.cost.equivalents
+        began = search.spent
         self._swaps(search)
         search.log_stage("swaps", began)
 

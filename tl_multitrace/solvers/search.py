@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
@@ -23,12 +23,12 @@ from torch import Tensor
 from tl_multitrace.engine.shared import Loop
 from tl_multitrace.groups import mask_of
 from tl_multitrace.objective import Aim, Objective, aim_of
+from tl_multitrace.objective.goals import Direction as Direction
 from tl_multitrace.progress import bar, tell
 from tl_multitrace.tracer import Tracer
 
 logger = logging.getLogger(__name__)
 
-Direction = Literal["maximize", "minimize"]
 Subset = tuple[int, ...]
 MOST_MASKS = 512
 """Sets evaluated in one call."""
@@ -100,7 +100,7 @@ class Search:
     def __post_init__(self) -> None:
         if not self.aim.has_bounds:
             self.lead = self.best
-        self._began = self.aim.cost.equivalents
+        self._began = self.tracer.cost.equivalents
         self._pass = float(len(self.tracer.tracers)) if isinstance(self.tracer, Objective) else 1.0
 
     @cached_property
@@ -111,7 +111,7 @@ class Search:
     @property
     def n(self) -> int:
         """Number of hook groups."""
-        return len(self.aim.groups)
+        return len(self.tracer.groups)
 
     @property
     def largest(self) -> int:
@@ -138,7 +138,7 @@ class Search:
     @cached_property
     def kinds(self) -> np.ndarray:
         """Kind of every group, ``[groups]``."""
-        return np.array(self.aim.groups.kinds)
+        return np.array(self.tracer.groups.kinds)
 
     def count_kinds(self, members: Iterable[SupportsIndex]) -> dict[str, int]:
         """How many groups of each kind a set holds."""
@@ -258,7 +258,7 @@ class Search:
 
     def loss_gradient(self, mask: Any, examples: Tensor, keep: int = 1) -> Float[Tensor, " groups"]:
         """Its derivative on some examples; under ``max_cost`` only if as many sets can be scored afterwards."""
-        passes = 2.0 if isinstance(self.tracer, Objective) else 2.0 * len(examples) / self.aim.n
+        passes = 2.0 if isinstance(self.tracer, Objective) else 2.0 * len(examples) / self.tracer.n
         if self.max_cost is not None:
             self._affordable(1, passes - 1 + min(keep, self.max_cost / self._pass / 4))
         with self._paid(passes):
@@ -269,7 +269,7 @@ class Search:
     @property
     def spent(self) -> float:
         """Forward equivalents so far."""
-        return self.aim.cost.equivalents - self._began
+        return self.tracer.cost.equivalents - self._began
 
     @property
     def evaluated(self) -> int:
@@ -298,7 +298,8 @@ class Search:
     def loop(self, solver: Any, *what: Any) -> Loop:
         """Where a ``solver`` keeps the state of a loop of its own, known by it, this search and ``what``."""
         own = (self.sign, self.seed, self.allowed, self.forced, sorted(self.limits.items()), self.max_cost)
-        return self.aim.loop(solver, own, *what)
+        goals = [self.aim.provenance().get(part) for part in ("goals", "constraints")]
+        return Loop([tracer.calls for tracer in self.aim.tracers], goals, solver, own, *what)
 
     # ------------------------------------------------------------------ bests
 
@@ -317,7 +318,7 @@ class Search:
 
     def _tell(self) -> None:
         if self._bar is not None and not self._bar.disable:
-            tell(self._bar, best=self.best_effect, cost=self.aim.cost.equivalents)
+            tell(self._bar, best=self.best_effect, cost=self.tracer.cost.equivalents)
 
     @property
     def best_effect(self) -> float | None:
@@ -329,5 +330,5 @@ class Search:
         """Log what a ``stage`` of a solver has brought and cost; ``began``: the cost before it."""
         best = self.best_effect
         found = "nothing yet" if best is None else f"best effect {best:.4g}"
-        spent = self.aim.cost.equivalents - began
+        spent = self.spent - began
         logger.info("%s: %s, %d sets evaluated, %.1f forward equivalents", stage, found, len(self._memo), spent)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import fields, is_dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -41,11 +41,7 @@ class Solver(Protocol):
     name: str
 
     def search(self, search: Search) -> None:
-        """Evaluate subsets; the best seen per size is the result.
-
-        Args:
-            search: what is asked for, and what was evaluated so far.
-        """
+        """Evaluate subsets; the best seen per size is the result."""
         ...
 
 
@@ -102,22 +98,23 @@ def select(
     """
     solver = default_solver() if solver is None else solver
     aim = aim_of(tracer)
-    show = aim.tracer.progress if progress is None else progress and aim.tracer.ranks.first
-    aim.forget()
+    show = tracer.progress if progress is None else progress and aim.tracers[0].ranks.first
+    tracer.forget()
     search = make_search(tracer, budgets, direction, seed, forced=forced, forbidden=forbidden, progress=show)
     search.max_cost = check_cost(max_cost)
     logger.info("%s: %d components, budgets %s, %s", solver.name, search.n, _listed(search.budgets), direction)
-    before, began = aim.cost.copy(), time.perf_counter()
-    with aim.session(), torch.enable_grad(), _flushed(aim):  # whatever the caller's notebook has switched off
+    before, began = tracer.cost.copy(), time.perf_counter()
+    with tracer.session(), torch.enable_grad(), ExitStack() as stack:  # whatever the caller's notebook has switched off
+        stack.callback(tracer.flush)  # what was found reaches the disk whatever happens
         with suppress(CostReached):
             search.score(())
             solver.search(search)
         if not search.evaluated:
             raise ValueError(f"max_cost={max_cost} does not even pay for the empty set: pass 10 or more, say.")
-        cost, seconds = aim.cost - before, time.perf_counter() - began
+        cost, seconds = tracer.cost - before, time.perf_counter() - began
         chosen = {size: search.best_within(size)[1] for size in search.budgets}
         choices = _score(aim, None if held_out is None else aim.on(held_out), chosen, search, seed)
-        full = aim.measure(torch.ones(len(aim.groups)), search.sign, seed)
+        full = aim.measure(torch.ones(search.n), search.sign, seed)
     outcome = {"success": not search.stopped, "message": _message(search, cost)}
     if search.stopped:
         logger.warning("%s", outcome["message"])
@@ -131,16 +128,8 @@ def select(
     notes = [*search.notes, *([str(outcome["message"])] if search.stopped else []), *overfit]
     facts = {"direction": direction, "seed": seed, "solver": _describe(solver), "cost": _record(cost, seconds)}
     kept = aim.provenance() | facts | {"outcome": outcome}
-    return SubsetPath(aim.groups, choices, full.mean, tuple(notes), kept, aim.tracer, _objective(tracer), full)
-
-
-@contextmanager
-def _flushed(aim: Aim) -> Iterator[None]:
-    """What was found reaches the disk whatever happens."""
-    try:
-        yield
-    finally:
-        aim.flush()
+    objective = tracer if isinstance(tracer, Objective) else None
+    return SubsetPath(tracer.groups, choices, full.mean, tuple(notes), kept, aim.tracers[0], objective, full)
 
 
 def make_search(
@@ -289,10 +278,6 @@ def _score(aim: Aim, held: Aim | None, chosen: dict[int, Subset], search: Search
         )
         for size, members in chosen.items()
     )
-
-
-def _objective(target: Tracer | Objective) -> Objective | None:
-    return target if isinstance(target, Objective) else None
 
 
 def _describe(solver: Any) -> dict[str, Any]:

@@ -67,7 +67,7 @@ class Sweep:
     def run(self) -> None:
         """Sweep until no best set is left unexpanded."""
         top = min(self.search.largest + self.settings.beyond, self.search.n)
-        cap, began = self.settings.cap(self.search), self.search.aim.cost.equivalents
+        cap, began = self.settings.cap(self.search), self.search.spent
         end = began + cap
         path = [*range(top + 1), *range(top - 1, 0, -1)]
         with self.search.progress(len(path), "sweep") as bar:
@@ -75,10 +75,10 @@ class Sweep:
                 before = len(self.expanded)
                 bar.total = (turn + 1) * len(path)  # whether there is another turn shows at the end of this one
                 for step, size in enumerate(path):
-                    if (turn or step > top) and self.search.aim.cost.equivalents > end:
+                    if (turn or step > top) and self.search.spent > end:
                         return
                     # the first set's many adds count as four steps
-                    self.late = self.search.aim.cost.equivalents - began > cap * (size + 4) / (top + 4)
+                    self.late = self.search.spent - began > cap * (size + 4) / (top + 4)
                     self._visit(size)
                     bar.update()
                 if len(self.expanded) == before:
