@@ -178,7 +178,7 @@ class Descent:
         while self.steps < steps:
             self.left = self.left or self.batches()
             try:
-                slope = gradient(self.at, self.left.pop(), self.steps)
+                slope = gradient(self.at.detach(), self.left.pop(), self.steps).detach()
             except CostReached:
                 return
             self.steps += 1
