@@ -114,12 +114,8 @@ class Objective:
     @property
     def cost(self) -> Cost:
         """Sum over the tracers, each in passes over its own prompts."""
-        total = Cost()
-        for tracer in self.tracers:
-            own = tracer.cost
-            total.forwards, total.backwards = total.forwards + own.forwards, total.backwards + own.backwards
-            total.seconds += own.seconds
-        return total
+        forwards, backwards, seconds = (sum(own) for own in zip(*(t.cost.numbers for t in self.tracers), strict=True))
+        return Cost(forwards, backwards, seconds)
 
     @property
     def loss_name(self) -> str:
@@ -232,9 +228,7 @@ class Objective:
         total = self.sum_of(changes)
         for c in (c for c in self.constraints if pressure and c.name + BOUND in changes):
             charge = pressure * self.price
-            total = total - charge * torch.log1p(
-                c.violation(changes[c.name + BOUND]) / self.scales[c.name]
-            )
+            total = total - charge * torch.log1p(c.violation(changes[c.name + BOUND]) / self.scales[c.name])
         return total
 
     @cached_property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ T = TypeVar("T")
 CHANCE_DRAWS = 20
 CHANCE_TRIES = 5
 FEWEST_DRAWS = 3
+HELD_OUT = {"": "mean", "_low": "low", "_high": "high"}
 
 
 class ChoiceRecord(BaseModel):
@@ -260,25 +262,21 @@ class SubsetPath:
         """One row per budget: effect with interval, log-scale effect, loss, held-out effect, components."""
         import pandas as pd
 
-        rows = []
-        for c in self.choices:
-            held = c.held_out
-            rows.append(
-                {
-                    "budget": c.size,
-                    "size": len(c.members),
-                    "effect": c.score.mean,
-                    "low": c.score.low,
-                    "high": c.score.high,
-                    "median": c.score.median,
-                    "log_effect": c.score.log,
-                    "loss": c.loss,
-                    "held_out": None if held is None else held.mean,
-                    "held_out_low": None if held is None else held.low,
-                    "held_out_high": None if held is None else held.high,
-                    "components": " ".join(self.groups.components[i].label for i in c.members),
-                }
-            )
+        rows = [
+            {
+                "budget": c.size,
+                "size": len(c.members),
+                "effect": c.score.mean,
+                "low": c.score.low,
+                "high": c.score.high,
+                "median": c.score.median,
+                "log_effect": c.score.log,
+                "loss": c.loss,
+                **{f"held_out{end}": getattr(c.held_out, k, None) for end, k in HELD_OUT.items()},
+                "components": " ".join(self.groups.components[i].label for i in c.members),
+            }
+            for c in self.choices
+        ]
         return pd.DataFrame(rows)
 
     def __repr__(self) -> str:
@@ -371,16 +369,9 @@ def chance_score(tracer: Tracer | Objective, members: Subset, seed: int = 0, dra
 
 
 def _ranges(sizes: list[int]) -> str:
-    parts: list[str] = []
-    start = previous = None
-    for size in [*sizes, None]:
-        if previous is not None and size == previous + 1:
-            previous = size
-            continue
-        if previous is not None:
-            parts.append(str(start) if start == previous else f"{start}-{previous}")
-        start = previous = size
-    return ", ".join(parts)
+    """Budgets in words: runs of successive ones by their ends."""
+    runs = [list(run) for _, run in itertools.groupby(enumerate(sizes), key=lambda at: at[1] - at[0])]
+    return ", ".join(str(r[0][1]) if len(r) == 1 else f"{r[0][1]}-{r[-1][1]}" for r in runs)
 
 
 def _spread(choices: tuple[Choice, ...], most: int = 8) -> list[Choice]:

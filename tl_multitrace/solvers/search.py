@@ -239,29 +239,23 @@ class Search:
 
     def gradient(self, mask: Any) -> Float[np.ndarray, " groups"]:
         """Mean derivative of the score with respect to each mask entry."""
-        self._affordable(1, 1.0)
         with self._paid(2.0):
             return np.asarray(self.sign * self.aim.slope(mask, self.screen_dtype))
 
     def gains(self, members: Subset) -> Float[np.ndarray, " groups"]:
         """Predicted gain in score of adding each outsider and of dropping each member, from one derivative."""
-        beside = 1.0 if members in self._memo else 2.0
-        self._affordable(1, beside)
-        with self._paid(1 + beside):
+        with self._paid(2.0 if members in self._memo else 3.0):
             return self.aim.gains(self.mask(members), self.sign, self.screen_dtype, self.pressure)
 
     def loss(self, mask: Any) -> float:
         """The bounded loss that gradient solvers minimise, at a soft mask."""
-        self._affordable(1)
         with self._paid(1.0):
             return self.aim.loss(mask, self.sign)
 
     def loss_gradient(self, mask: Any, examples: Tensor, keep: int = 1) -> Float[Tensor, " groups"]:
         """Its derivative on some examples; under ``max_cost`` only if as many sets can be scored afterwards."""
         passes = 2.0 if isinstance(self.tracer, Objective) else 2.0 * len(examples) / self.tracer.n
-        if self.max_cost is not None:
-            self._affordable(1, passes - 1 + min(keep, self.max_cost / self._pass / 4))
-        with self._paid(passes):
+        with self._paid(passes, 0.0 if self.max_cost is None else min(float(keep), self.max_cost / self._pass / 4)):
             return self.aim.loss_gradient(mask, self.sign, examples)
 
     # ------------------------------------------------------------------ cost
@@ -276,6 +270,15 @@ class Search:
         """Number of different sets that were scored."""
         return len(self._memo)
 
+    def message(self, spent: float) -> str:
+        """How it ended, in words, and what it has spent: forward equivalents."""
+        if not self.stopped:
+            return f"finished: {self.evaluated} sets scored, {spent:.4g} forward equivalents"
+        return (
+            f"stopped at max_cost: {spent:.4g} of {self.max_cost:.4g} forward equivalents spent, {self.evaluated} sets "
+            "scored; the choices are the best of these. Pass a larger max_cost to search on"
+        )
+
     def _affordable(self, count: int, beside: float = 0.0) -> int:
         """How many of so many passes can be made at once, after some ``beside``; raises CostReached for none."""
         if self.max_cost is None:
@@ -287,8 +290,9 @@ class Search:
         return min(count, MOST_MASKS, int(left))
 
     @contextmanager
-    def _paid(self, passes: float) -> Iterator[None]:
-        """Learn what a pass takes: restarts make it less, activations that memory cannot hold make it more."""
+    def _paid(self, passes: float, keep: float = 0.0) -> Iterator[None]:
+        """Refuse passes that cannot be afforded; learn what one takes: more where memory cannot hold activations."""
+        self._affordable(1, passes - 1 + keep)
         before = self.spent
         yield
         self._pass = max(self._pass, (self.spent - before) / passes)

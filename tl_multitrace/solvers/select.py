@@ -13,7 +13,6 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 
-from tl_multitrace.cost import Cost
 from tl_multitrace.groups import Component, HookGroups
 from tl_multitrace.models.ambient import neutral
 from tl_multitrace.objective import Aim, Objective, aim_of
@@ -98,10 +97,9 @@ def select(
     """
     solver = default_solver() if solver is None else solver
     aim = aim_of(tracer)
-    show = tracer.progress if progress is None else progress and aim.tracers[0].ranks.first
     tracer.forget()
-    search = make_search(tracer, budgets, direction, seed, forced=forced, forbidden=forbidden, progress=show)
-    search.max_cost = check_cost(max_cost)
+    search = make_search(tracer, budgets, direction, seed, forced, forbidden, max_cost)
+    search.show_progress = tracer.progress if progress is None else progress and aim.tracers[0].ranks.first
     logger.info("%s: %d components, budgets %s, %s", solver.name, search.n, _listed(search.budgets), direction)
     before, began = tracer.cost.copy(), time.perf_counter()
     with tracer.session(), torch.enable_grad(), ExitStack() as stack:  # whatever the caller's notebook has switched off
@@ -110,102 +108,78 @@ def select(
             search.score(())
             solver.search(search)
         if not search.evaluated:
-            raise ValueError(f"max_cost={max_cost} does not even pay for the empty set: pass 10 or more, say.")
+            raise ValueError(f"max_cost={max_cost} does not even pay for the empty set: pass a larger one.")
         cost, seconds = tracer.cost - before, time.perf_counter() - began
-        chosen = {size: search.best_within(size)[1] for size in search.budgets}
-        choices = _score(aim, None if held_out is None else aim.on(held_out), chosen, search, seed)
+        choices = _choices(aim, None if held_out is None else aim.on(held_out), search)
         full = aim.measure(torch.ones(search.n), search.sign, seed)
-    outcome = {"success": not search.stopped, "message": _message(search, cost)}
-    if search.stopped:
-        logger.warning("%s", outcome["message"])
-    overfit = overfit_notes(choices, search.sign)
-    for note in overfit:
-        logger.warning("%s", note)
+    message = search.message(cost.equivalents)
+    warnings = [*([message] if search.stopped else []), *overfit_notes(choices, search.sign)]
+    for warning in warnings:
+        logger.warning("%s", warning)
     logger.info(
         "%s: best effect %.4g of %.4g with everything on, %.1f forward equivalents, %.1f s",
         solver.name, choices[-1].score.mean, full.mean, cost.equivalents, seconds,
     )  # fmt: skip
-    notes = [*search.notes, *([str(outcome["message"])] if search.stopped else []), *overfit]
-    facts = {"direction": direction, "seed": seed, "solver": _describe(solver), "cost": _record(cost, seconds)}
-    kept = aim.provenance() | facts | {"outcome": outcome}
+    options: dict[str, Any] = {f.name: getattr(solver, f.name) for f in fields(solver)} if is_dataclass(solver) else {}
+    spent = {name: getattr(cost, name) for name in ("forwards", "backwards", "equivalents")} | {"seconds": seconds}
+    facts = aim.provenance() | {
+        "direction": direction,
+        "seed": seed,
+        "solver": {"name": solver.name, **{k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}},
+        "cost": spent,
+        "outcome": {"success": not search.stopped, "message": message},
+    }
     objective = tracer if isinstance(tracer, Objective) else None
-    return SubsetPath(tracer.groups, choices, full.mean, tuple(notes), kept, aim.tracers[0], objective, full)
+    notes = (*search.notes, *warnings)
+    return SubsetPath(tracer.groups, choices, full.mean, notes, facts, aim.tracers[0], objective, full)
 
 
 def make_search(
     tracer: Tracer | Objective,
     budgets: int | Iterable[int] | Mapping[str, int],
-    direction: str = "maximize",
-    seed: int = 0,
-    *,
-    forced: Iterable[int | str | Component] = (),
-    forbidden: Iterable[int | str | Component] = (),
-    progress: bool = False,
+    direction: str,
+    seed: int,
+    forced: Iterable[int | str | Component],
+    forbidden: Iterable[int | str | Component],
+    max_cost: float | int | None,
 ) -> Search:
-    """The search that a solver works on, with its arguments checked as :func:`select` says."""
+    """The search that a solver works on; what :func:`select` is given is checked as it says."""
+    groups = tracer.groups
+    if direction not in ("maximize", "minimize"):
+        raise ValueError(f"direction must be 'maximize' or 'minimize', got {direction!r}.")
     if isinstance(tracer, Objective) and direction != "maximize":
         raise ValueError("an objective is maximised: give its goals their own direction.")
-    limits = check_limits(budgets, tracer.groups) if isinstance(budgets, Mapping) else {}
-    sizes = check_budgets(sum(limits.values()) if isinstance(budgets, Mapping) else budgets, len(tracer.groups))
-    keep, drop = _indices(tracer.groups, forced), _indices(tracer.groups, forbidden)
-    if set(keep) & set(drop):
-        raise ValueError(f"{tracer.groups.labels[min(set(keep) & set(drop))]} is both forced and forbidden.")
+    if max_cost is not None and not 0 < max_cost < math.inf:
+        raise ValueError(f"max_cost is a number of forward equivalents above 0, such as 100, got {max_cost!r}.")
+    limits = check_limits(budgets, groups) if isinstance(budgets, Mapping) else {}
+    sizes = check_budgets(sum(limits.values()) if isinstance(budgets, Mapping) else budgets, len(groups))
+    keep, drop = (subset(i if isinstance(i, int) else groups.index(i) for i in which) for which in (forced, forbidden))
+    if both := set(keep) & set(drop):
+        raise ValueError(f"{groups.labels[min(both)]} is both forced and forbidden.")
     if len(keep) > sizes[0]:
         raise ValueError(f"{len(keep)} forced groups do not fit the smallest budget {sizes[0]}.")
-    allowed = np.ones(len(tracer.groups), dtype=bool)
+    allowed = np.ones(len(groups), dtype=bool)
     allowed[list(drop)] = False
-    return Search(tracer, sizes, _sign(direction), seed, allowed, keep, limits, show_progress=progress)
-
-
-def check_cost(max_cost: float | int | None) -> float | None:
-    """Refuse what is no number of forwards; raises ValueError."""
-    if max_cost is not None and not 0 < float(max_cost) < math.inf:
-        raise ValueError(f"max_cost is a number of forward equivalents above 0, such as 100, got {max_cost!r}.")
-    return None if max_cost is None else float(max_cost)
-
-
-def _message(search: Search, cost: Cost) -> str:
-    """How the search ended, in words."""
-    if not search.stopped:
-        return f"finished: {search.evaluated} sets scored, {cost.equivalents:.4g} forward equivalents"
-    return (
-        f"stopped at max_cost: {cost.equivalents:.4g} of {search.max_cost:.4g} forward equivalents spent, "
-        f"{search.evaluated} sets scored; the choices are the best of these. Pass a larger max_cost to search on"
-    )
+    most = None if max_cost is None else float(max_cost)
+    return Search(tracer, sizes, 1 if direction == "maximize" else -1, seed, allowed, keep, limits, max_cost=most)
 
 
 def _listed(budgets: Sequence[int]) -> str:
     return ", ".join(map(str, budgets)) if len(budgets) <= 6 else f"{budgets[0]} to {budgets[-1]} ({len(budgets)})"
 
 
-def _record(cost: Cost, seconds: float) -> dict[str, float]:
-    return {
-        "forwards": cost.forwards,
-        "backwards": cost.backwards,
-        "equivalents": cost.equivalents,
-        "seconds": seconds,
-    }
-
-
 def overfit_notes(choices: Sequence[Choice], sign: int) -> list[str]:
     """A warning where the search's prompts show more effect than held-out ones, beyond what intervals explain."""
-    inflated = []
-    for choice in choices:
-        own, held = choice.score, choice.held_out
-        if held is None:
-            continue
-        if own.beyond(held.mean, sign) and held.beyond(own.mean, -sign):
-            inflated.append((choice.size, own.mean, held.mean))
+    known = [(c.size, c.score, c.held_out) for c in choices if c.held_out is not None]
+    inflated = [(b, s, h) for b, s, h in known if s.beyond(h.mean, sign) and h.beyond(s.mean, -sign)]
     if not inflated:
         return []
-    size, own_mean, held_mean = inflated[-1]
+    size, own, held = inflated[-1]
     budgets = ", ".join(str(b) for b, _, _ in inflated)
     return [
         "the effect on the search's own prompts is larger than on held-out ones by more than their intervals explain, "
-        "at "
-        f"budgets {budgets} (budget {size}: {own_mean:.3g} against {held_mean:.3g}): quote the held-out effect, or "
-        "search on "
-        "more prompts"
+        f"at budgets {budgets} (budget {size}: {own.mean:.3g} against {held.mean:.3g}): quote the held-out effect, or "
+        "search on more prompts"
     ]
 
 
@@ -246,40 +220,26 @@ def check_limits(limits: Mapping[str, int], groups: HookGroups) -> dict[str, int
     return {kind: int(limits.get(kind, 0)) for kind in counts}
 
 
-def _sign(direction: str) -> int:
-    if direction not in ("maximize", "minimize"):
-        raise ValueError(f"direction must be 'maximize' or 'minimize', got {direction!r}.")
-    return 1 if direction == "maximize" else -1
-
-
-def _indices(groups: HookGroups, which: Iterable[int | str | Component]) -> Subset:
-    return subset(i if isinstance(i, int) else groups.index(i) for i in which)
-
-
-def _score(aim: Aim, held: Aim | None, chosen: dict[int, Subset], search: Search, seed: int) -> tuple[Choice, ...]:
-    measured: dict[Subset, tuple[Score, dict[str, Score]]] = {}
-    unseen: dict[Subset, tuple[Score, dict[str, Score]]] = {}
-    for on, into in ((aim, measured), (held, unseen)):
+def _choices(aim: Aim, held: Aim | None, search: Search) -> tuple[Choice, ...]:
+    """The best set seen within each budget, scored with intervals; held-out prompts come after the search's own."""
+    chosen = {size: search.best_within(size)[1] for size in search.budgets}
+    measured: list[dict[Subset, tuple[Score, dict[str, Score]]]] = [{}, {}]
+    for on, into in zip((aim, held) if held is not None else (aim,), measured, strict=False):
         for members in dict.fromkeys(chosen.values()):
-            if on is None:
-                continue
             mask = search.mask(members)
-            into[members] = on.measure(mask, search.sign, seed), on.goal_scores(mask, seed)
+            into[members] = on.measure(mask, search.sign, search.seed), on.goal_scores(mask, search.seed)
+    own, unseen = measured
+    stopped = "; stopped at max_cost" if search.stopped else ""
     return tuple(
         Choice(
             size,
             members,
-            score=measured[members][0],
+            score=own[members][0],
             loss=aim.loss(search.mask(members), search.sign),
             held_out=unseen[members][0] if unseen else None,
-            certificate=certificate(search, members, size) + ("; stopped at max_cost" if search.stopped else ""),
-            goals=measured[members][1],
+            certificate=certificate(search, members, size) + stopped,
+            goals=own[members][1],
             held_out_goals=unseen[members][1] if unseen else {},
         )
         for size, members in chosen.items()
     )
-
-
-def _describe(solver: Any) -> dict[str, Any]:
-    options = {f.name: getattr(solver, f.name) for f in fields(solver)} if is_dataclass(solver) else {}
-    return {"name": solver.name, **{k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}}
