@@ -43,7 +43,7 @@ class Exchange:
     def run(self) -> None:
         """Climb the grid, then descend it."""
         search = self.search
-        self.average = search.sign * 0.0 + integrated_gradients(search, self.steps)
+        self.average = integrated_gradients(search, self.steps)
         grid = self.grid()
         with search.progress(2 * len(grid), "exchange") as bar:
             current = search.forced

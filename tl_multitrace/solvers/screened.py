@@ -95,7 +95,8 @@ class ScreenedSearch:
             search.log_stage("exchange" if large else "sweep", began)
         path = {size: search.best_within(size) for size in search.budgets}
         began = search.spent
-        GroupTest(search, sweep.screen, self._order(search), self._allowance(search)).run()
+        allowance = self.scale * 120 / math.sqrt(search.largest)  # evaluations: joint action hides in small sets
+        GroupTest(search, sweep.screen, self._order(search), allowance).run()
         search.log_stage("group testing", began)
         if self._improved(search, path):
             if not large:
@@ -107,22 +108,9 @@ class ScreenedSearch:
         search.log_stage("swaps", began)
 
     def _settings(self) -> SweepSettings:
-        base = SweepSettings()
-        return replace(
-            base,
-            k_min=max(1, round(base.k_min * self.scale)),
-            k_max=round(base.k_max * self.scale),
-            k_late=max(1, round(base.k_late * self.scale)),
-            first_min=round(base.first_min * self.scale),
-            first_max=round(base.first_max * self.scale),
-            drops=max(1, round(base.drops * self.scale)),
-            floor=base.floor * self.scale,
-            per_step=base.per_step * self.scale,
-        )
-
-    def _allowance(self, search: Search) -> float:
-        """Evaluations that group testing may spend before it has found anything: joint action hides in small sets."""
-        return self.scale * 120 / math.sqrt(search.largest)
+        base, counts = SweepSettings(), ("k_min", "k_max", "k_late", "first_min", "first_max", "drops")
+        scaled = {name: max(1, round(getattr(base, name) * self.scale)) for name in counts}
+        return replace(base, **scaled, floor=base.floor * self.scale, per_step=base.per_step * self.scale)
 
     def _order(self, search: Search) -> Int[np.ndarray, " candidates"]:
         """Components by their largest derivative, of either sign, inside the mask's range and at its end."""

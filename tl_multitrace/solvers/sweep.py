@@ -122,31 +122,22 @@ class Sweep:
                         return
                     # the first set's many adds count as four steps
                     self.late = self.search.spent - began > cap * (size + 4) / (top + 4)
-                    self._visit(size)
+                    if size in self.search.lead and self.search.lead[size][1] not in self.expanded:
+                        self.expand(self.search.lead[size][1])
                     bar.update()
                 if len(self.expanded) == before:
                     return
 
-    def _visit(self, size: int) -> None:
-        if size in self.search.lead and self.search.lead[size][1] not in self.expanded:
-            self.expand(self.search.lead[size][1])
-
     def expand(self, members: Subset) -> None:
         """Verify the adds and drops of one set that could make a new best set."""
         self.expanded.add(members)
-        gains = self.screen.gains(members)
-        here = self.search.score(members)
-        outside = self.search.addable(members)
-        least, most = self._counts(members)
-        self._moves(members, outside, True, gains, here, least, most)
-        own = np.array([i for i in members if i not in self.search.forced], dtype=np.int64)
-        self._moves(members, own, False, gains, here, 0, 1 if self.late else self.settings.drops)
-
-    def _counts(self, members: Subset) -> tuple[int, int]:
-        s = self.settings
+        s, gains, here = self.settings, self.screen.gains(members), self.search.score(members)
+        least, most = s.k_min, s.k_late if self.late else s.k_max
         if members == self.search.forced:
-            return s.first_min, s.first_max
-        return s.k_min, s.k_late if self.late else s.k_max
+            least, most = s.first_min, s.first_max
+        self._moves(members, self.search.addable(members), True, gains, here, least, most)
+        own = np.array([i for i in members if i not in self.search.forced], dtype=np.int64)
+        self._moves(members, own, False, gains, here, 0, 1 if self.late else s.drops)
 
     def _moves(
         self,
@@ -160,26 +151,15 @@ class Sweep:
     ) -> None:
         """Verify moves, best prediction first, while the next one could still beat the best set of its size."""
         ranked = which[np.argsort(-gains[which], kind="stable")].tolist()
-        done = 0
+        done, size = 0, len(members) + (1 if adding else -1)
         while done < min(most, len(ranked)):
-            tried = len(members) + (1 if adding else -1)
-            rival = self.search.lead[tried][0] - here if tried in self.search.lead else -np.inf
+            rival = self.search.lead[size][0] - here if size in self.search.lead else -np.inf
             hopeless = gains[ranked[done]] + self.settings.beta * self.screen.spread() <= rival
             if hopeless and done >= least:
                 return
             batch = ranked[done : min(done + self.settings.tile, most)]
-            self._verify(members, [(i, adding) for i in batch], gains, here)
+            sets = [subset({*members, i} if adding else set(members) - {i}) for i in batch]
+            exact = (self.search.scores(sets, reference=members) - here).tolist()
+            for i, value in zip(batch, exact, strict=True):
+                self.screen.learn(i, adding, value, float(gains[i]))
             done += len(batch)
-
-    def _verify(
-        self,
-        members: Subset,
-        moves: list[tuple[int, bool]],
-        gains: Float[np.ndarray, " groups"],
-        here: float,
-    ) -> None:
-        """Exact gains of some adds (True) and drops (False)."""
-        sets = [(*members, i) if add else tuple(j for j in members if j != i) for i, add in moves]
-        exact = (self.search.scores([subset(s) for s in sets], reference=members) - here).tolist()
-        for (i, add), value in zip(moves, exact, strict=True):
-            self.screen.learn(i, add, value, float(gains[i]))
