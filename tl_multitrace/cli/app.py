@@ -131,12 +131,7 @@ Prompts = Annotated[
         "file of EAP-IG, MIB, auto-circuit, CounterFact or known_1000; or hf:owner/name."
     ),
 ]
-DataPath = Annotated[
-    Path | None,
-    typer.Option(
-        "--data", help="File of a task that reads one of others; `tl-multitrace tasks` says where it is from."
-    ),
-]
+DataPath = Annotated[Path | None, typer.Option("--data", help="The task's file; `tl-multitrace tasks` says which.")]
 Components = Annotated[
     str | None,
     typer.Option(
@@ -155,12 +150,7 @@ Budget = Annotated[
 SolverName = Annotated[
     str | None, typer.Option("--solver", callback=_checked(solver_by_name), help=f"One of {', '.join(SOLVERS)}.")
 ]
-MaxCost = Annotated[
-    float | None,
-    typer.Option(
-        min=1.0, help="Stop the search, and each repetition of it, at so many forwards over the prompts. Default: none."
-    ),
-]
+MaxCost = Annotated[float | None, typer.Option(min=1.0, help="Stop each search at so many forwards over the prompts.")]
 InterventionName = Annotated[
     str | None,
     typer.Option(

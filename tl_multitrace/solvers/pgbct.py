@@ -118,7 +118,7 @@ class PGBCT:
     def step_gradient(
         self, search: Search, z: Float[Tensor, " groups"], examples: Tensor, epoch: int, factor: float = 1.0
     ) -> Float[Tensor, " groups"]:
-        """Gradient of the penalised objective on one minibatch."""
+        """Derivative of the penalised loss on one minibatch."""
         data = search.loss_gradient(z, examples, len(search.budgets) + 1)
         weight = epoch + 1
         penalty = self.l1 * factor * weight * torch.sign(z) + self.l2 * weight * (1 - 2 * z)
