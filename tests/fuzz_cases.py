@@ -34,7 +34,7 @@ from tl_multitrace.render.run import read_effects
 from tl_multitrace.reproduce.mediation import read_effects as read_published
 from tl_multitrace.reproduce.result import Curve, Published, Reproduction, Row
 from tl_multitrace.runs.folder import RunFile, read_record, read_run
-from tl_multitrace.solvers.compare import SolverComparison
+from tl_multitrace.solvers.compare_solvers import SolverComparison
 
 DOCUMENTED = (ValueError, FileNotFoundError)
 

@@ -85,6 +85,20 @@ def test_the_record_counts_every_step_that_runs_the_model(finished: tuple[Path, 
     assert steps["stability"]["forwards"] > 2 * steps["search"]["forwards"]  # five searches
 
 
+def test_a_run_that_max_cost_stops_says_so(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    result = call(*QUICK, "--max-cost", 6, "--stability", 2, "--out", out)
+    path = mt.SubsetPath.load(out / "path.json")
+    assert result.exit_code == 0 and not path.success and path.cost["equivalents"] <= 6
+    assert f"Search      {path.message}" in result.stdout and path.message in (out / "report.html").read_text()
+    record = json.loads((out / "run.json").read_text())
+    assert record["arguments"]["max_cost"] == 6.0
+    # each of the two repetitions: base and source, six for the search, a few for its scores
+    assert sum(record["steps"]["stability"].values()) <= 2 * 16 * path.provenance["prompts"]["n"]
+    refused = call(*QUICK, "--max-cost", 0, "--out", tmp_path / "none")
+    assert refused.exit_code == 2 and "max-cost" in flat(refused.output)
+
+
 @pytest.mark.parametrize(
     ("components", "solver", "told"),
     [

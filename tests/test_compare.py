@@ -13,7 +13,7 @@ from oracles import pairs_of, random_examples
 
 import tl_multitrace as mt
 from tiny_models import MODEL_NAMES, build
-from tl_multitrace.solvers.compare import COSTS
+from tl_multitrace.solvers.compare_solvers import COSTS
 
 model_of = cache(lambda: build(MODEL_NAMES[0], torch.float64))
 HELD_OUT = pairs_of(random_examples(4, seed=6))

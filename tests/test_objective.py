@@ -16,7 +16,7 @@ from oracles import pairs_of, random_examples, soft_mask
 import tl_multitrace as mt
 from tiny_models import MODEL_NAMES, build
 from tl_multitrace.objective import aim_of
-from tl_multitrace.objective.predict import changes_of, predicted
+from tl_multitrace.objective.predict import changes_of, switched
 from tl_multitrace.solvers.path import chance_score
 
 LABELS = ("f/1", "m/1", "f/0", "m/0", "f/1", "m/0")
@@ -103,7 +103,7 @@ def test_the_score_is_the_weighted_sum_less_the_price_of_broken_bounds() -> None
     over = np.maximum(changes["kept"] - 1e-6 - 1e-9 - 1e-12, 0)
     wanted = total - objective.price * np.log1p(over / objective.scales["kept"])
     np.testing.assert_allclose(objective.means(masks), wanted, rtol=1e-9)
-    np.testing.assert_allclose(objective.amounts(masks), total)
+    np.testing.assert_allclose(objective.means(masks, pressure=0.0), total)
     assert [objective.holds(mask) for mask in masks] == [bool(o == 0) for o in over]
     assert objective.price >= abs(2 * full() - objective.changes([torch.ones(len(objective.groups))])["gap"][0]) - 1e-9
 
@@ -158,14 +158,14 @@ def test_loss_gradients_are_those_of_the_loss(name: str) -> None:
 
 def test_predictions_are_a_tracers_own_for_a_single_goal() -> None:
     objective, aim = mt.Objective([mt.Goal("up", first(), weight=2.0)]), aim_of(first())
-    mask = oracles.binary_mask(len(aim.groups), seed=1)
+    mask = oracles.binary_mask(len(objective.groups), seed=1)
     np.testing.assert_allclose(objective.gains(mask, 1), 2 * aim.gains(mask, 1), rtol=1e-9)
 
 
 def test_predictions_hold_for_small_steps() -> None:
     """At the base run the predicted effects are the run's own; moved ones differ where there is a slope."""
     tracer = second()
-    here, moved = predicted(tracer, torch.zeros(len(tracer.groups)), None)
+    here, moved = switched(tracer, torch.zeros(len(tracer.groups)), None)
     torch.testing.assert_close(here, torch.zeros_like(here), atol=1e-12, rtol=0)
     goal = mt.Goal("x", tracer)
     torch.testing.assert_close(changes_of(goal, moved), moved.mean(0))
@@ -224,7 +224,7 @@ def test_the_default_finds_the_best_set_within_bounds(seed: int, share: float) -
     masks = torch.zeros(len(sets), len(groups))
     for row, chosen in zip(masks, sets, strict=True):
         row[list(chosen)] = 1.0
-    amounts, allowed = objective.amounts(masks), np.array([objective.holds(m) for m in masks])
+    amounts, allowed = objective.means(masks, pressure=0.0), np.array([objective.holds(m) for m in masks])
     for size in (1, 2, 3):
         best = max(a for a, s, ok in zip(amounts, sets, allowed, strict=True) if ok and len(s) <= size)
         assert path.choice(size).score.mean >= best - 0.01 * abs(best) - 1e-9

@@ -91,5 +91,6 @@ class Toy:
     def loss_gradient(self, mask: Any, loss: Any, examples: Any = None) -> tuple[Tensor, Tensor]:
         leaf = self.groups.as_mask(mask).double().requires_grad_()
         chosen = torch.arange(self.n) if examples is None else torch.as_tensor(examples)
-        effects = self._values(leaf)[chosen]
+        effects, share = self._values(leaf)[chosen], len(chosen) / self.n
+        self.cost.forwards, self.cost.backwards = self.cost.forwards + share, self.cost.backwards + share
         return effects.detach(), torch.autograd.grad(loss(effects), leaf)[0]

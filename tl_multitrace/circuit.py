@@ -25,12 +25,14 @@ from tl_multitrace.models.compat import HookFn, ModelView
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.records.chance import Verdict, beyond_chance
 from tl_multitrace.records.stats import Score, undefined
+from tl_multitrace.records.when_read import later, when_read
 from tl_multitrace.switching import How, Switch, ablation, steering, switched_groups
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
+@when_read("chance", "marginals")
 @dataclass(frozen=True)
 class Circuit:
     """A chosen set of hook groups.
@@ -43,6 +45,7 @@ class Circuit:
         score: the same with interval and median; None for a set nobody has measured.
         held_out: effect on held-out prompts.
         chance: mean effect of random sets of the same size and kinds; the interval holds the middle 95 % of the sets.
+            Of a circuit that a path gave it is measured when it is first read (:attr:`cost`), as ``marginals`` are.
         full_effect: effect of the whole mask.
         full_score: the same with its interval, on the prompts of the search.
         marginals: per component, the effect lost without it: ``effect(S) - effect(S minus c)``; empty if not measured.
@@ -76,11 +79,28 @@ class Circuit:
     def __post_init__(self) -> None:
         if len(self.indices) != len(self.groups):
             raise ValueError(f"{len(self.indices)} indices for {len(self.groups)} components.")
-        if self.marginals and len(self.marginals) != len(self.groups):
+        if not self.unread and self.marginals and len(self.marginals) != len(self.groups):
             raise ValueError(f"{len(self.marginals)} marginal effects for {len(self.groups)} components.")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "tracer": None}  # the model stays where it is
+        read = {"chance": self.chance, "marginals": self.marginals}  # there, nothing can measure them any more
+        return {**vars(self), **read, "tracer": None}  # the model stays where it is
+
+    @property
+    def unread(self) -> dict[str, Any]:
+        """What is still to be measured when it is read: the functions that do, by field."""
+        return {name: vars(self)[name] for name in ("chance", "marginals") if callable(vars(self)[name])}
+
+    @property
+    def cost(self) -> dict[str, float]:
+        """Forward equivalents: of the whole ``search``, and of this circuit's own ``table``, as far as it was read.
+
+        The table is marginal effects (one forward for the set and each of its members, from the blocks that differ) and
+        chance (20 random sets). ``marginals``, ``chance``, ``print``, ``to_dataframe``, ``plot``, ``save`` and pickling
+        read it, and pay for it the first time.
+        """
+        known = dict(self.provenance.get("cost") or {})
+        return {"search": float(known.get("equivalents", 0)), "table": float(known.get("table", 0))}
 
     # ------------------------------------------------------------------ the set
 
@@ -177,10 +197,8 @@ class Circuit:
     def fwd_hooks(self, cache: Any, *, strength: float = 1.0, pairs: Any = None) -> list[tuple[str, HookFn]]:
         """TransformerLens hooks that patch this circuit from a source run's cache; see :meth:`HookGroups.fwd_hooks`.
 
-        Args:
-            cache: of the source run, at least of ``circuit.groups.names_filter``.
-            strength: 1 replaces activations, values between 0 and 1 mix them.
-            pairs: needed where prompts are padded or a group names a span.
+        The cache is at least of ``circuit.groups.names_filter``; a strength of 1 replaces activations, one between 0
+        and 1 mixes them; pairs are needed where prompts are padded or a group names a span.
         """
         return self.groups.fwd_hooks(torch.full((len(self),), float(strength)), cache, pairs)
 
@@ -219,14 +237,9 @@ class Circuit:
 
         Means are over the tokens of the reference prompts. A strength of 1 moves each component by the whole difference
         of its means, towards what the source prompts do; a negative one moves it the other way; 0 changes nothing.
-        Source: activation addition (Turner et al. 2023, arXiv:2308.10248), here by the difference in means.
-
-        Args:
-            model: the model it was found on.
-            strength: in units of that difference.
-            reference: prompts of both sides; default: those of the circuit's own search. Their differences should
-                point one way: of two subgroups that differ in opposite ways, pass one (``pairs.labels``).
-            everywhere: see :meth:`ablate`.
+        Source: activation addition (Turner et al. 2023, arXiv:2308.10248), here by the difference in means. The
+        reference is by default the circuit's own search; its differences should point one way: of two subgroups that
+        differ in opposite ways, pass one (``pairs.labels``). Model and ``everywhere`` are as in :meth:`ablate`.
 
         Raises:
             ValueError: as :meth:`ablate`; a strength that is not finite; base and source prompts that are the same.
@@ -286,17 +299,10 @@ class Circuit:
 
         marginals: Sequence[float | None] = self.marginals or [None] * len(self)
         unclear = self.score is not None and bool(undefined(self.score))
+        shares = [None if m is None or not self.effect or unclear else m / self.effect for m in marginals]
         rows = [
-            {
-                "component": c.label,
-                "kind": c.kind,
-                "layer": c.layer,
-                "index": c.index,
-                "position": c.position,
-                "marginal": m,
-                "share": None if m is None or not self.effect or unclear else m / self.effect,
-            }
-            for c, m in zip(self.components, marginals, strict=True)
+            (c.label, c.kind, c.layer, c.index, c.position, marginal, share)
+            for c, marginal, share in zip(self.components, marginals, shares, strict=True)
         ]
         columns = ["component", "kind", "layer", "index", "position", "marginal", "share"]
         frame = pd.DataFrame(rows, columns=columns)
@@ -307,13 +313,12 @@ class Circuit:
     def summary(self) -> list[tuple[str, str]]:
         """What is known about the circuit, line by line: name and value."""
         facts = self.provenance
-        unit = str(facts.get("metric_unit", "") or "")
+        unit, how = str(facts.get("metric_unit", "") or ""), facts.get("intervention")
+        how = how.get("name", "") if isinstance(how, Mapping) else how or ""
+        _ = self.marginals, self.chance  # read first: the last line says what they cost
         lines = [
             ("model", str(dict(facts.get("model") or {}).get("name", "unknown"))),
-            (
-                "metric",
-                f"{facts.get('metric', 'unknown')}, {facts.get('direction', '')}, {_name(facts.get('intervention'))}",
-            ),
+            ("metric", f"{facts.get('metric', 'unknown')}, {facts.get('direction', '')}, {how}"),
             ("effect", f"{self.score or f'{self.effect:.3g}'} {unit}".rstrip()),
         ]
         if self.score is not None and self.score.log is not None:
@@ -327,7 +332,8 @@ class Circuit:
         lines.append(("verdict", str(self.verdict)))
         lines.append(("choice", self.certificate))
         cost = dict(facts.get("cost") or {})
-        spent = f"{cost.get('equivalents', 0):.0f} forward equivalents, {cost.get('seconds', 0):.1f} s"
+        table = f"; {self.cost['table']:.3g} more for this table" if self.cost["table"] else ""
+        spent = f"{cost.get('equivalents', 0):.0f} forward equivalents, {cost.get('seconds', 0):.1f} s{table}"
         return [*lines, ("cost", spent)] if cost else lines
 
     def __repr__(self) -> str:
@@ -349,8 +355,9 @@ class Circuit:
         return show(self, model, pairs, **options)
 
     def with_scores(self, **scores: Any) -> Circuit:
-        """A copy with some fields (``scores``) replaced, such as ``held_out=``."""
-        return replace(self, **scores)
+        """A copy with some fields (``scores``) replaced, such as ``held_out=``; it measures nothing."""
+        unread = {name: measure for name, measure in self.unread.items() if name not in scores}
+        return later(replace(self, **{name: getattr(Circuit, name) for name in unread} | scores), unread)
 
 
 def _to_file(circuit: Circuit) -> CircuitFile:
@@ -390,7 +397,3 @@ def _from_file(file: CircuitFile, path: str | Path) -> Circuit:
             certificate=file.certificate,
             provenance=file.provenance,
         )
-
-
-def _name(intervention: Any) -> str:
-    return str(intervention.get("name", "")) if isinstance(intervention, Mapping) else str(intervention or "")

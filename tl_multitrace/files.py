@@ -87,6 +87,7 @@ _FACTS: dict[str, Callable[[Any], bool]] = {
     "goals": _goals,
     "constraints": _goals,
     "solver": lambda value: isinstance(value, Mapping),
+    "outcome": lambda value: isinstance(value, Mapping),
     "prompts": lambda value: isinstance(value, Mapping),
     "intervention": lambda value: isinstance(value, Mapping | str),
     "seed": lambda value: _whole(value, MAX_NUMBER),

@@ -58,7 +58,7 @@ def best(objective: mt.Objective, sets: list[tuple[int, ...]]) -> list[float]:
     masks = torch.zeros(len(sets), len(objective.groups))
     for row, members in zip(masks, sets, strict=True):
         row[list(members)] = 1.0
-    amounts, allowed = objective.amounts(masks), [objective.holds(mask) for mask in masks]
+    amounts, allowed = objective.means(masks, pressure=0.0), [objective.holds(mask) for mask in masks]
     return [max(a for a, s, ok in zip(amounts, sets, allowed, strict=True) if ok and len(s) <= n) for n in SIZES]
 
 

@@ -131,12 +131,7 @@ Prompts = Annotated[
         "file of EAP-IG, MIB, auto-circuit, CounterFact or known_1000; or hf:owner/name."
     ),
 ]
-DataPath = Annotated[
-    Path | None,
-    typer.Option(
-        "--data", help="File of a task that reads one of others; `tl-multitrace tasks` says where it is from."
-    ),
-]
+DataPath = Annotated[Path | None, typer.Option("--data", help="The task's file; `tl-multitrace tasks` says which.")]
 Components = Annotated[
     str | None,
     typer.Option(
@@ -155,6 +150,7 @@ Budget = Annotated[
 SolverName = Annotated[
     str | None, typer.Option("--solver", callback=_checked(solver_by_name), help=f"One of {', '.join(SOLVERS)}.")
 ]
+MaxCost = Annotated[float | None, typer.Option(min=1.0, help="Stop each search at so many forwards over the prompts.")]
 InterventionName = Annotated[
     str | None,
     typer.Option(
@@ -213,6 +209,7 @@ def run(
     components: Components = None,
     budget: Budget = "10",
     solver: SolverName = None,
+    max_cost: MaxCost = None,
     intervention: InterventionName = None,
     metric: MetricName = None,
     direction: Annotated[Direction | None, typer.Option(help="Default: the task's.")] = None,
@@ -249,6 +246,7 @@ def run(
         components=components,
         budget=budget,
         solver=solver,
+        max_cost=max_cost,
         intervention=intervention,
         metric=metric,
         direction=None if direction is None else direction.value,

@@ -37,6 +37,8 @@ def closing_lines(run: Run, log: Log, out: Path) -> Iterator[str]:
     yield f"  {_found(circuit)}"
     yield f"  Effect      {_score(circuit.score)}{_share(circuit)}; {unit}"
     yield f"  By budget   {_by_budget(run.path)}"
+    if not run.path.success:
+        yield f"  Search      {run.path.message}"
     yield f"  Held out    {_score(circuit.held_out)}"
     yield f"  Chance      {_chance(circuit.chance)}"
     yield f"  Verdict     {run.verdict}"

@@ -225,14 +225,11 @@ class Batches:
     def predictions(self, mask: Float[Tensor, " groups"], dtype: torch.dtype | None) -> Float[Tensor, " groups"]:
         """Sum over examples of the predicted change of the metric from switching each entry of a binary mask."""
         metric = self.metric.surrogate
-        signs = (1 - 2 * mask).to(self.base_values)
-        total = torch.zeros_like(signs, dtype=torch.float64)
+        total = torch.zeros(len(mask), dtype=torch.float64, device=self.base_values.device)
         for _, inner, slope in self.slopes_by_batch(mask, True, True, dtype):
-            now = metric.outer(inner)
             for rows in torch.arange(len(inner)).split(max(1, PREDICTIONS // max(1, slope.shape[1]))):
-                step = (slope[rows] * signs).clamp(-CLAMP, CLAMP)
-                change = metric.outer(inner[rows, None] + step) - now[rows, None]
-                total += change.sum(0, dtype=torch.float64)
+                now, switched = predicted(metric, inner[rows], slope[rows], mask)
+                total += (switched - now[:, None]).sum(0, dtype=torch.float64)
         return total
 
     def loss_slope(
@@ -374,3 +371,11 @@ class Attempt:
             return False
         self.ran_out = str(error) or type(error).__name__
         return True
+
+
+def predicted(
+    metric: Metric, inner: Float[Tensor, " n"], slope: Float[Tensor, "n groups"], mask: Float[Tensor, " groups"]
+) -> tuple[Float[Tensor, " n"], Float[Tensor, "n groups"]]:
+    """The metric per example at a binary mask, and as predicted through its inner quantity with each entry switched."""
+    step = (slope * (1 - 2 * mask).to(slope)).clamp(-CLAMP, CLAMP)
+    return metric.outer(inner), metric.outer(inner[:, None] + step)

@@ -222,7 +222,7 @@ def pareto(
         >>> [f"{axis.name}: {axis.better} is better" for axis in front.axes]
         ['bias: higher is better', 'perplexity: lower is better']
     """
-    if len(objective.readings) < 2:
+    if len(objective.terms) < 2:
         raise ValueError("a front needs two goals, or a goal and a constraint: there is nothing to trade in one.")
     if levels < 1 or most < 2:
         raise ValueError(f"levels is at least 1 and most at least 2, got {levels} and {most}.")
@@ -290,7 +290,7 @@ def axes_of(objective: Objective) -> tuple[Axis, ...]:
     """What is traded, goals first."""
     return tuple(
         Axis(r.name, r.tracer.metric.unit, "higher" if r.sign > 0 else "lower", type(r).__name__.lower())
-        for r in objective.readings
+        for r in objective.terms
     )
 
 

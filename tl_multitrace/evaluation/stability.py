@@ -166,6 +166,7 @@ def stability(
     budget: int | Mapping[str, int] | None = None,
     direction: Direction = "maximize",
     threshold: float = 0.8,
+    max_cost: float | int | None = None,
     progress: bool | None = None,
 ) -> Stability:
     """Search again on bootstrap resamples of the prompts, and count which components come back.
@@ -181,6 +182,7 @@ def stability(
             where there are fewer.
         direction: ``"maximize"`` or ``"minimize"``.
         threshold: share of the runs from which a component counts as stable.
+        max_cost: forward equivalents that each search may take, as for :func:`select`.
         progress: show a progress bar; default: the tracer's setting.
 
     Raises:
@@ -200,7 +202,8 @@ def stability(
     found, name, spent = [], "", 0.0
     with bar(len(runs), "resamples", tracer.progress if progress is None else progress) as shown:
         for seed, draw in runs:
-            path = select(_redrawn(tracer, seed, draw), limits, solver, direction=direction, seed=seed, progress=False)
+            how: dict[str, Any] = {"direction": direction, "seed": seed, "max_cost": max_cost, "progress": False}
+            path = select(_redrawn(tracer, seed, draw), limits, solver, **how)
             found.append(path.choice(size).members)
             name, spent = str(path.provenance["solver"]["name"]), spent + path.cost["equivalents"]
             tell(shown, effect=path.choice(size).score.mean, overlap=jaccard(found[0], found[-1]), cost=spent)

@@ -7,7 +7,6 @@ do, and the bounded loss of gradient solvers. An :class:`Aim` is just that. A tr
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -17,9 +16,6 @@ from torch import Tensor
 
 from tl_multitrace._version import __version__
 from tl_multitrace.copies import copies_of, distinct
-from tl_multitrace.cost import Cost
-from tl_multitrace.engine.shared import Loop
-from tl_multitrace.groups import HookGroups
 from tl_multitrace.metrics import Metric
 from tl_multitrace.records.stats import Score
 from tl_multitrace.tracer import Tracer
@@ -27,7 +23,11 @@ from tl_multitrace.tracer import Tracer
 
 @runtime_checkable
 class Aim(Protocol):
-    """What a search asks for.
+    """What a search asks for: numbers of masks over the hook groups of a tracer or an objective.
+
+    Everywhere, a ``sign`` of 1 means that the number is to rise and -1 that it is to fall; ``dtype`` is a lower
+    precision to run the model in, for ranking only; and ``pressure`` is the share of the penalty for broken bounds that
+    is charged.
 
     Examples:
         >>> from tl_multitrace.objective import Aim, aim_of
@@ -36,23 +36,8 @@ class Aim(Protocol):
     """
 
     @property
-    def groups(self) -> HookGroups:
-        """The mask's entries."""
-        ...
-
-    @property
-    def n(self) -> int:
-        """Number of examples that minibatches are drawn from."""
-        ...
-
-    @property
-    def cost(self) -> Cost:
-        """What was spent so far."""
-        ...
-
-    @property
-    def tracer(self) -> Tracer:
-        """The tracer whose metric stands first: circuits are shown, and judged, with it."""
+    def tracers(self) -> tuple[Tracer, ...]:
+        """What is run; circuits are shown, and judged, with the first one's metric."""
         ...
 
     @property
@@ -65,122 +50,50 @@ class Aim(Protocol):
         """Whether :meth:`holds` has to be asked."""
         ...
 
-    def session(self) -> AbstractContextManager[Any]:
-        """Keep hooks attached over several calls."""
-        ...
-
-    def forget(self) -> None:
-        """Drop what earlier calls stored."""
-        ...
-
-    def loop(self, *what: Any) -> Loop:
-        """Where a solver keeps the state of a loop that depends on ``what``."""
-        ...
-
-    def flush(self) -> None:
-        """Write what was found so far to the disk, where it is kept."""
-        ...
-
     def means(
         self,
         masks: Float[Tensor, "k groups"],
         reference: Float[Tensor, " groups"] | None = None,
         pressure: float = 1.0,
     ) -> Float[np.ndarray, " k"]:
-        """The number per binary mask, exact.
+        """The number per binary mask, exact; without ``pressure`` the effect that results report.
 
-        Args:
-            masks: binary.
-            reference: a mask the others differ little from.
-            pressure: share of the penalty for broken bounds that is charged.
-        """
-        ...
-
-    def amounts(
-        self, masks: Float[Tensor, "k groups"], reference: Float[Tensor, " groups"] | None = None
-    ) -> Float[np.ndarray, " k"]:
-        """What results report per binary mask: :meth:`means` without anything that only leads the search.
-
-        Args:
-            masks: binary.
-            reference: a mask the others differ little from.
+        Masks that differ little from the reference restart from the first block where they do.
         """
         ...
 
     def holds(self, mask: Float[Tensor, " groups"]) -> bool:
-        """Whether a mask that :meth:`means` has seen is within every bound.
-
-        Args:
-            mask: binary.
-        """
+        """Whether a binary mask that :meth:`means` has seen is within every bound."""
         ...
 
     def slope(self, mask: Float[Tensor, " groups"], dtype: torch.dtype | None = None) -> Float[np.ndarray, " groups"]:
-        """Derivative of the number to every entry of a soft mask.
-
-        Args:
-            mask: one number in [0, 1] per group.
-            dtype: lower precision to run the model in, for ranking.
-        """
+        """Derivative of the number to every entry of a soft mask."""
         ...
 
     def gains(
         self, mask: Float[Tensor, " groups"], sign: int, dtype: torch.dtype | None = None, pressure: float = 1.0
     ) -> Float[np.ndarray, " groups"]:
-        """Predicted gain, times ``sign``, of switching each entry of a binary mask.
-
-        Args:
-            mask: binary.
-            sign: 1 where the number is to rise, -1 where it is to fall.
-            dtype: lower precision to run the model in, for ranking.
-            pressure: share of the penalty for broken bounds that is charged.
-        """
+        """Predicted gain, times ``sign``, of switching each entry of a binary mask."""
         ...
 
     def loss(self, mask: Any, sign: int) -> float:
-        """The bounded loss that gradient solvers minimise.
-
-        Args:
-            mask: one number in [0, 1] per group.
-            sign: 1 where the number is to rise, -1 where it is to fall.
-        """
+        """The bounded loss that gradient solvers minimise, of a soft mask."""
         ...
 
     def loss_gradient(self, mask: Float[Tensor, " groups"], sign: int, examples: Tensor) -> Float[Tensor, " groups"]:
-        """Its derivative at a soft mask, on some examples.
-
-        Args:
-            mask: one number in [0, 1] per group.
-            sign: 1 where the number is to rise, -1 where it is to fall.
-            examples: numbers of the examples.
-        """
+        """Its derivative at a soft mask, on the examples of these numbers."""
         ...
 
     def measure(self, mask: Float[Tensor, " groups"], sign: int, seed: int = 0) -> Score:
-        """The number of one mask with its interval.
-
-        Args:
-            mask: one number in [0, 1] per group.
-            sign: 1 where the number is to rise, -1 where it is to fall.
-            seed: of the bootstrap.
-        """
+        """The number of one mask with its interval, a bootstrap from the seed."""
         ...
 
     def goal_scores(self, mask: Float[Tensor, " groups"], seed: int = 0) -> dict[str, Score]:
-        """What it is made of, by name; empty where it is one metric's mean.
-
-        Args:
-            mask: one number in [0, 1] per group.
-            seed: of the bootstrap.
-        """
+        """What it is made of, by name; empty where it is one metric's mean."""
         ...
 
     def on(self, held_out: Any) -> Aim:
-        """The same aim on other prompts.
-
-        Args:
-            held_out: prompts; for an objective, by the name of the goal or constraint.
-        """
+        """The same aim on other prompts; of an objective, a mapping from names of goals and constraints to prompts."""
         ...
 
     def provenance(self) -> dict[str, Any]:
@@ -189,10 +102,7 @@ class Aim(Protocol):
 
 
 def aim_of(target: Any) -> Aim:
-    """The aim of a tracer, or an objective itself.
-
-    Args:
-        target: a :class:`~tl_multitrace.Tracer` or an :class:`~tl_multitrace.Objective`.
+    """The aim of a :class:`~tl_multitrace.Tracer`, or an :class:`~tl_multitrace.Objective` itself.
 
     Raises:
         TypeError: neither.
@@ -210,7 +120,7 @@ def aim_of(target: Any) -> Aim:
     return TracerAim(target)
 
 
-class Latest:
+class EffectMemo:
     """The latest effect of each tracer, so that score, interval and loss of one mask cost one run."""
 
     def __init__(self) -> None:
@@ -232,9 +142,6 @@ class Latest:
 class TracerAim:
     """The mean effect of one tracer.
 
-    Args:
-        tracer: whose mean effect is the number.
-
     Examples:
         >>> from tl_multitrace.objective import TracerAim
         >>> aim = TracerAim(tracer)
@@ -245,19 +152,8 @@ class TracerAim:
     has_bounds = False
 
     def __init__(self, tracer: Tracer) -> None:
-        self.tracer = tracer
-        self.groups = tracer.groups
-        self._latest = Latest()
-
-    @property
-    def n(self) -> int:
-        """Number of prompt pairs."""
-        return self.tracer.n
-
-    @property
-    def cost(self) -> Cost:
-        """The tracer's."""
-        return self.tracer.cost
+        self.tracer, self.tracers = tracer, (tracer,)
+        self._memo = EffectMemo()
 
     @property
     def metric(self) -> Metric:
@@ -266,25 +162,8 @@ class TracerAim:
 
     @property
     def loss_name(self) -> str:
-        """Of the metric."""
+        """The metric's."""
         return self.metric.loss_name
-
-    def session(self) -> AbstractContextManager[Any]:
-        """The tracer's."""
-        return self.tracer.session()
-
-    def forget(self) -> None:
-        """The tracer's."""
-        self._latest.forget()
-        self.tracer.forget()
-
-    def loop(self, *what: Any) -> Loop:
-        """Beside the tracer's results."""
-        return Loop([self.tracer.calls], *what)
-
-    def flush(self) -> None:
-        """The tracer's."""
-        self.tracer.flush()
 
     def means(
         self,
@@ -294,12 +173,6 @@ class TracerAim:
     ) -> Float[np.ndarray, " k"]:
         """Mean effects."""
         return np.asarray(self.tracer.effects(masks, reference=reference).double().mean(-1).cpu().numpy())
-
-    def amounts(
-        self, masks: Float[Tensor, "k groups"], reference: Float[Tensor, " groups"] | None = None
-    ) -> Float[np.ndarray, " k"]:
-        """Mean effects."""
-        return self.means(masks, reference)
 
     def holds(self, mask: Float[Tensor, " groups"]) -> bool:
         """There are no bounds."""
@@ -312,12 +185,12 @@ class TracerAim:
     def gains(
         self, mask: Float[Tensor, " groups"], sign: int, dtype: torch.dtype | None = None, pressure: float = 1.0
     ) -> Float[np.ndarray, " groups"]:
-        """Through the metric's own non-linearity, example by example; see ``solvers/screen.py``."""
+        """Through the metric's own non-linearity, example by example; see ``solvers/sweep.py``."""
         return np.asarray(sign * self.tracer.predicted_changes(mask, dtype=dtype).cpu().numpy())
 
     def loss(self, mask: Any, sign: int) -> float:
         """Mean bounded loss of the effects."""
-        return float(self.metric.loss(self._latest.effect(self.tracer, mask), sign).double().mean())
+        return float(self.metric.loss(self._memo.effect(self.tracer, mask), sign).double().mean())
 
     def loss_gradient(self, mask: Float[Tensor, " groups"], sign: int, examples: Tensor) -> Float[Tensor, " groups"]:
         """Of the mean bounded loss over some pairs."""
@@ -325,7 +198,7 @@ class TracerAim:
 
     def measure(self, mask: Float[Tensor, " groups"], sign: int, seed: int = 0) -> Score:
         """Score of the per-example effects, with the log scale of ratio metrics."""
-        effect = self._latest.effect(self.tracer, mask)
+        effect = self._memo.effect(self.tracer, mask)
         ratio = self.tracer.metric.relative and self.tracer.metric.needs_wrong
         log = self.tracer.log_effect(mask).cpu().numpy() if ratio else None
         return Score.of(effect.cpu().numpy(), log=log, copies=copies_of(self.tracer), weighted=True, seed=seed)

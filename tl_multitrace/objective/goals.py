@@ -18,7 +18,7 @@ Direction = Literal["maximize", "minimize"]
 
 
 @dataclass(frozen=True)
-class Reading:
+class Term:
     """One number about the model: a tracer's metric over its prompts, as a change against the base run.
 
     Attributes:
@@ -64,7 +64,7 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Goal(Reading):
+class Goal(Term):
     """A number to push.
 
     Args:
@@ -104,7 +104,7 @@ class Goal(Reading):
 
 
 @dataclass(frozen=True)
-class Constraint(Reading):
+class Constraint(Term):
     """A number to keep: its change against the base run stays within a bound.
 
     Args:
@@ -158,18 +158,14 @@ class Constraint(Reading):
         return float(self.at_most if self.at_most is not None else self.at_least or 0.0)
 
     @property
-    def judged(self) -> Reading:
+    def judged(self) -> Term:
         """What the bound is held against: the mean, or its confidence bound."""
         if self.confidence is None:
             return self
-        return Reading(self.name, self.tracer, Bound(-self.sign * float(stats.norm.ppf(self.confidence))))
+        return Term(self.name, self.tracer, Bound(-self.sign * float(stats.norm.ppf(self.confidence))))
 
     def violation(self, change: Float[Tensor, "*k"]) -> Float[Tensor, "*k"]:
-        """By how much the judged change is over the bound; 0 where it is within.
-
-        Args:
-            change: change against the base run, in the metric's unit.
-        """
+        """By how much the judged change is over the bound; 0 where it is within."""
         tolerance = 1e-9 + 1e-6 * abs(self.bound)
         over = self.sign * (self.bound - change) - tolerance
         return over.clamp_min(0.0)
@@ -180,21 +176,21 @@ class Constraint(Reading):
         return {**super().describe(), **{k: v for k, v in bounds.items() if v is not None}}
 
 
-def common_groups(readings: tuple[Reading, ...]) -> None:
-    """Refuse readings whose masks do not name the same components; positions may differ.
+def common_groups(terms: tuple[Term, ...]) -> None:
+    """Refuse terms whose masks do not name the same components; positions may differ.
 
     Raises:
         ValueError: two names alike, or hook groups that differ.
     """
-    names = [r.name for r in readings]
+    names = [r.name for r in terms]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise ValueError(f"two goals or constraints are called {twice!r}: give each its own name.")
-    first = _places(readings[0].tracer)
-    for reading in readings[1:]:
-        if _places(reading.tracer) != first:
+    first = _places(terms[0].tracer)
+    for term in terms[1:]:
+        if _places(term.tracer) != first:
             raise ValueError(
-                f"{reading.name!r} and {readings[0].name!r} are traced over different components, so one mask cannot "
+                f"{term.name!r} and {terms[0].name!r} are traced over different components, so one mask cannot "
                 "serve both. Make both tracers with the same groups (groups.at('everywhere') moves only positions)."
             )
 

@@ -2,7 +2,7 @@
 
     score(m) = sum_goals weight * sign * change_g(m)  -  price * sum_constraints log(1 + violation_c(m) / scale_c)
 
-``change`` is the number's difference to the base run. The second term leads a search back to what is allowed; it
+``change`` is the number's difference to the base run. The second part leads a search back to what is allowed; it
 decides nothing: a set that breaks a bound, as measured exactly, is never chosen. ``price`` is the size of the goals'
 sum over the whole mask (or its largest single derivative, if that is more), ``scale`` the bound itself, or a hundredth
 of the constraint's own change over the whole mask.
@@ -22,11 +22,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_multitrace.cost import Cost
-from tl_multitrace.engine.shared import Loop
 from tl_multitrace.groups import HookGroups
-from tl_multitrace.objective.aim import Latest, TracerAim
-from tl_multitrace.objective.goals import Constraint, Goal, Reading, common_groups
-from tl_multitrace.objective.predict import changes_of, key_of, linear, predicted, resampled, set_of
+from tl_multitrace.objective.aim import EffectMemo, TracerAim
+from tl_multitrace.objective.goals import Constraint, Goal, Term, common_groups
+from tl_multitrace.objective.predict import changes_of, key_of, linear, resampled, set_of, switched
 from tl_multitrace.objective.reduce import Mean
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.records.stats import Score, around, middle
@@ -66,31 +65,31 @@ class Objective:
     constraints: Sequence[Constraint] = ()
     seen: dict[bytes, dict[str, float]] = field(default_factory=dict, repr=False, compare=False)
     remembers: bool = field(default=False, repr=False, compare=False)
-    _latest: Latest = field(default_factory=Latest, init=False, repr=False, compare=False)
+    _memo: EffectMemo = field(default_factory=EffectMemo, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.goals:
             raise ValueError("an objective needs at least one Goal.")
         object.__setattr__(self, "goals", tuple(self.goals))
         object.__setattr__(self, "constraints", tuple(self.constraints))
-        common_groups(self.readings)
+        common_groups(self.terms)
 
     # ------------------------------------------------------------------ facts
 
     @property
-    def readings(self) -> tuple[Reading, ...]:
+    def terms(self) -> tuple[Term, ...]:
         """Goals, then constraints."""
         return (*self.goals, *self.constraints)
 
     @cached_property
     def tracers(self) -> tuple[Tracer, ...]:
         """Every tracer once."""
-        return tuple({id(r.tracer): r.tracer for r in self.readings}.values())
+        return tuple({id(r.tracer): r.tracer for r in self.terms}.values())
 
     @property
     def tracer(self) -> Tracer:
-        """The first goal's."""
-        return self.goals[0].tracer
+        """The first goal's, whose metric circuits are shown and judged with."""
+        return self.tracers[0]
 
     @property
     def groups(self) -> HookGroups:
@@ -115,12 +114,8 @@ class Objective:
     @property
     def cost(self) -> Cost:
         """Sum over the tracers, each in passes over its own prompts."""
-        total = Cost()
-        for tracer in self.tracers:
-            own = tracer.cost
-            total.forwards, total.backwards = total.forwards + own.forwards, total.backwards + own.backwards
-            total.seconds += own.seconds
-        return total
+        forwards, backwards, seconds = (sum(own) for own in zip(*(t.cost.numbers for t in self.tracers), strict=True))
+        return Cost(forwards, backwards, seconds)
 
     @property
     def loss_name(self) -> str:
@@ -139,13 +134,9 @@ class Objective:
         """Drop what earlier calls stored, known sets included."""
         if not self.remembers:
             self.seen.clear()
-        self._latest.forget()
+        self._memo.forget()
         for tracer in self.tracers:
             tracer.forget()
-
-    def loop(self, *what: Any) -> Loop:
-        """Beside the results of the first goal's tracer, known by all goals and constraints."""
-        return Loop([t.calls for t in self.tracers], [r.describe() for r in self.readings], *what)
 
     def flush(self) -> None:
         """Those of all tracers."""
@@ -158,7 +149,7 @@ class Objective:
         Raises:
             ValueError: a name that is none of the objective's.
         """
-        names = [r.name for r in self.readings]
+        names = [r.name for r in self.terms]
         if not isinstance(held_out, Mapping) or set(held_out) - set(names):
             strange = sorted(set(held_out) - set(names)) if isinstance(held_out, Mapping) else type(held_out).__name__
             raise ValueError(
@@ -167,28 +158,23 @@ class Objective:
             )
         moved: dict[tuple[int, int], Tracer] = {}
 
-        def move(reading: Any) -> Any:
-            pairs = held_out.get(reading.name)
+        def move(term: Any) -> Any:
+            pairs = held_out.get(term.name)
             if pairs is None:
-                return reading
-            key = (id(reading.tracer), id(pairs))  # goals that share a tracer share it there too
-            moved[key] = moved.get(key) or reading.tracer.on(pairs)
-            return replace(reading, tracer=moved[key])
+                return term
+            key = (id(term.tracer), id(pairs))  # goals that share a tracer share it there too
+            moved[key] = moved.get(key) or term.tracer.on(pairs)
+            return replace(term, tracer=moved[key])
 
         return Objective([move(g) for g in self.goals], [move(c) for c in self.constraints])
 
     # ------------------------------------------------------------------ exact numbers
 
     def changes(self, masks: Any, reference: Any = None) -> dict[str, Float[np.ndarray, " k"]]:
-        """Change of every goal and constraint under each mask, exact, by name.
-
-        Args:
-            masks: ``[k, groups]``, or a list of masks as ``tracer.effect`` takes them.
-            reference: as ``tracer.effects`` takes it.
-        """
+        """Change of every goal and constraint under each mask, exact, by name."""
         stacked = self.groups.as_masks(masks)
         judged = self._evaluate(stacked, reference)
-        return {r.name: np.array([row[r.name] for row in judged]) for r in self.readings}
+        return {r.name: np.array([row[r.name] for row in judged]) for r in self.terms}
 
     def _evaluate(self, masks: Float[Tensor, "k groups"], reference: Any = None) -> list[dict[str, float]]:
         """Changes by name, and under ``name + BOUND`` what a constraint is judged by; every mask once."""
@@ -209,10 +195,10 @@ class Objective:
         found: dict[str, Tensor] = {}
         for tracer in self.tracers:
             effects = tracer.effects(masks, reference=reference).double().cpu()
-            for reading in (r for r in self.readings if r.tracer is tracer):
-                found[reading.name] = reading.changes(effects)
-                if isinstance(reading, Constraint):
-                    found[reading.name + BOUND] = reading.judged.changes(effects)
+            for term in (r for r in self.terms if r.tracer is tracer):
+                found[term.name] = term.changes(effects)
+                if isinstance(term, Constraint):
+                    found[term.name + BOUND] = term.judged.changes(effects)
         return found
 
     def means(
@@ -221,18 +207,10 @@ class Objective:
         reference: Float[Tensor, " groups"] | None = None,
         pressure: float = 1.0,
     ) -> Float[np.ndarray, " k"]:
-        """The score of each mask: the module's formula, with a share of its price."""
+        """The score of each mask: the module's formula, with a share of its price; without, the goals' sum alone."""
         rows = self._evaluate(masks, reference)
         changes = {name: torch.tensor([row[name] for row in rows], dtype=torch.float64) for name in rows[0]}
         return np.asarray(self._score(changes, pressure).numpy())
-
-    def amounts(
-        self, masks: Float[Tensor, "k groups"], reference: Float[Tensor, " groups"] | None = None
-    ) -> Float[np.ndarray, " k"]:
-        """The goals' weighted sum of each mask, whatever the bounds."""
-        rows = self._evaluate(masks, reference)
-        goals = {g.name: torch.tensor([row[g.name] for row in rows], dtype=torch.float64) for g in self.goals}
-        return np.asarray(self.sum_of(goals).numpy())
 
     def holds(self, mask: Float[Tensor, " groups"]) -> bool:
         """Whether a mask is within every bound."""
@@ -247,9 +225,10 @@ class Objective:
         return torch.stack(parts).sum(0)
 
     def _score(self, changes: Mapping[str, Tensor], pressure: float = 1.0) -> Tensor:
-        total, price = self.sum_of(changes), pressure * self.price if self.constraints else 0.0
-        for c in (c for c in self.constraints if c.name + BOUND in changes):
-            total = total - price * torch.log1p(c.violation(changes[c.name + BOUND]) / self.scales[c.name])
+        total = self.sum_of(changes)
+        for c in (c for c in self.constraints if pressure and c.name + BOUND in changes):
+            charge = pressure * self.price
+            total = total - charge * torch.log1p(c.violation(changes[c.name + BOUND]) / self.scales[c.name])
         return total
 
     @cached_property
@@ -293,12 +272,12 @@ class Objective:
         found = {id(t): linear(t, mask, dtype) for t in self.tracers if any(r.tracer is t for r in wanted)}
         leaves = {key: effects.clone().requires_grad_() for key, (effects, _) in found.items()}
         changes: dict[str, Tensor] = {}
-        for reading in wanted:
-            effects = leaves[id(reading.tracer)][None]
-            if isinstance(reading, Constraint):
-                changes[reading.name + BOUND] = reading.judged.changes(effects)
+        for term in wanted:
+            effects = leaves[id(term.tracer)][None]
+            if isinstance(term, Constraint):
+                changes[term.name + BOUND] = term.judged.changes(effects)
             else:
-                changes[reading.name] = reading.changes(effects)
+                changes[term.name] = term.changes(effects)
         total = self._score(changes) if bounds else self.sum_of(changes)
         weights = torch.autograd.grad(total.sum(), list(leaves.values()), allow_unused=True)
         parts = [w @ found[key][1] for key, w in zip(leaves, weights, strict=True) if w is not None]
@@ -315,8 +294,8 @@ class Objective:
         start = {name: torch.tensor([value], dtype=torch.float64) for name, value in known.items()}
         then = dict(start)
         for tracer in self.tracers:
-            here, moved = predicted(tracer, mask, dtype)
-            for r in (r for r in self.readings if r.tracer is tracer):
+            here, moved = switched(tracer, mask, dtype)
+            for r in (r for r in self.terms if r.tracer is tracer):
                 if isinstance(r, Goal):
                     then[r.name] = start[r.name] + changes_of(r, moved) - r.changes(here[None])
                 elif isinstance(r, Constraint) and r in self._followed:
@@ -348,7 +327,7 @@ class Objective:
             total += found
         return total
 
-    def _whole_loss(self, r: Reading, effects: Float[Tensor, " n"]) -> Tensor:
+    def _whole_loss(self, r: Term, effects: Float[Tensor, " n"]) -> Tensor:
         if isinstance(r, Constraint):
             return torch.log1p(r.violation(r.judged.changes(effects[None]))[0] / self.scales[r.name])
         assert isinstance(r, Goal)
@@ -367,10 +346,10 @@ class Objective:
 
     def goal_scores(self, mask: Float[Tensor, " groups"], seed: int = 0) -> dict[str, Score]:
         """Change of every goal and constraint, with its interval, by name."""
-        return {r.name: resampled(r, self._effect(r, mask), seed)[0] for r in self.readings}
+        return {r.name: resampled(r, self._effect(r, mask), seed)[0] for r in self.terms}
 
-    def _effect(self, reading: Reading, mask: Float[Tensor, " groups"]) -> Float[Tensor, " n"]:
-        return self._latest.effect(reading.tracer, mask).double().cpu()
+    def _effect(self, term: Term, mask: Float[Tensor, " groups"]) -> Float[Tensor, " n"]:
+        return self._memo.effect(term.tracer, mask).double().cpu()
 
     def provenance(self) -> dict[str, Any]:
         """Model, and every goal and constraint with its prompts, metric and intervention."""
@@ -383,8 +362,8 @@ class Objective:
         }
 
 
-def _by_example(r: Reading) -> TypeGuard[Goal]:
-    """Whether a reading's loss is a mean over examples, so that some of them stand for all."""
+def _by_example(r: Term) -> TypeGuard[Goal]:
+    """Whether a term's loss is a mean over examples, so that some of them stand for all."""
     return isinstance(r, Goal) and isinstance(r.reduce, Mean)
 
 

@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_multitrace.copies import copies_of
-from tl_multitrace.engine.batches import CLAMP
-from tl_multitrace.objective.goals import Reading
+from tl_multitrace.engine.batches import predicted
+from tl_multitrace.objective.goals import Term
 from tl_multitrace.objective.reduce import Mean
 from tl_multitrace.records.stats import Score, around, middle, redrawn_rows, score_draws
 from tl_multitrace.tracer import Tracer
@@ -46,39 +46,37 @@ def linear(
     return effects.double().cpu(), gradient.double().cpu()
 
 
-def predicted(
+def switched(
     tracer: Tracer, mask: Float[Tensor, " groups"], dtype: torch.dtype | None
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n groups"]]:
     """Per-example effects at a binary mask, and as predicted after switching each entry."""
-    metric = tracer.metric.surrogate
     inner, slope = tracer.effect_and_gradient(mask, inner=True, as_reference=True, dtype=dtype)
-    step = (slope * (1 - 2 * mask).to(slope)).clamp(-CLAMP, CLAMP)
+    here, moved = predicted(tracer.metric.surrogate, inner, slope, mask)
     base = tracer.base_metric.to(inner)
-    here, moved = metric.outer(inner) - base, metric.outer(inner[:, None] + step) - base[:, None]
-    return here.double().cpu(), moved.double().cpu()
+    return (here - base).double().cpu(), (moved - base[:, None]).double().cpu()
 
 
-def changes_of(reading: Reading, moved: Float[Tensor, "n groups"]) -> Float[Tensor, " groups"]:
-    """The reading's change for each column of predicted effects."""
+def changes_of(term: Term, moved: Float[Tensor, "n groups"]) -> Float[Tensor, " groups"]:
+    """The term's change for each column of predicted effects."""
     parts = moved.T.split(max(1, VALUES // max(1, len(moved))))
-    return torch.cat([reading.changes(part) for part in parts])
+    return torch.cat([term.changes(part) for part in parts])
 
 
-def resampled(reading: Reading, effects: Float[Tensor, " n"], seed: int) -> tuple[Score, Float[np.ndarray, " draws"]]:
-    """The reading's change with its bootstrap interval over distinct prompts, and the draws behind it."""
-    change, values, copies = float(reading.changes(effects[None])), effects.numpy(), copies_of(reading.tracer)
-    key = [seed, zlib.crc32(reading.name.encode())]
-    if isinstance(reading.reduce, Mean):
+def resampled(term: Term, effects: Float[Tensor, " n"], seed: int) -> tuple[Score, Float[np.ndarray, " draws"]]:
+    """The term's change with its bootstrap interval over distinct prompts, and the draws behind it."""
+    change, values, copies = float(term.changes(effects[None])), effects.numpy(), copies_of(term.tracer)
+    key = [seed, zlib.crc32(term.name.encode())]
+    if isinstance(term.reduce, Mean):
         score = Score.of(values, copies=copies, weighted=True, seed=key, resamples=RESAMPLES)
         return score, score_draws(values, copies, key, RESAMPLES)
-    draws = np.array([_redrawn(reading, effects, rows) for rows in redrawn_rows(copies, key, RESAMPLES)])
+    draws = np.array([_redrawn(term, effects, rows) for rows in redrawn_rows(copies, key, RESAMPLES)])
     n = len(np.unique(copies))
     low, high = around(change, *map(float, middle(draws))) if n > 1 else (None, None)
     return Score(change, low, high, change, n), draws
 
 
-def _redrawn(reading: Reading, effects: Float[Tensor, " n"], row: Int[np.ndarray, " n"]) -> float:
+def _redrawn(term: Term, effects: Float[Tensor, " n"], row: Int[np.ndarray, " n"]) -> float:
     """The change on examples drawn with repetition."""
-    base, labels = reading.tracer.base_metric.to(effects)[row], reading.tracer.pairs.labels
+    base, labels = term.tracer.base_metric.to(effects)[row], term.tracer.pairs.labels
     own = tuple(labels[i] for i in row.tolist()) if labels else ()
-    return float(reading.reduce((effects[row] + base)[None], base, own))
+    return float(term.reduce((effects[row] + base)[None], base, own))

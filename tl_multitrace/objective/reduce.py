@@ -28,11 +28,7 @@ class Reduce(Protocol):
         ...
 
     def check(self, labels: Labels) -> None:
-        """Refuse labels that the number cannot be taken over; raises ValueError.
-
-        Args:
-            labels: of the prompts.
-        """
+        """Refuse labels that the number cannot be taken over; raises ValueError."""
         ...
 
 
@@ -54,11 +50,7 @@ class Mean:
         return (values - base).mean(-1)
 
     def check(self, labels: Labels) -> None:
-        """Needs none.
-
-        Args:
-            labels: of the prompts.
-        """
+        """Needs none."""
 
 
 @dataclass(frozen=True)
@@ -105,11 +97,7 @@ class DemographicParityGap:
         return _gap(values, labels) - _gap(base[None], labels)
 
     def check(self, labels: Labels) -> None:
-        """Needs two subgroups, else ValueError.
-
-        Args:
-            labels: of the prompts.
-        """
+        """Needs two subgroups, else ValueError."""
         if len(set(labels)) < 2:
             raise ValueError(
                 f"a {self.name} compares subgroups, but the prompts have {sorted(set(labels)) or 'no labels'}: pass "
@@ -151,11 +139,7 @@ class EqualizedOddsGap:
         return torch.stack(gaps).amax(0)
 
     def check(self, labels: Labels) -> None:
-        """Needs labels of two parts, and two subgroups for some outcome, else ValueError.
-
-        Args:
-            labels: of the prompts.
-        """
+        """Needs labels of two parts, and two subgroups for some outcome, else ValueError."""
         odd = next((label for label in labels if label.count(self.separator) != 1), None)
         if not labels or odd is not None:
             raise ValueError(

@@ -57,6 +57,7 @@ class Job:
         n: prompts to use, at most.
         held_out: share of the prompts kept for scoring afterwards; 0 for none.
         stability: searches to repeat on resampled prompts; 0 for none.
+        max_cost: forward equivalents that the search, and each repetition of it, may take; None for any number.
         keep: tasks whose metric may change only so far, ``"neutral_text=0.02"``; see ``bounds.py``.
         align: what happens to prompts of different token length.
         bos: whether prompts begin with a BOS token; default: what TransformerLens does for the model.
@@ -80,6 +81,7 @@ class Job:
     n: int | None = None
     held_out: float = 0.3
     stability: int = 5
+    max_cost: float | None = None
     keep: tuple[str, ...] = ()
     align: Alignment = "drop"
     bos: bool | None = None
@@ -179,6 +181,7 @@ def _run_job(job: Job, log: Log, progress: bool, ranks: Ranks, checkpoint: Check
     with log.step("scores", "Scoring the circuit, prompt by prompt"):
         path = replace(path, provenance={**path.provenance, "task": made.name, **_data_name(job)})
         circuit = path[path.sizes[-1]]
+        _ = circuit.marginals, (circuit.chance if held is None or job.keep else None)  # else chance is of held-out ones
         log.cost |= path.cost
         title = str(log.facts["title"])
         run = Run(path, circuit, tracer=tracer, held_out=held, title=title, facts=log.facts).measured()
@@ -188,12 +191,13 @@ def _run_job(job: Job, log: Log, progress: bool, ranks: Ranks, checkpoint: Check
 def _search(
     job: Job, made: Task, tracer: Tracer, held: PromptPairs | None, budgets: Any, solver: Solver | None
 ) -> SubsetPath:
+    how: dict[str, Any] = {"seed": job.seed, "max_cost": job.max_cost}
     if not job.keep:
-        return select(tracer, budgets, solver, direction=made.direction, seed=job.seed, held_out=held)
+        return select(tracer, budgets, solver, direction=made.direction, held_out=held, **how)
     constraints, unseen = constraints_of(job.keep, tracer, seed=job.seed, held_out=held is not None)
     objective = Objective([Goal(made.name, tracer, direction=made.direction)], constraints)
     seen_later = None if held is None else {made.name: held, **unseen}
-    return select(objective, budgets, solver, seed=job.seed, held_out=seen_later)
+    return select(objective, budgets, solver, held_out=seen_later, **how)
 
 
 FLOW_COST = 0.3
@@ -254,7 +258,8 @@ def _judged(run: Run, job: Job, log: Log, budgets: Any) -> Run:
             budget = budgets if isinstance(budgets, Mapping) else run.path.sizes[-1]
             direction: Direction = "minimize" if facts.get("direction") == "minimize" else "maximize"
             target = run.path.objective or tracer
-            again = stability(target, solver, job.stability, job.seed, budget=budget, direction=direction)
+            how: dict[str, Any] = {"budget": budget, "direction": direction, "max_cost": job.max_cost}
+            again = stability(target, solver, job.stability, job.seed, **how)
             run = replace(run, stability=again)
     return run
 

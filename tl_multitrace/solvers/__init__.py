@@ -1,6 +1,6 @@
 """Choose subsets: ``select`` and the solvers it takes."""
 
-from tl_multitrace.solvers.compare import SolverComparison, compare_solvers
+from tl_multitrace.solvers.compare_solvers import SolverComparison, compare_solvers
 from tl_multitrace.solvers.exact import Exhaustive, Greedy, RandomSubset
 from tl_multitrace.solvers.hard_concrete import HardConcrete
 from tl_multitrace.solvers.names import SOLVERS, solver_by_name

@@ -76,8 +76,7 @@ class Exhaustive:
         if total > self.limit:
             raise ValueError(
                 f"Exhaustive would evaluate {total:,} subsets of {len(free)} components (limit {self.limit:,}). Use "
-                "fewer components, "
-                "a smaller budget, or ScreenedSearch()."
+                "fewer components, a smaller budget, or ScreenedSearch()."
             )
         with search.progress(total, "exhaustive") as bar:
             for size in range(room + 1):

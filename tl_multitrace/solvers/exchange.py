@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Float
 
 from tl_multitrace.solvers.ranking import integrated_gradients
-from tl_multitrace.solvers.screen import Screen
 from tl_multitrace.solvers.search import Search, Subset, subset
+from tl_multitrace.solvers.sweep import Screen
 
 BACKTRACK = (1.0, 0.5, 0.25, 0.1)
 
@@ -43,7 +43,7 @@ class Exchange:
     def run(self) -> None:
         """Climb the grid, then descend it."""
         search = self.search
-        self.average = search.sign * 0.0 + integrated_gradients(search, self.steps)
+        self.average = integrated_gradients(search, self.steps)
         grid = self.grid()
         with search.progress(2 * len(grid), "exchange") as bar:
             current = search.forced

@@ -13,14 +13,15 @@ there is another mechanism, and it is searched in what is left.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
-from tl_multitrace.solvers.screen import Screen
 from tl_multitrace.solvers.search import Search, Subset, subset
+from tl_multitrace.solvers.sweep import Screen
 
 EXACT_DESCENT = 6
 """Minimal sets of at most so many members are taken apart by exact drops; larger ones by screened drops."""
@@ -58,17 +59,13 @@ class GroupTest:
 
     def run(self) -> None:
         """Test from the full set without its harmful members, then from the full set."""
-        with self.search.progress(int(self.evaluations), "group testing") as self._bar:
-            self._run()
-
-    def _run(self) -> None:
-        try:
-            starts = self._starts()
+        with self.search.progress(int(self.evaluations), "group testing") as self._bar, suppress(Exhausted):
+            everyone = [int(i) for i in self.order]
+            pruned = self._prune(everyone)
+            starts = [everyone] if len(pruned) == len(everyone) else [pruned, everyone]
             self._earn(max(self._score(s) for s in starts))
             for start, goal, order in self._plans(starts):
                 self._explore(start, order, goal)
-        except Exhausted:
-            return
 
     def _plans(self, starts: list[list[int]]) -> Iterator[tuple[list[int], float, list[int]]]:
         """Start, goal and order of every test: the screened order first, then shuffles; high goals first."""
@@ -99,9 +96,8 @@ class GroupTest:
         self.found.append(members)
         before = self._path()
         self._descend(list(members))
-        gained = [size for size, score in self._path().items() if score > before[size] + 1e-9 * abs(before[size])]
-        if gained:
-            self._reward()
+        if any(score > before[size] + 1e-9 * abs(before[size]) for size, score in self._path().items()):
+            self.evaluations += self.reward
 
     def _path(self) -> dict[int, float]:
         return {size: self.search.best_within(size)[0] for size in self.search.budgets}
@@ -128,15 +124,7 @@ class GroupTest:
         if gap > 0.1 * abs(top - self.search.score(())) and best - halfway < 0.25 * gap:
             self.evaluations = self.ceiling
 
-    def _reward(self) -> None:
-        self.evaluations += self.reward
-
     # ------------------------------------------------------------------ moves
-
-    def _starts(self) -> list[list[int]]:
-        everyone = [int(i) for i in self.order]
-        pruned = self._prune(everyone)
-        return [everyone] if len(pruned) == len(everyone) else [pruned, everyone]
 
     def _prune(self, members: list[int]) -> list[int]:
         """The full set without the members whose loss is predicted, and found, to be a gain."""

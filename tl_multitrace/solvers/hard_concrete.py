@@ -19,14 +19,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_multitrace.engine.shared import Loop
 from tl_multitrace.solvers.search import Search, subset
-from tl_multitrace.solvers.soft import Run, bracket, fill, minibatches, pinned, sweep, tell
+from tl_multitrace.solvers.soft import Descent, Run, bracket, fill, minibatches, pinned, sweep, tell
 
 BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1
 """Temperature and stretch, as published."""
@@ -78,8 +78,7 @@ class HardConcrete:
         with search.progress(total, self.name) as bar:
 
             def run(weight: float, earlier: Run | None) -> Run:
-                bar.update(self.steps)
-                return self._run(search, weight, earlier, generator)
+                return self._run(search, weight, earlier, generator, bar)
 
             chosen = self.weights
             runs = sweep(search, run, chosen) if chosen else bracket(search, run, self._first(search), self.runs)
@@ -87,34 +86,23 @@ class HardConcrete:
 
     def _first(self, search: Search) -> float:
         """The bounded loss's drop over the whole mask, per component of the largest budget."""
-        none, full = (search.aim.loss(torch.full((search.n,), at), search.sign) for at in (0.0, 1.0))
+        none, full = (search.loss(torch.full((search.n,), at)) for at in (0.0, 1.0))
         return max(abs(none - full), 0.01) / search.largest
 
-    def _run(self, search: Search, weight: float, earlier: Run | None, generator: torch.Generator) -> Run:
-        location = torch.full((search.n,), math.log(self.start / (1 - self.start)), dtype=torch.float64)
-        location = (location if earlier is None else earlier.end.clone()).requires_grad_()
-        optimiser = torch.optim.Adam([location], lr=self.lr)
-        loop = search.loop(self, weight, location.detach().clone(), generator.get_state())
-        batches, done = self._resume(loop, location, optimiser, generator)
-        for step in range(done, self.steps):
-            batches = batches or minibatches(search.aim.n, self.batch_size, generator)
-            location.grad = self.step_gradient(search, location, batches.pop(), weight, generator)
-            optimiser.step()
-            loop.write(partial(_state, location, optimiser, generator, batches, step + 1), now=step + 1 == self.steps)
-        return _result(search, weight, location.detach())
+    def _run(self, search: Search, weight: float, earlier: Run | None, generator: torch.Generator, bar: Any) -> Run:
+        start = torch.full((search.n,), math.log(self.start / (1 - self.start)), dtype=torch.float64)
+        start = start if earlier is None else earlier.end
+        loop = search.loop(self, weight, start, generator.get_state())
+        made = Descent(
+            start, loop, self.lr, partial(minibatches, search.tracer.n, self.batch_size, generator), generator
+        )
 
-    @staticmethod
-    def _resume(
-        loop: Loop, location: Tensor, optimiser: torch.optim.Adam, generator: torch.Generator
-    ) -> tuple[list[Tensor], int]:
-        """Put an earlier run's latest state in place; the minibatches it had left, and the steps it had made."""
-        state = loop.read()
-        if state is None:
-            return [], 0
-        location.data.copy_(state["location"])
-        optimiser.state[location] = {name: state[name] for name in MOMENTS}
-        generator.set_state(state["generator"])
-        return list(state["left"].split(state["sizes"].tolist())), int(state["steps"])
+        def gradient(location: Tensor, examples: Tensor, step: int) -> Tensor:
+            return self.step_gradient(search, location.clone().requires_grad_(), examples, weight, generator)
+
+        made.run(self.steps, gradient, bar)
+        probability = pinned(search, torch.sigmoid(made.at)).numpy()
+        return Run(weight, made.at, probability, subset((probability >= 0.5).nonzero()[0]))
 
     def step_gradient(
         self,
@@ -124,38 +112,12 @@ class HardConcrete:
         weight: float,
         generator: torch.Generator,
     ) -> Float[Tensor, " groups"]:
-        """Gradient of the penalised loss on one minibatch under one draw of the gates.
-
-        Args:
-            search: what is asked for, and what was evaluated so far.
-            location: log odds of every gate.
-            examples: the minibatch.
-            weight: penalty on the expected size.
-            generator: of the draw.
-        """
+        """Gradient of the penalised loss on one minibatch under one draw of the gates."""
         gates = pinned(search, draw(location, generator))
-        slope = search.aim.loss_gradient(gates.detach(), search.sign, examples)
+        slope = search.loss_gradient(gates.detach(), examples, len(search.budgets) + 1)
         total = (slope.to(gates) * gates).sum() + weight * open_probability(location).sum()
         (gradient,) = torch.autograd.grad(total, location)
         return gradient
-
-
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-"""What Adam keeps of a parameter."""
-
-
-def _state(
-    location: Tensor, optimiser: torch.optim.Adam, generator: torch.Generator, batches: list[Tensor], steps: int
-) -> dict[str, Tensor]:
-    """Everything that the next step depends on."""
-    return {
-        "location": location.detach().clone(),
-        **{name: optimiser.state[location][name] for name in MOMENTS},
-        "generator": generator.get_state(),
-        "left": torch.cat(batches) if batches else torch.zeros(0, dtype=torch.long),
-        "sizes": torch.tensor([len(b) for b in batches], dtype=torch.long),
-        "steps": torch.tensor(steps),
-    }
 
 
 def draw(location: Float[Tensor, " groups"], generator: torch.Generator) -> Float[Tensor, " groups"]:
@@ -168,8 +130,3 @@ def draw(location: Float[Tensor, " groups"], generator: torch.Generator) -> Floa
 def open_probability(location: Float[Tensor, " groups"]) -> Float[Tensor, " groups"]:
     """Probability that a gate is not exactly 0, whose sum is the expected size."""
     return torch.sigmoid(location - BETA * math.log(-GAMMA / ZETA))
-
-
-def _result(search: Search, weight: float, location: Float[Tensor, " groups"]) -> Run:
-    probability = pinned(search, torch.sigmoid(location)).cpu().numpy()
-    return Run(weight, location, probability, subset((probability >= 0.5).nonzero()[0]))

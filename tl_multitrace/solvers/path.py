@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import torch
 from pydantic import BaseModel, Field
@@ -17,6 +18,7 @@ from tl_multitrace.groups import HookGroups, mask_of
 from tl_multitrace.models.ambient import neutral
 from tl_multitrace.objective import Objective, aim_of
 from tl_multitrace.records.stats import Score, random_sets
+from tl_multitrace.records.when_read import later
 from tl_multitrace.solvers.search import Subset
 
 if TYPE_CHECKING:
@@ -24,9 +26,11 @@ if TYPE_CHECKING:
 
     from tl_multitrace.tracer import Tracer
 
+T = TypeVar("T")
 CHANCE_DRAWS = 20
 CHANCE_TRIES = 5
 FEWEST_DRAWS = 3
+HELD_OUT = {"": "mean", "_low": "low", "_high": "high"}
 
 
 class ChoiceRecord(BaseModel):
@@ -159,7 +163,9 @@ class SubsetPath:
     _circuits: dict[int, Circuit] = field(default_factory=dict, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "tracer": None, "objective": None}  # the model stays where it is
+        known = {size: circuit for size, circuit in self._circuits.items() if not circuit.unread}
+        # the model stays where it is
+        return {**vars(self), "tracer": None, "objective": None, "_circuits": known}
 
     # ------------------------------------------------------------------ reading
 
@@ -175,8 +181,22 @@ class SubsetPath:
 
     @property
     def cost(self) -> Mapping[str, float]:
-        """Forward equivalents and seconds of the search."""
+        """Forwards, backwards, forward equivalents and seconds of the search: what the solver evaluated.
+
+        Not in it: scores of the choices with their intervals, the loss, held-out effects and the whole mask, a few
+        forwards per budget; and the tables of circuits, which ``path[b].cost`` has. ``tracer.cost`` counts everything.
+        """
         return dict(self.provenance.get("cost", {}))
+
+    @property
+    def success(self) -> bool:
+        """Whether the search came to its end; else ``max_cost`` stopped it, and choices are the best seen so far."""
+        return bool(dict(self.provenance.get("outcome") or {}).get("success", True))
+
+    @property
+    def message(self) -> str:
+        """How the search ended, in words: what it has spent, and what to do where it was stopped."""
+        return str(dict(self.provenance.get("outcome") or {}).get("message", ""))
 
     def __len__(self) -> int:
         return len(self.choices)
@@ -192,58 +212,71 @@ class SubsetPath:
                 return choice
         raise KeyError(f"budget {size} was not asked for; this path has {_ranges(self.sizes)}.")
 
-    @neutral()
     def __getitem__(self, size: int) -> Circuit:
-        """The circuit for a budget, with marginal effects and what chance gets (measured now, the first time)."""
+        """The circuit for a budget. It runs nothing: marginal effects and chance are measured when they are read.
+
+        Where several processes share the prompts they are measured at once, so that only this, and not every ``print``,
+        has to be done on all of them.
+        """
         if size not in self._circuits:
             self._circuits[size] = self._circuit(self.choice(size))
         return self._circuits[size]
 
     def _circuit(self, choice: Choice) -> Circuit:
-        aim = self.objective or self.tracer
-        marginals = () if aim is None else marginal_effects(aim, choice.members)
-        chance = choice.chance
-        if chance is None and aim is not None:
-            chance = chance_score(aim, choice.members, int(self.provenance.get("seed", 0)))
-        return Circuit(
+        aim: Any = self.objective or self.tracer
+        cost = dict(self.provenance.get("cost") or {})
+
+        def counted(measure: Callable[..., T], *given: Any) -> Callable[[], T]:
+            @neutral()
+            def work() -> T:
+                before = aim.cost.equivalents
+                found = measure(aim, choice.members, *given)
+                cost["table"] = cost.get("table", 0.0) + aim.cost.equivalents - before
+                return found
+
+            return work
+
+        table: dict[str, Callable[[], Any]] = {} if aim is None else {"marginals": counted(marginal_effects)}
+        if choice.chance is None and aim is not None:
+            table["chance"] = counted(chance_score, int(self.provenance.get("seed", 0)))
+        made = Circuit(
             groups=self.groups[list(choice.members)],
             indices=choice.members,
             n_groups=len(self.groups),
             effect=choice.score.mean,
             score=choice.score,
             held_out=choice.held_out,
-            chance=chance,
+            chance=choice.chance,
             full_effect=self.full_effect,
             full_score=self.full_score,
-            marginals=marginals,
             certificate=choice.certificate,
-            provenance={**self.provenance, "budget": choice.size},
+            provenance={**self.provenance, "cost": cost, "budget": choice.size},
             tracer=self.tracer,
         )
+        circuit = later(made, table)
+        if aim is not None and any(tracer.ranks.size > 1 for tracer in aim_of(aim).tracers):
+            _ = circuit.marginals, circuit.chance
+        return circuit
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per budget: effect with interval, log-scale effect, loss, held-out effect, components."""
         import pandas as pd
 
-        rows = []
-        for c in self.choices:
-            held = c.held_out
-            rows.append(
-                {
-                    "budget": c.size,
-                    "size": len(c.members),
-                    "effect": c.score.mean,
-                    "low": c.score.low,
-                    "high": c.score.high,
-                    "median": c.score.median,
-                    "log_effect": c.score.log,
-                    "loss": c.loss,
-                    "held_out": None if held is None else held.mean,
-                    "held_out_low": None if held is None else held.low,
-                    "held_out_high": None if held is None else held.high,
-                    "components": " ".join(self.groups.components[i].label for i in c.members),
-                }
-            )
+        rows = [
+            {
+                "budget": c.size,
+                "size": len(c.members),
+                "effect": c.score.mean,
+                "low": c.score.low,
+                "high": c.score.high,
+                "median": c.score.median,
+                "log_effect": c.score.log,
+                "loss": c.loss,
+                **{f"held_out{end}": getattr(c.held_out, k, None) for end, k in HELD_OUT.items()},
+                "components": " ".join(self.groups.components[i].label for i in c.members),
+            }
+            for c in self.choices
+        ]
         return pd.DataFrame(rows)
 
     def __repr__(self) -> str:
@@ -317,7 +350,7 @@ def marginal_effects(tracer: Tracer | Objective, members: Subset) -> tuple[float
     full = mask_of(len(tracer.groups), members)
     masks = full.repeat(len(members) + 1, 1)
     masks[torch.arange(len(members)), list(members)] = 0.0
-    means = aim_of(tracer).amounts(masks, reference=full)
+    means = aim_of(tracer).means(masks, full, 0.0)
     return tuple((means[-1] - means[:-1]).tolist())
 
 
@@ -329,23 +362,16 @@ def chance_score(tracer: Tracer | Objective, members: Subset, seed: int = 0, dra
     aim = aim_of(tracer)
     tried = draws * (CHANCE_TRIES if aim.has_bounds else 1)
     masks = random_sets(tracer.groups, members, tried, seed)
-    amounts = aim.amounts(masks)
+    amounts = aim.means(masks, pressure=0.0)
     if aim.has_bounds:
         amounts = amounts[[aim.holds(mask) for mask in masks]][:draws]
     return Score.of_sets(amounts) if len(amounts) >= FEWEST_DRAWS else None
 
 
 def _ranges(sizes: list[int]) -> str:
-    parts: list[str] = []
-    start = previous = None
-    for size in [*sizes, None]:
-        if previous is not None and size == previous + 1:
-            previous = size
-            continue
-        if previous is not None:
-            parts.append(str(start) if start == previous else f"{start}-{previous}")
-        start = previous = size
-    return ", ".join(parts)
+    """Budgets in words: runs of successive ones by their ends."""
+    runs = [list(run) for _, run in itertools.groupby(enumerate(sizes), key=lambda at: at[1] - at[0])]
+    return ", ".join(str(r[0][1]) if len(r) == 1 else f"{r[0][1]}-{r[-1][1]}" for r in runs)
 
 
 def _spread(choices: tuple[Choice, ...], most: int = 8) -> list[Choice]:

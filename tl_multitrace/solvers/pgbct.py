@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_multitrace.solvers.search import Search, subset
-from tl_multitrace.solvers.soft import Run, bracket, fill, minibatches, pinned, sweep, tell
+from tl_multitrace.solvers.soft import Descent, Run, bracket, fill, minibatches, pinned, sweep, tell
 
 PAPER_LR = {"head": 0.1, "attn": 0.1}
 PAPER_EPOCHS = {"head": 15, "attn": 15}
@@ -75,15 +75,15 @@ class PGBCT:
 
     def search(self, search: Search) -> None:
         """One run per sweep factor; each run's set is evaluated exactly."""
-        epochs = self.epochs or max(PAPER_EPOCHS.get(kind, 30) for kind in search.aim.groups.kinds)
+        epochs = self.epochs or max(PAPER_EPOCHS.get(kind, 30) for kind in search.kinds)
         runs = self.runs if self.path else len(self.sweep)
-        with search.progress(runs * epochs * -(-search.aim.n // self.batch_size), "PGB-CT") as bar:
+        with search.progress(runs * epochs * -(-search.tracer.n // self.batch_size), "PGB-CT") as bar:
 
             def run(factor: float, earlier: Run | None) -> Run:
                 return self._run(search, factor, earlier, epochs, bar)
 
             found = bracket(search, run, 1.0, self.runs) if self.path else sweep(search, run, self.sweep)
-        if self.path:
+        if self.path or search.stopped:  # a run that was stopped half way through has a ranking rather than a set
             tell(search, fill(search, found), "the mask's average over a run's steps")
             return
         for one in found:
@@ -96,80 +96,30 @@ class PGBCT:
     def _run(self, search: Search, factor: float, earlier: Run | None, epochs: int, bar: Any) -> Run:
         # float64: the first step at rate 0.5 lands within 1e-7 of a corner, and the size penalty asks on which side
         z = torch.full((search.n,), self.start, dtype=torch.float64) if earlier is None else earlier.end
-        began = search.aim.cost.equivalents
-        z, average = self._optimise(search, z, factor, epochs, bar)
-        members = subset(i for i in (z >= 0.5).nonzero().flatten().tolist() if search.allowed[i])
-        search.log_stage(f"run with l1 x {factor:g}, {len(members)} components", began)
-        return Run(factor, z, average.numpy(), members)
-
-    def _optimise(
-        self, search: Search, z: Tensor, factor: float, epochs: int, bar: Any
-    ) -> tuple[Float[Tensor, " groups"], Float[Tensor, " groups"]]:
-        """The mask at the end, and its average over the steps."""
-        rates, optimiser, total = self._rates(search), _Adam(len(z)), torch.zeros_like(z)
+        z, began = pinned(search, z), search.spent
+        rates = [self.lr if self.lr is not None else PAPER_LR.get(kind, 0.5) for kind in search.kinds]
         generator = torch.Generator().manual_seed(search.seed) if self.shuffle else None
-        z, done = pinned(search, z), 0
-        loop = search.loop(self, factor, epochs, z)
-        if (state := loop.read()) is not None:
-            z, total, done = state["z"], state["total"], int(state["epochs"])
-            optimiser = _Adam(len(z), state["first"], state["second"], int(state["steps"]))
-        for epoch in range(epochs):
-            batches = minibatches(search.aim.n, self.batch_size, generator)
-            for examples in batches if epoch >= done else ():
-                gradient = self.step_gradient(search, z.detach(), examples, epoch, factor).detach()
-                z = pinned(search, (z - rates * optimiser.direction(gradient)).clamp(0.0, 1.0))
-                total = total + z
-            bar.update(len(batches))
-            if epoch >= done:
-                found = {"z": z, "total": total, "epochs": torch.tensor(epoch + 1), **optimiser.state}
-                loop.write(found.copy, now=epoch + 1 == epochs)
-        return z, total / optimiser.steps
+        n, loop = search.tracer.n, search.loop(self, factor, epochs, z)
 
-    def _rates(self, search: Search) -> Float[Tensor, " groups"]:
-        kinds = search.aim.groups.kinds
-        rates = [self.lr if self.lr is not None else PAPER_LR.get(kind, 0.5) for kind in kinds]
-        return torch.tensor(rates, dtype=torch.float64)
+        def batches() -> list[Tensor]:
+            return minibatches(n, self.batch_size, generator)[::-1]
+
+        made = Descent(z, loop, torch.tensor(rates, dtype=torch.float64), batches, generator)
+        per_epoch = -(-n // self.batch_size)
+
+        def gradient(z: Tensor, examples: Tensor, step: int) -> Tensor:
+            return self.step_gradient(search, z, examples, step // per_epoch, factor)
+
+        made.run(epochs * per_epoch, gradient, bar, lambda z: pinned(search, z.clamp(0.0, 1.0)))
+        members = subset(i for i in (made.at >= 0.5).nonzero().flatten().tolist() if search.allowed[i])
+        search.log_stage(f"run with l1 x {factor:g}, {len(members)} components", began)
+        return Run(factor, made.at, (made.total / max(1, made.steps)).numpy(), members)
 
     def step_gradient(
         self, search: Search, z: Float[Tensor, " groups"], examples: Tensor, epoch: int, factor: float = 1.0
     ) -> Float[Tensor, " groups"]:
-        """Gradient of the penalised objective on one minibatch.
-
-        Args:
-            search: what is asked for, and what was evaluated so far.
-            z: the soft mask.
-            examples: the minibatch.
-            epoch: counted from 0.
-            factor: on ``l1``.
-        """
-        data = search.aim.loss_gradient(z, search.sign, examples)
+        """Derivative of the penalised loss on one minibatch."""
+        data = search.loss_gradient(z, examples, len(search.budgets) + 1)
         weight = epoch + 1
         penalty = self.l1 * factor * weight * torch.sign(z) + self.l2 * weight * (1 - 2 * z)
         return data.to(z) + penalty
-
-
-class _Adam:
-    """Adam's update direction (Kingma and Ba 2015, arXiv:1412.6980) with the usual constants.
-
-    ``torch.optim.Adam`` would do, but needs a learning rate per tensor, not per entry.
-    """
-
-    BETAS, EPS = (0.9, 0.999), 1e-8
-
-    def __init__(self, size: int, first: Tensor | None = None, second: Tensor | None = None, steps: int = 0) -> None:
-        self.first: Tensor = torch.zeros(size, dtype=torch.float64) if first is None else first
-        self.second: Tensor = torch.zeros(size, dtype=torch.float64) if second is None else second
-        self.steps = steps
-
-    @property
-    def state(self) -> dict[str, Tensor]:
-        """What the next step depends on."""
-        return {"first": self.first, "second": self.second, "steps": torch.tensor(self.steps)}
-
-    def direction(self, gradient: Float[Tensor, " groups"]) -> Float[Tensor, " groups"]:
-        self.steps += 1
-        b1, b2 = self.BETAS
-        self.first = b1 * self.first + (1 - b1) * gradient
-        self.second = b2 * self.second + (1 - b2) * gradient**2
-        step: Tensor = (self.first / (1 - b1**self.steps)) / ((self.second / (1 - b2**self.steps)).sqrt() + self.EPS)
-        return step

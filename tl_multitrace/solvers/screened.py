@@ -85,7 +85,7 @@ class ScreenedSearch:
             return
         large = free > SWEEP_GROUPS
         for pressure in PRESSURES if search.aim.has_bounds else (1.0,):
-            began = search.aim.cost.equivalents
+            began = search.spent
             search.press(pressure)
             sweep = Sweep(search, self._settings())
             if large:
@@ -94,35 +94,23 @@ class ScreenedSearch:
                 sweep.run()
             search.log_stage("exchange" if large else "sweep", began)
         path = {size: search.best_within(size) for size in search.budgets}
-        began = search.aim.cost.equivalents
-        GroupTest(search, sweep.screen, self._order(search), self._allowance(search)).run()
+        began = search.spent
+        allowance = self.scale * 120 / math.sqrt(search.largest)  # evaluations: joint action hides in small sets
+        GroupTest(search, sweep.screen, self._order(search), allowance).run()
         search.log_stage("group testing", began)
         if self._improved(search, path):
             if not large:
                 sweep.run()
             sizes = ", ".join(map(str, self._improved(search, path)))
             search.notes.append(f"group testing found what the screened path had missed, at budgets {sizes}")
-        began = search.aim.cost.equivalents
+        began = search.spent
         self._swaps(search)
         search.log_stage("swaps", began)
 
     def _settings(self) -> SweepSettings:
-        base = SweepSettings()
-        return replace(
-            base,
-            k_min=max(1, round(base.k_min * self.scale)),
-            k_max=round(base.k_max * self.scale),
-            k_late=max(1, round(base.k_late * self.scale)),
-            first_min=round(base.first_min * self.scale),
-            first_max=round(base.first_max * self.scale),
-            drops=max(1, round(base.drops * self.scale)),
-            floor=base.floor * self.scale,
-            per_step=base.per_step * self.scale,
-        )
-
-    def _allowance(self, search: Search) -> float:
-        """Evaluations that group testing may spend before it has found anything: joint action hides in small sets."""
-        return self.scale * 120 / math.sqrt(search.largest)
+        base, counts = SweepSettings(), ("k_min", "k_max", "k_late", "first_min", "first_max", "drops")
+        scaled = {name: max(1, round(getattr(base, name) * self.scale)) for name in counts}
+        return replace(base, **scaled, floor=base.floor * self.scale, per_step=base.per_step * self.scale)
 
     def _order(self, search: Search) -> Int[np.ndarray, " candidates"]:
         """Components by their largest derivative, of either sign, inside the mask's range and at its end."""

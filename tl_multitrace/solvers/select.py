@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import fields, is_dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 
-from tl_multitrace.cost import Cost
 from tl_multitrace.groups import Component, HookGroups
 from tl_multitrace.models.ambient import neutral
 from tl_multitrace.objective import Aim, Objective, aim_of
@@ -21,7 +21,7 @@ from tl_multitrace.scores import Score
 from tl_multitrace.solvers.certify import certificate
 from tl_multitrace.solvers.path import Choice, SubsetPath
 from tl_multitrace.solvers.screened import ScreenedSearch
-from tl_multitrace.solvers.search import Direction, Search, Subset, subset
+from tl_multitrace.solvers.search import CostReached, Direction, Search, Subset, subset
 from tl_multitrace.tracer import Tracer
 
 logger = logging.getLogger(__name__)
@@ -40,11 +40,7 @@ class Solver(Protocol):
     name: str
 
     def search(self, search: Search) -> None:
-        """Evaluate subsets; the best seen per size is the result.
-
-        Args:
-            search: what is asked for, and what was evaluated so far.
-        """
+        """Evaluate subsets; the best seen per size is the result."""
         ...
 
 
@@ -59,6 +55,7 @@ def select(
     held_out: PromptPairs | Mapping[str, PromptPairs] | None = None,
     forced: Iterable[int | str | Component] = (),
     forbidden: Iterable[int | str | Component] = (),
+    max_cost: float | int | None = None,
     progress: bool | None = None,
 ) -> SubsetPath:
     """Choose the subset of at most S hook groups that moves the metric most, for every budget S.
@@ -76,6 +73,9 @@ def select(
             ``{"bias": pairs}``.
         forced: groups (index, label or component) in every subset; they count against the budget.
         forbidden: groups in none.
+        max_cost: forward equivalents that the search may take, over the prompt set (of an objective, over all of them
+            together). A search that would take more stops before it does: ``path.success`` is then False,
+            ``path.message`` says what was spent, and the choices are the best sets seen. Scoring them is not counted.
         progress: show progress bars; default: the tracer's setting.
 
     Returns:
@@ -84,7 +84,8 @@ def select(
 
     Raises:
         ValueError: a budget below 1 or above the number of groups, unknown direction, groups both forced and forbidden,
-            an objective that is to be minimised, or forced groups that break its constraints.
+            an objective that is to be minimised, forced groups that break its constraints, or a ``max_cost`` that not
+            even the empty set can be scored within.
         TypeError: neither a tracer nor an objective.
 
     Examples:
@@ -96,97 +97,89 @@ def select(
     """
     solver = default_solver() if solver is None else solver
     aim = aim_of(tracer)
-    show = aim.tracer.progress if progress is None else progress and aim.tracer.ranks.first
-    aim.forget()
-    search = make_search(tracer, budgets, direction, seed, forced=forced, forbidden=forbidden, progress=show)
+    tracer.forget()
+    search = make_search(tracer, budgets, direction, seed, forced, forbidden, max_cost)
+    search.show_progress = tracer.progress if progress is None else progress and aim.tracers[0].ranks.first
     logger.info("%s: %d components, budgets %s, %s", solver.name, search.n, _listed(search.budgets), direction)
-    before, began = aim.cost.copy(), time.perf_counter()
-    with aim.session(), torch.enable_grad(), _flushed(aim):  # whatever the caller's notebook has switched off
-        search.score(())
-        solver.search(search)
-        cost, seconds = aim.cost - before, time.perf_counter() - began
-        chosen = {size: search.best_within(size)[1] for size in search.budgets}
-        choices = _score(aim, None if held_out is None else aim.on(held_out), chosen, search, seed)
-        full = aim.measure(torch.ones(len(aim.groups)), search.sign, seed)
-    overfit = overfit_notes(choices, search.sign)
-    for note in overfit:
-        logger.warning("%s", note)
+    before, began = tracer.cost.copy(), time.perf_counter()
+    with tracer.session(), torch.enable_grad(), ExitStack() as stack:  # whatever the caller's notebook has switched off
+        stack.callback(tracer.flush)  # what was found reaches the disk whatever happens
+        with suppress(CostReached):
+            search.score(())
+            solver.search(search)
+        if not search.evaluated:
+            raise ValueError(f"max_cost={max_cost} does not even pay for the empty set: pass a larger one.")
+        cost, seconds = tracer.cost - before, time.perf_counter() - began
+        choices = _choices(aim, None if held_out is None else aim.on(held_out), search)
+        full = aim.measure(torch.ones(search.n), search.sign, seed)
+    message = search.message(cost.equivalents)
+    warnings = [*([message] if search.stopped else []), *overfit_notes(choices, search.sign)]
+    for warning in warnings:
+        logger.warning("%s", warning)
     logger.info(
         "%s: best effect %.4g of %.4g with everything on, %.1f forward equivalents, %.1f s",
         solver.name, choices[-1].score.mean, full.mean, cost.equivalents, seconds,
     )  # fmt: skip
-    notes = [*search.notes, *overfit]
-    facts = {"direction": direction, "seed": seed, "solver": _describe(solver), "cost": _record(cost, seconds)}
-    kept = aim.provenance() | facts
-    return SubsetPath(aim.groups, choices, full.mean, tuple(notes), kept, aim.tracer, _objective(tracer), full)
-
-
-@contextmanager
-def _flushed(aim: Aim) -> Iterator[None]:
-    """What was found reaches the disk whatever happens."""
-    try:
-        yield
-    finally:
-        aim.flush()
+    options: dict[str, Any] = {f.name: getattr(solver, f.name) for f in fields(solver)} if is_dataclass(solver) else {}
+    spent = {name: getattr(cost, name) for name in ("forwards", "backwards", "equivalents")} | {"seconds": seconds}
+    facts = aim.provenance() | {
+        "direction": direction,
+        "seed": seed,
+        "solver": {"name": solver.name, **{k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}},
+        "cost": spent,
+        "outcome": {"success": not search.stopped, "message": message},
+    }
+    objective = tracer if isinstance(tracer, Objective) else None
+    notes = (*search.notes, *warnings)
+    return SubsetPath(tracer.groups, choices, full.mean, notes, facts, aim.tracers[0], objective, full)
 
 
 def make_search(
     tracer: Tracer | Objective,
     budgets: int | Iterable[int] | Mapping[str, int],
-    direction: str = "maximize",
-    seed: int = 0,
-    *,
-    forced: Iterable[int | str | Component] = (),
-    forbidden: Iterable[int | str | Component] = (),
-    progress: bool = False,
+    direction: str,
+    seed: int,
+    forced: Iterable[int | str | Component],
+    forbidden: Iterable[int | str | Component],
+    max_cost: float | int | None,
 ) -> Search:
-    """The search that a solver works on, with its arguments checked as :func:`select` says."""
+    """The search that a solver works on; what :func:`select` is given is checked as it says."""
+    groups = tracer.groups
+    if direction not in ("maximize", "minimize"):
+        raise ValueError(f"direction must be 'maximize' or 'minimize', got {direction!r}.")
     if isinstance(tracer, Objective) and direction != "maximize":
         raise ValueError("an objective is maximised: give its goals their own direction.")
-    limits = check_limits(budgets, tracer.groups) if isinstance(budgets, Mapping) else {}
-    sizes = check_budgets(sum(limits.values()) if isinstance(budgets, Mapping) else budgets, len(tracer.groups))
-    keep, drop = _indices(tracer.groups, forced), _indices(tracer.groups, forbidden)
-    if set(keep) & set(drop):
-        raise ValueError(f"{tracer.groups.labels[min(set(keep) & set(drop))]} is both forced and forbidden.")
+    if max_cost is not None and not 0 < max_cost < math.inf:
+        raise ValueError(f"max_cost is a number of forward equivalents above 0, such as 100, got {max_cost!r}.")
+    limits = check_limits(budgets, groups) if isinstance(budgets, Mapping) else {}
+    sizes = check_budgets(sum(limits.values()) if isinstance(budgets, Mapping) else budgets, len(groups))
+    keep, drop = (subset(i if isinstance(i, int) else groups.index(i) for i in which) for which in (forced, forbidden))
+    if both := set(keep) & set(drop):
+        raise ValueError(f"{groups.labels[min(both)]} is both forced and forbidden.")
     if len(keep) > sizes[0]:
         raise ValueError(f"{len(keep)} forced groups do not fit the smallest budget {sizes[0]}.")
-    allowed = np.ones(len(tracer.groups), dtype=bool)
+    allowed = np.ones(len(groups), dtype=bool)
     allowed[list(drop)] = False
-    return Search(tracer, sizes, _sign(direction), seed, allowed, keep, limits, show_progress=progress)
+    most = None if max_cost is None else float(max_cost)
+    return Search(tracer, sizes, 1 if direction == "maximize" else -1, seed, allowed, keep, limits, max_cost=most)
 
 
 def _listed(budgets: Sequence[int]) -> str:
     return ", ".join(map(str, budgets)) if len(budgets) <= 6 else f"{budgets[0]} to {budgets[-1]} ({len(budgets)})"
 
 
-def _record(cost: Cost, seconds: float) -> dict[str, float]:
-    return {
-        "forwards": cost.forwards,
-        "backwards": cost.backwards,
-        "equivalents": cost.equivalents,
-        "seconds": seconds,
-    }
-
-
 def overfit_notes(choices: Sequence[Choice], sign: int) -> list[str]:
     """A warning where the search's prompts show more effect than held-out ones, beyond what intervals explain."""
-    inflated = []
-    for choice in choices:
-        own, held = choice.score, choice.held_out
-        if held is None:
-            continue
-        if own.beyond(held.mean, sign) and held.beyond(own.mean, -sign):
-            inflated.append((choice.size, own.mean, held.mean))
+    known = [(c.size, c.score, c.held_out) for c in choices if c.held_out is not None]
+    inflated = [(b, s, h) for b, s, h in known if s.beyond(h.mean, sign) and h.beyond(s.mean, -sign)]
     if not inflated:
         return []
-    size, own_mean, held_mean = inflated[-1]
+    size, own, held = inflated[-1]
     budgets = ", ".join(str(b) for b, _, _ in inflated)
     return [
         "the effect on the search's own prompts is larger than on held-out ones by more than their intervals explain, "
-        "at "
-        f"budgets {budgets} (budget {size}: {own_mean:.3g} against {held_mean:.3g}): quote the held-out effect, or "
-        "search on "
-        "more prompts"
+        f"at budgets {budgets} (budget {size}: {own.mean:.3g} against {held.mean:.3g}): quote the held-out effect, or "
+        "search on more prompts"
     ]
 
 
@@ -227,44 +220,26 @@ def check_limits(limits: Mapping[str, int], groups: HookGroups) -> dict[str, int
     return {kind: int(limits.get(kind, 0)) for kind in counts}
 
 
-def _sign(direction: str) -> int:
-    if direction not in ("maximize", "minimize"):
-        raise ValueError(f"direction must be 'maximize' or 'minimize', got {direction!r}.")
-    return 1 if direction == "maximize" else -1
-
-
-def _indices(groups: HookGroups, which: Iterable[int | str | Component]) -> Subset:
-    return subset(i if isinstance(i, int) else groups.index(i) for i in which)
-
-
-def _score(aim: Aim, held: Aim | None, chosen: dict[int, Subset], search: Search, seed: int) -> tuple[Choice, ...]:
-    measured: dict[Subset, tuple[Score, dict[str, Score]]] = {}
-    unseen: dict[Subset, tuple[Score, dict[str, Score]]] = {}
-    for on, into in ((aim, measured), (held, unseen)):
+def _choices(aim: Aim, held: Aim | None, search: Search) -> tuple[Choice, ...]:
+    """The best set seen within each budget, scored with intervals; held-out prompts come after the search's own."""
+    chosen = {size: search.best_within(size)[1] for size in search.budgets}
+    measured: list[dict[Subset, tuple[Score, dict[str, Score]]]] = [{}, {}]
+    for on, into in zip((aim, held) if held is not None else (aim,), measured, strict=False):
         for members in dict.fromkeys(chosen.values()):
-            if on is None:
-                continue
             mask = search.mask(members)
-            into[members] = on.measure(mask, search.sign, seed), on.goal_scores(mask, seed)
+            into[members] = on.measure(mask, search.sign, search.seed), on.goal_scores(mask, search.seed)
+    own, unseen = measured
+    stopped = "; stopped at max_cost" if search.stopped else ""
     return tuple(
         Choice(
             size,
             members,
-            score=measured[members][0],
+            score=own[members][0],
             loss=aim.loss(search.mask(members), search.sign),
             held_out=unseen[members][0] if unseen else None,
-            certificate=certificate(search, members, size),
-            goals=measured[members][1],
+            certificate=certificate(search, members, size) + stopped,
+            goals=own[members][1],
             held_out_goals=unseen[members][1] if unseen else {},
         )
         for size, members in chosen.items()
     )
-
-
-def _objective(target: Tracer | Objective) -> Objective | None:
-    return target if isinstance(target, Objective) else None
-
-
-def _describe(solver: Any) -> dict[str, Any]:
-    options = {f.name: getattr(solver, f.name) for f in fields(solver)} if is_dataclass(solver) else {}
-    return {"name": solver.name, **{k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}}

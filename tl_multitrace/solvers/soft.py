@@ -11,13 +11,16 @@ import itertools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_multitrace.solvers.search import Search, Subset
+from tl_multitrace.engine.cache import Shapes
+from tl_multitrace.engine.shared import Loop
+from tl_multitrace.solvers.search import CostReached, Search, Subset
 
 WIDEN = 4.0
 """Factor by which the weight moves outwards."""
@@ -51,7 +54,8 @@ def sweep(search: Search, run: Runner, weights: Iterable[float]) -> list[Run]:
     """One run per weight, lightest first, each started where the one before ended."""
     runs: list[Run] = []
     for weight in sorted(weights):
-        runs.append(run(weight, _warm(runs, weight, search.n)))
+        if not search.stopped:
+            runs.append(run(weight, _warm(runs, weight, search.n)))
     return runs
 
 
@@ -59,7 +63,7 @@ def bracket(search: Search, run: Runner, first: float, most: int) -> list[Run]:
     """Up to ``most`` runs whose sets bracket the budgets, ordered by weight (larger sets first)."""
     runs: list[Run] = []
     weight: float | None = first
-    while weight is not None and len(runs) < most:
+    while weight is not None and len(runs) < most and not search.stopped:
         runs = sorted([*runs, run(weight, _warm(runs, weight, search.n))], key=lambda r: r.weight)
         weight = _next_weight(search, runs, first)
     return runs
@@ -123,6 +127,75 @@ def pinned(search: Search, z: Float[Tensor, " groups"]) -> Float[Tensor, " group
     z = torch.where(torch.as_tensor(search.allowed), z, 0.0)
     z[list(search.forced)] = 1.0
     return z
+
+
+# ---------------------------------------------------------------------- one run
+
+
+@dataclass
+class Descent:
+    """Adam (Kingma and Ba 2015, arXiv:1412.6980) on a vector over minibatches of prompts, with a rate for each entry.
+
+    ``torch.optim.Adam`` has one rate per tensor. Everything that the next step depends on is kept, so that an
+    interrupted run goes on; where ``max_cost`` leaves too little for a step, the run ends where it is.
+
+    Attributes:
+        at: where the run is.
+        loop: where its state is kept.
+        rates: step per entry, or one for all.
+        batches: gives the minibatches of an epoch; the last is used first.
+        generator: of whatever is drawn at random on the way.
+        total: sum of ``at`` over the steps.
+        steps: made so far.
+    """
+
+    at: Float[Tensor, " groups"]
+    loop: Loop
+    rates: Tensor | float
+    batches: Callable[[], list[Tensor]]
+    generator: torch.Generator | None = None
+
+    def __post_init__(self) -> None:
+        self.total, self.first, self.second = (torch.zeros_like(self.at) for _ in range(3))
+        self.steps, self.left = 0, list[Tensor]()
+        vectors: Shapes = dict.fromkeys(("at", "total", "first", "second"), tuple(self.at.shape))
+        if (kept := self.loop.read({**vectors, "steps": ()})) is not None:
+            self.at, self.total, self.first, self.second = (kept[name] for name in vectors)
+            self.steps, self.left = int(kept["steps"]), list(kept["left"].split(kept["sizes"].tolist()))
+            if self.generator is not None:
+                self.generator.set_state(kept["generator"])
+
+    def run(
+        self,
+        steps: int,
+        gradient: Callable[[Tensor, Tensor, int], Tensor],
+        bar: Any,
+        put_back: Callable[[Tensor], Tensor] = lambda at: at,
+    ) -> None:
+        """Step down ``gradient(at, examples, step)`` until so many steps were made, each put back to what may be."""
+        bar.update(self.steps)
+        b1, b2 = 0.9, 0.999
+        while self.steps < steps:
+            self.left = self.left or self.batches()
+            try:
+                slope = gradient(self.at.detach(), self.left.pop(), self.steps).detach()
+            except CostReached:
+                return
+            self.steps += 1
+            self.first = b1 * self.first + (1 - b1) * slope
+            self.second = b2 * self.second + (1 - b2) * slope**2
+            size = (self.second / (1 - b2**self.steps)).sqrt() + 1e-8
+            self.at = put_back(self.at - self.rates * ((self.first / (1 - b1**self.steps)) / size))
+            self.total = self.total + self.at
+            self.loop.write(self._state, now=self.steps == steps)
+            bar.update()
+
+    def _state(self) -> dict[str, Tensor]:
+        own = {name: getattr(self, name) for name in ("at", "total", "first", "second")}
+        drawn = {} if self.generator is None else {"generator": self.generator.get_state()}
+        left = torch.cat(self.left) if self.left else torch.zeros(0, dtype=torch.long)
+        sizes = torch.tensor([len(b) for b in self.left], dtype=torch.long)
+        return {**own, **drawn, "steps": torch.tensor(self.steps), "left": left, "sizes": sizes}
 
 
 def minibatches(n: int, size: int, generator: torch.Generator | None) -> list[Tensor]:

@@ -4,17 +4,60 @@ Every best set is expanded once: one gradient predicts all adds and drops, the m
 best first, until the next prediction could not win even if it were off by as much as recent ones were. Whatever is
 verified may become the best set of its size, and is then expanded in turn; the sweep runs up and down until nothing
 new appears.
+
+One forward and one backward at a set give, per example, the metric's inner quantity ``d`` (log-odds, say) and its
+derivative ``g_i`` to every mask entry. Pushed through the metric's own non-linearity ``phi`` example by example,
+
+    gain_i = mean phi(d + s_i g_i) - mean phi(d)          s_i = +1 to add i, -1 to drop it
+
+so that a ratio metric's few large examples weigh as they do in the exact effect.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from tl_multitrace.solvers.screen import Screen
 from tl_multitrace.solvers.search import Search, Subset, subset
+
+
+@dataclass
+class Screen:
+    """Predicted gains, corrected by what exact evaluations taught.
+
+    Attributes:
+        search: where gradients come from.
+        memory: share of a component's last prediction error that is added to its next prediction.
+        errors: last ``exact - predicted`` per component, for adding and for dropping.
+        recent: the latest prediction errors, for the width of the uncertainty band.
+    """
+
+    search: Search
+    memory: float = 0.5
+    errors: dict[bool, Float[np.ndarray, " groups"]] = field(default_factory=dict)
+    recent: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.errors = {add: np.zeros(self.search.n) for add in (True, False)}
+
+    def gains(self, members: Subset) -> Float[np.ndarray, " groups"]:
+        """Predicted gain in score of adding each outsider and of dropping each member; higher is better."""
+        predicted = self.search.gains(members)
+        outside = np.ones(self.search.n, dtype=bool)
+        outside[list(members)] = False
+        corrections = np.where(outside, self.errors[True], self.errors[False])
+        return np.asarray(predicted + self.memory * corrections)
+
+    def learn(self, index: int, adding: bool, exact: float, predicted: float) -> None:
+        """Remember how far a prediction was off."""
+        self.errors[adding][index] += exact - predicted
+        self.recent = [*self.recent[-31:], exact - predicted]
+
+    def spread(self) -> float:
+        """Standard deviation of the recent prediction errors."""
+        return float(np.std(self.recent)) if len(self.recent) > 1 else 0.0
 
 
 @dataclass(frozen=True)
@@ -67,7 +110,7 @@ class Sweep:
     def run(self) -> None:
         """Sweep until no best set is left unexpanded."""
         top = min(self.search.largest + self.settings.beyond, self.search.n)
-        cap, began = self.settings.cap(self.search), self.search.aim.cost.equivalents
+        cap, began = self.settings.cap(self.search), self.search.spent
         end = began + cap
         path = [*range(top + 1), *range(top - 1, 0, -1)]
         with self.search.progress(len(path), "sweep") as bar:
@@ -75,35 +118,26 @@ class Sweep:
                 before = len(self.expanded)
                 bar.total = (turn + 1) * len(path)  # whether there is another turn shows at the end of this one
                 for step, size in enumerate(path):
-                    if (turn or step > top) and self.search.aim.cost.equivalents > end:
+                    if (turn or step > top) and self.search.spent > end:
                         return
                     # the first set's many adds count as four steps
-                    self.late = self.search.aim.cost.equivalents - began > cap * (size + 4) / (top + 4)
-                    self._visit(size)
+                    self.late = self.search.spent - began > cap * (size + 4) / (top + 4)
+                    if size in self.search.lead and self.search.lead[size][1] not in self.expanded:
+                        self.expand(self.search.lead[size][1])
                     bar.update()
                 if len(self.expanded) == before:
                     return
 
-    def _visit(self, size: int) -> None:
-        if size in self.search.lead and self.search.lead[size][1] not in self.expanded:
-            self.expand(self.search.lead[size][1])
-
     def expand(self, members: Subset) -> None:
         """Verify the adds and drops of one set that could make a new best set."""
         self.expanded.add(members)
-        gains = self.screen.gains(members)
-        here = self.search.score(members)
-        outside = self.search.addable(members)
-        least, most = self._counts(members)
-        self._moves(members, outside, True, gains, here, least, most)
-        own = np.array([i for i in members if i not in self.search.forced], dtype=np.int64)
-        self._moves(members, own, False, gains, here, 0, 1 if self.late else self.settings.drops)
-
-    def _counts(self, members: Subset) -> tuple[int, int]:
-        s = self.settings
+        s, gains, here = self.settings, self.screen.gains(members), self.search.score(members)
+        least, most = s.k_min, s.k_late if self.late else s.k_max
         if members == self.search.forced:
-            return s.first_min, s.first_max
-        return s.k_min, s.k_late if self.late else s.k_max
+            least, most = s.first_min, s.first_max
+        self._moves(members, self.search.addable(members), True, gains, here, least, most)
+        own = np.array([i for i in members if i not in self.search.forced], dtype=np.int64)
+        self._moves(members, own, False, gains, here, 0, 1 if self.late else s.drops)
 
     def _moves(
         self,
@@ -117,26 +151,15 @@ class Sweep:
     ) -> None:
         """Verify moves, best prediction first, while the next one could still beat the best set of its size."""
         ranked = which[np.argsort(-gains[which], kind="stable")].tolist()
-        done = 0
+        done, size = 0, len(members) + (1 if adding else -1)
         while done < min(most, len(ranked)):
-            tried = len(members) + (1 if adding else -1)
-            rival = self.search.lead[tried][0] - here if tried in self.search.lead else -np.inf
+            rival = self.search.lead[size][0] - here if size in self.search.lead else -np.inf
             hopeless = gains[ranked[done]] + self.settings.beta * self.screen.spread() <= rival
             if hopeless and done >= least:
                 return
             batch = ranked[done : min(done + self.settings.tile, most)]
-            self._verify(members, [(i, adding) for i in batch], gains, here)
+            sets = [subset({*members, i} if adding else set(members) - {i}) for i in batch]
+            exact = (self.search.scores(sets, reference=members) - here).tolist()
+            for i, value in zip(batch, exact, strict=True):
+                self.screen.learn(i, adding, value, float(gains[i]))
             done += len(batch)
-
-    def _verify(
-        self,
-        members: Subset,
-        moves: list[tuple[int, bool]],
-        gains: Float[np.ndarray, " groups"],
-        here: float,
-    ) -> None:
-        """Exact gains of some adds (True) and drops (False)."""
-        sets = [(*members, i) if add else tuple(j for j in members if j != i) for i, add in moves]
-        exact = (self.search.scores([subset(s) for s in sets], reference=members) - here).tolist()
-        for (i, add), value in zip(moves, exact, strict=True):
-            self.screen.learn(i, add, value, float(gains[i]))

@@ -119,13 +119,10 @@ class SolverComparison:
             for row in path.to_dataframe().to_dict("records")
         ]
         table = pd.DataFrame(rows)
-        table.insert(list(table).index("loss") + 1, "ratio", self._ratio(table))
+        moved = self.sign * table["effect"]
+        best = moved.groupby(table["budget"]).transform("max")
+        table.insert(list(table).index("loss") + 1, "ratio", (moved / best).where(best > 0))  # else nothing moved
         return table
-
-    def _ratio(self, table: pd.DataFrame) -> pd.Series[float]:
-        """Effect over the best effect that any solver has within the same budget; NaN where that is not a movement."""
-        best = (self.sign * table["effect"]).groupby(table["budget"]).transform("max")
-        return (self.sign * table["effect"] / best).where(best > 0)
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per solver, seed and budget.
@@ -203,12 +200,7 @@ class SolverComparison:
     # ------------------------------------------------------------------ files
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write versioned JSON; raises FileExistsError unless ``overwrite``.
-
-        Args:
-            path: of the file.
-            overwrite: replace an existing file.
-        """
+        """Write versioned JSON; raises FileExistsError unless ``overwrite``."""
         file = ComparisonFile(
             format="tl_multitrace.comparison",
             version=ComparisonFile.VERSION,
@@ -221,11 +213,7 @@ class SolverComparison:
 
     @classmethod
     def load(cls, path: str | Path) -> SolverComparison:
-        """Read a comparison; raises FileNotFoundError and ValueError as :meth:`Circuit.load` does.
-
-        Args:
-            path: of the file.
-        """
+        """Read a comparison; raises FileNotFoundError and ValueError as :meth:`Circuit.load` does."""
         file = read_json(Path(path), ComparisonFile)
         with naming(path):
             groups = file.groups.groups()
@@ -239,15 +227,16 @@ class SolverComparison:
 def area(rows: pd.DataFrame) -> dict[str, float]:
     """Mean effect, held-out effect and loss over the range of budgets, on linear and logarithmic axes."""
     budgets = rows["budget"].to_numpy(dtype=float)
-    columns = {"area": "effect", "log_area": "effect", "held_out_area": "held_out", "loss_area": "loss"}
-    return {
-        name: _mean_over(np.log(budgets) if name.startswith("log") else budgets, rows[column].to_numpy(dtype=float))
-        for name, column in columns.items()
-    }
-
-
-def _mean_over(x: Any, y: Any) -> float:
-    return float(trapezoid(y, x) / np.ptp(x)) if len(x) > 1 else float(y[0])
+    found = {}
+    for name, column in (
+        ("area", "effect"),
+        ("log_area", "effect"),
+        ("held_out_area", "held_out"),
+        ("loss_area", "loss"),
+    ):
+        x, y = np.log(budgets) if name == "log_area" else budgets, rows[column].to_numpy(dtype=float)
+        found[name] = float(trapezoid(y, x) / np.ptp(x)) if len(x) > 1 else float(y[0])
+    return found
 
 
 def compare_solvers(
@@ -260,20 +249,13 @@ def compare_solvers(
     held_out: PromptPairs | Mapping[str, PromptPairs] | None = None,
     forced: Iterable[int | str | Component] = (),
     forbidden: Iterable[int | str | Component] = (),
+    max_cost: float | int | None = None,
     progress: bool | None = None,
 ) -> SolverComparison:
     """Run several solvers on one problem and put what they found and what it cost into one table.
 
-    Args:
-        tracer: model, prompts, groups and metric, shared by all.
-        budgets: as :func:`select` takes them.
-        solvers: solvers or their names (``"greedy"``); or a mapping from the name that the table shall show.
-        direction: ``"maximize"`` or ``"minimize"``.
-        seed: one, or several to see the spread.
-        held_out: prompts to score every choice on afterwards.
-        forced: groups in every subset.
-        forbidden: groups in none.
-        progress: show progress bars.
+    Solvers are given as such or by name (``"greedy"``), or as a mapping from the names that the table shall show.
+    Several seeds show the spread. Everything else is as :func:`select` takes it; ``max_cost`` is of each search.
 
     Returns:
         A :class:`SolverComparison`: ``paths``, ``to_dataframe()``, ``summary()``, ``plot()``, ``save()``.
@@ -292,10 +274,10 @@ def compare_solvers(
         raise ValueError(f"seed must be one number or several different ones, got {seed!r}.")
     sizes = budgets if isinstance(budgets, Mapping | int) else tuple(budgets)
     options: dict[str, Any] = {"direction": direction, "held_out": held_out, "progress": progress}
-    options |= {"forced": tuple(forced), "forbidden": tuple(forbidden)}
+    options |= {"forced": tuple(forced), "forbidden": tuple(forbidden), "max_cost": max_cost}
     aim = aim_of(tracer)
-    with aim.session():
-        aim.amounts(torch.ones(1, len(aim.groups)))  # whoever comes first shall not pay for first calls
+    with tracer.session():
+        aim.means(torch.ones(1, len(tracer.groups)), pressure=0.0)  # the first solver shall not pay for first calls
         runs = {
             name: tuple(_named(select(tracer, sizes, solver, seed=s, **options), name) for s in seeds)
             for name, solver in named.items()
