@@ -22,7 +22,8 @@ from typer.testing import CliRunner
 import tl_multitrace as mt
 from tl_multitrace import untrusted
 from tl_multitrace.cli import app as cli
-from tl_multitrace.interop import FORMATS, convert, reading, write_circuit
+from tl_multitrace.interop import FORMATS, convert, write_circuit
+from tl_multitrace.records import tensors
 
 PT = {"eap-ig": ".pt", "auto-circuit": ".pt", "acdc": ".pth"}
 JSON = ("eap-ig", "edge-pruning", "dcm", "neuronpedia")
@@ -112,7 +113,7 @@ def test_a_missing_file_and_one_that_is_too_large(tmp_path: Path, monkeypatch: p
 def test_a_file_that_unpacks_to_more_than_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with zipfile.ZipFile(tmp_path / "a.pt", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", b"0" * 100000)
-    monkeypatch.setattr(reading, "MAX_BYTES", 50000)
+    monkeypatch.setattr(tensors, "MAX_BYTES", 50000)
     with pytest.raises(ValueError, match="100000 bytes when unpacked; at most 50000 are read"):
         mt.from_eap_ig(tmp_path / "a.pt")
 

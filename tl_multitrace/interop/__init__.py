@@ -20,8 +20,9 @@ from tl_multitrace.interop.lens_results import (
     to_attribution_result,
     to_patching_result,
 )
-from tl_multitrace.interop.names import Edge, Shape
+from tl_multitrace.interop.names import Edge
 from tl_multitrace.interop.neuronpedia import from_neuronpedia, to_neuronpedia
+from tl_multitrace.interop.shape import Shape
 
 __all__ = [
     "FORMATS",

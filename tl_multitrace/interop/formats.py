@@ -16,8 +16,8 @@ from tl_multitrace.interop.eap_ig import from_eap_ig, to_eap_ig
 from tl_multitrace.interop.edge_pruning import from_edge_pruning, to_edge_pruning
 from tl_multitrace.interop.graph import CircuitGraph
 from tl_multitrace.interop.head_lists import from_head_lists, to_head_lists
-from tl_multitrace.interop.names import Shape
 from tl_multitrace.interop.neuronpedia import from_neuronpedia, to_neuronpedia
+from tl_multitrace.interop.shape import Shape
 
 OURS = "circuit"
 """Name of this package's own format, which keeps everything.
@@ -67,10 +67,7 @@ Examples:
 
 
 def format_by_name(name: str) -> Format | None:
-    """The format, or None for our own.
-
-    Args:
-        name: a key of ``FORMATS``, or ``"circuit"``.
+    """The format of a key of ``FORMATS``, or None for our own, ``"circuit"``.
 
     Raises:
         ValueError: no such format.
@@ -88,10 +85,7 @@ def format_by_name(name: str) -> Format | None:
 def read_circuit(path: str | Path, format: str, *, shape: Shape | Any = None) -> Circuit | CircuitGraph:
     """Read a file of any format: our own as a :class:`Circuit`, others as a :class:`CircuitGraph`.
 
-    Args:
-        path: of the file.
-        format: its name.
-        shape: the model or a :class:`Shape`; only for formats that do not tell it.
+    The model or a :class:`Shape` is needed only for formats that do not tell it.
 
     Raises:
         FileNotFoundError: no such file.
@@ -112,17 +106,10 @@ def read_circuit(path: str | Path, format: str, *, shape: Shape | Any = None) ->
 def write_circuit(
     item: Circuit | CircuitGraph, path: str | Path, format: str, *, shape: Shape | Any = None, overwrite: bool = False
 ) -> Path:
-    """Write a circuit or graph in any format, whole or not at all.
-
-    Args:
-        item: what to write.
-        path: of the file.
-        format: its name.
-        shape: the model or a :class:`Shape`, where the item does not tell it.
-        overwrite: replace the file.
+    """Write a circuit or graph in any format, whole or not at all; give a model or :class:`Shape` it does not tell.
 
     Raises:
-        FileExistsError: the file exists.
+        FileExistsError: the file exists, and ``overwrite`` is False.
         ValueError: unknown format, or something that it needs is not known.
 
     Warns:
@@ -151,7 +138,7 @@ def convert(
     nodes: int | None = None,
     overwrite: bool = False,
 ) -> Circuit | CircuitGraph:
-    """Read a file of one format and write it in another.
+    """Read a file of one format and write it in another; returns what was read.
 
     Args:
         source: file to read.
@@ -162,9 +149,6 @@ def convert(
         edges: choose so many edges by the absolute value of their score first.
         nodes: or so many heads and MLPs.
         overwrite: replace the target.
-
-    Returns:
-        What was read (and chosen).
 
     Raises:
         FileNotFoundError: no such file.

@@ -8,11 +8,12 @@ whatever such a file holds, no more: ``None`` means that the file does not say.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tl_multitrace.interop.names import EMBEDDINGS, QKV, Edge, Shape, is_edge, node_of, unplaced
+from tl_multitrace.interop.names import EMBEDDINGS, QKV, Edge, is_edge, node_of, unplaced
+from tl_multitrace.interop.shape import Shape
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,8 +38,6 @@ class LeftOut(UserWarning):
 
 class Mark(NamedTuple):
     """What a file says of an edge.
-
-    ``score``: how much the edge matters, in the tool's own unit and sign; ``in_graph``: whether the circuit has it.
 
     Attributes:
         score: how much the edge matters, in the tool's own unit and sign.
@@ -117,7 +116,9 @@ class CircuitGraph:
             if not self.shape.has_edge(edge):
                 raise ValueError(f"edge {edge.name!r} is outside a model of {self.shape}.")
 
-    # ------------------------------------------------------------------ what is chosen
+    def kept_by(self, format: str) -> Mapping[str, Any]:
+        """What only the format of this name holds, where the graph was read from it; else nothing."""
+        return self.extra if self.format == format else {}
 
     @property
     def chosen(self) -> tuple[str, ...]:
@@ -147,12 +148,10 @@ class CircuitGraph:
         return tuple(name for name in names if name in entered and name in left)
 
     def keep(self, *, edges: int | None = None, nodes: int | None = None, signed: bool = False) -> CircuitGraph:
-        """The graph with its best-scored edges or nodes in the circuit, and no others.
+        """The graph with so many best-scored edges, or heads and MLPs, in the circuit, and no others.
 
-        Args:
-            edges: so many edges; nodes are then in where such edges enter and leave them.
-            nodes: instead, so many heads and MLPs; edges are then in where both ends are.
-            signed: rank by the score itself; default by its absolute value.
+        With ``edges=``, nodes are in where such edges enter and leave them; with ``nodes=``, edges where both ends are.
+        Scores rank by their absolute value, or with ``signed=True`` as they are.
 
         Raises:
             ValueError: not one of the two, or fewer scores than asked for.
@@ -200,8 +199,6 @@ class CircuitGraph:
         of = {"head": "L{0.layer}H{0.head}", "mlp": "L{0.layer}MLP", "input": "L0RESID"}
         return {of[node.kind].format(node): score for node, score in marks.items() if node.kind in of}
 
-    # ------------------------------------------------------------------ for formats that hold less
-
     def flat(self) -> CircuitGraph:
         """Without positions and without nodes that are no components.
 
@@ -209,20 +206,18 @@ class CircuitGraph:
         where it is at any position.
         """
         placed = sum(unplaced(name) != name for name in (*self.nodes, *(e.source for e in self.edges)))
-        strange = [name for name in self._names() if node_of(name).kind == "other"]
+        strange = {name: None for name in self._names() if node_of(name).kind == "other"}
         if not placed and not strange:
             return self
-        nodes = _merged((unplaced(n), m) for n, m in self.nodes.items() if node_of(n).kind != "other")
+        nodes = _merged((unplaced(n), m) for n, m in self.nodes.items() if n not in strange)
         edges = _merged(
             (Edge(unplaced(e.source), unplaced(e.target), e.input), mark)
             for e, mark in self.edges.items()
-            if "other" not in (node_of(e.source).kind, node_of(e.target).kind)
+            if e.source not in strange and e.target not in strange
         )
         notes = [f"the positions of {placed} nodes and edges (the strongest stands for all)"] if placed else []
-        notes += [f"{len(strange)} nodes that are no heads or MLPs ({_some(strange)})"] if strange else []
-        groups = {
-            role: tuple(unplaced(n) for n in names if node_of(n).kind != "other") for role, names in self.groups.items()
-        }
+        notes += [f"{len(strange)} nodes that are no heads or MLPs ({_some(list(strange))})"] if strange else []
+        groups = {r: tuple(unplaced(n) for n in names if not n.startswith("id:")) for r, names in self.groups.items()}
         return replace(self, nodes=nodes, edges=edges, groups=groups, left_out=(*self.left_out, *notes))
 
     def with_edges(self, score: float | None = None) -> CircuitGraph:
@@ -230,24 +225,16 @@ class CircuitGraph:
 
         Where no edge is flagged, one is in the circuit exactly when both its ends are; embeddings and logits always
         are. Where there are no edges at all, these are all edges of the model for which that holds. This is EAP-IG's
-        reading of a circuit of nodes.
-
-        Args:
-            score: of edges that are made here.
+        reading of a circuit of nodes. ``score`` is that of edges that are made here.
         """
-        if not self.edges:
-            ends = self._ends()
-            edges = {e: Mark(score, True) for e in self.shape.edges() if e.source in ends and e.target in ends}
-            return replace(self, edges=edges)
         if any(mark.in_graph is not None for mark in self.edges.values()):
             return self
-        ends = self._ends()
+        ends = {*(name for name in self.chosen if node_of(name).kind in ("head", "mlp")), *EMBEDDINGS, "logits"}
+        if not self.edges:
+            made = (e for e in self.shape.edges() if e.source in ends and e.target in ends)
+            return replace(self, edges={e: Mark(score, True) for e in made})
         flags = {e: mark._replace(in_graph=e.source in ends and e.target in ends) for e, mark in self.edges.items()}
         return replace(self, edges=flags)
-
-    def _ends(self) -> set[str]:
-        inner = {name for name in self.chosen if node_of(name).kind in ("head", "mlp")}
-        return inner | {*EMBEDDINGS, "logits"}
 
     def with_inputs(self) -> CircuitGraph:
         """With q, k and v told apart: an edge to a head as a whole becomes three, without its score.
@@ -286,41 +273,25 @@ class CircuitGraph:
         return dict.fromkeys([*self.nodes, *(name for e in self.edges for name in (e.source, e.target))])
 
     def with_shape(self, shape: Shape | Any) -> CircuitGraph:
-        """The same nodes and edges in a model's shape, where a file does not tell it.
-
-        Args:
-            shape: a :class:`Shape`, or a TransformerLens model.
+        """The same nodes and edges in the shape of a model (or one given), where a file does not tell it.
 
         Raises:
             ValueError: a node is outside it.
         """
         return replace(self, shape=shape if isinstance(shape, Shape) else self.shape.fits(shape))
 
-    # ------------------------------------------------------------------ from and to a Circuit
-
     @classmethod
     def from_circuit(cls, circuit: Circuit, shape: Shape | Any = None) -> CircuitGraph:
-        """The nodes of one of our circuits; see :func:`tl_multitrace.interop.circuits.graph_of_circuit`.
-
-        Args:
-            circuit: whose components become nodes.
-            shape: the model or a :class:`Shape`, where the circuit does not tell it.
-        """
+        """The nodes of one of our circuits; see :func:`tl_multitrace.interop.circuits.graph_of_circuit`."""
         from tl_multitrace.interop.circuits import graph_of_circuit
 
         return graph_of_circuit(circuit, shape)
 
     def to_circuit(self, model: Any = None) -> Circuit:
-        """The chosen heads and MLPs as a circuit; see :func:`tl_multitrace.interop.circuits.circuit_of_graph`.
-
-        Args:
-            model: the model it is of; default: what the shape tells.
-        """
+        """The chosen heads and MLPs as a circuit; see :func:`tl_multitrace.interop.circuits.circuit_of_graph`."""
         from tl_multitrace.interop.circuits import circuit_of_graph
 
         return circuit_of_graph(self, model)
-
-    # ------------------------------------------------------------------ showing
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per edge: source, target, input (q, k, v), score, in_graph."""
@@ -352,37 +323,27 @@ def _merged(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
     return found
 
 
-def _some(names: Iterable[str], most: int = 4) -> str:
-    listed = list(names)
-    return ", ".join(listed[:most]) + (" ..." if len(listed) > most else "")
+def _some(names: Sequence[str], most: int = 4) -> str:
+    return ", ".join(names[:most]) + (" ..." if len(names) > most else "")
 
 
-def unheld(graph: CircuitGraph, *holds: str) -> list[str]:
-    """What of a graph a format cannot hold, in words.
-
-    Args:
-        graph: to be written.
-        holds: of ``"node flags"``, ``"node scores"``, ``"edge flags"``, ``"edge scores"``, ``"dimensions"``,
-            ``"groups"``: what the format does hold.
-    """
+def unheld(graph: CircuitGraph, holds: Sequence[str]) -> list[str]:
+    """What of a graph a format cannot hold that holds of node scores, edge scores, dimensions and groups only these."""
     nodes, edges = graph.nodes.values(), graph.edges.values()
-    both = {
-        "node scores": sum(m.score is not None for m in nodes),
-        "edge scores": sum(m.score is not None for m in edges),
-        "dimensions": sum(m.dims is not None or m.dim_scores is not None for m in nodes),
-        "groups": len(graph.groups),
+    found = {
+        "node scores": ("the scores of {} nodes", sum(m.score is not None for m in nodes)),
+        "edge scores": ("the scores of {} edges", sum(m.score is not None for m in edges)),
+        "dimensions": (
+            "the chosen output dimensions of {} nodes",
+            sum(m.dims is not None or m.dim_scores is not None for m in nodes),
+        ),
+        "groups": ("the names of {} groups of nodes", len(graph.groups)),
     }
-    words = {
-        "node scores": "the scores of {} nodes",
-        "edge scores": "the scores of {} edges",
-        "dimensions": "the chosen output dimensions of {} nodes",
-        "groups": "the names of {} groups of nodes",
-    }
-    return [words[what].format(count) for what, count in both.items() if count and what not in holds]
+    return [words.format(count) for what, (words, count) in found.items() if count and what not in holds]
 
 
 def say_left_out(notes: Iterable[str], holder: str) -> None:
     """Warn of what a format (or a circuit) cannot hold, once for all of it."""
     listed = list(dict.fromkeys(notes))
     if listed:
-        warnings.warn(f"{holder} cannot hold: {'; '.join(listed)}.", LeftOut, stacklevel=3)
+        warnings.warn(f"{holder} cannot hold: {'; '.join(listed)}.", LeftOut, stacklevel=4)
