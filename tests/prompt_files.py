@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tl_multitrace.tasks.ioi import read_ioi
+from tl_multitrace.tasks.professions import read_professions
 from tl_multitrace.tasks.readers import read_prompts
-from tl_multitrace.tasks.readers.ioi import read_ioi
-from tl_multitrace.tasks.readers.professions import read_professions
-from tl_multitrace.tasks.readers.winobias import read_winobias
-from tl_multitrace.tasks.readers.winogender import read_winogender
+from tl_multitrace.tasks.winobias import read_winobias
+from tl_multitrace.tasks.winogender import read_winogender
 
 WINOBIAS = (
     "1 [The developer] met the nurse because [he] was early.\n"

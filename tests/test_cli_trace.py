@@ -181,10 +181,10 @@ def test_an_error_is_one_line_and_leaves_nothing(case: str, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "no file"),
+        (None, "no facts file"),
         ("[]", "there are no facts"),
         ('[{"prompt": "a"}]', "fact 0 has the keys ['prompt']"),
-        ("{", "neither a JSON list nor JSON lines"),
+        ("{", "line 1: expected one JSON object, found no JSON"),
         ('[{"prompt": "The Falcon Tower", "subject": "Eiffel"}]', "no fact is left of 1"),
     ],
 )

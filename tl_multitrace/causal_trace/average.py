@@ -18,7 +18,7 @@ import torch
 from tl_multitrace.causal_trace.cells import check_severed, make_cells
 from tl_multitrace.causal_trace.classes import by_class
 from tl_multitrace.causal_trace.corruption import Corruption, TokenReplacement, named_corruption, subject_std
-from tl_multitrace.causal_trace.facts import Fact, as_facts, copies_of_facts
+from tl_multitrace.records.fact_files import Fact, as_facts, copies_of_facts
 from tl_multitrace.causal_trace.grid import TraceGrid
 from tl_multitrace.causal_trace.question import Question
 from tl_multitrace.causal_trace.sweep import UNCHANGED, check_samples, trace_question, window_doubt

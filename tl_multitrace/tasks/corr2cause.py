@@ -17,6 +17,7 @@ import random
 from collections.abc import Iterator, Sequence
 from itertools import permutations
 
+from tl_multitrace.demo.words import CAUSAL_WORDS
 from tl_multitrace.metrics import LogitDiff
 from tl_multitrace.tasks.causal_graphs import RELATIONS, Arrows, follows, random_graph, separating_sets
 from tl_multitrace.tasks.registry import TaskInfo
@@ -85,8 +86,6 @@ def _sizes(n_variables: int | Sequence[int]) -> list[int]:
 
 
 def _relations(relations: Sequence[str] | None, demo: bool) -> list[str]:
-    from tl_multitrace.demo.words import CAUSAL_WORDS
-
     known = tuple(CAUSAL_WORDS) if demo else RELATIONS
     asked = list(known if relations is None else relations)
     if not asked or not set(asked) <= set(known):

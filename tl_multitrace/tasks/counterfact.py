@@ -20,14 +20,74 @@ from dataclasses import replace
 from pathlib import Path
 
 from tl_multitrace.interventions import NoiseCorruption
-from tl_multitrace.metrics import AnswerProb, LogitDiff, Perplexity
-from tl_multitrace.tasks.readers.dispatch import read_prompts
-from tl_multitrace.tasks.readers.facts import LAYOUTS, restored
+from tl_multitrace.metrics import AnswerProb, LogitDiff, Metric, Perplexity
+from tl_multitrace.records.fact_files import fact_of
+from tl_multitrace.records.tables import Record
+from tl_multitrace.tasks.readers import Layout, RowReader, Vocabulary, read_prompts, spaced
 from tl_multitrace.tasks.registry import TaskInfo
 from tl_multitrace.tasks.rows import Row, Sieve, drawn
 
 PAPER_NOISE = 0.2015
 """Standard deviation of the noise, before it is multiplied by 3."""
+
+NO_SUBJECT = "the subject is not in the prompt"
+
+
+# ---------------------------------------------------------------------- files
+
+
+def _row(record: Record, false: str | None = None, label: str | None = None) -> Row:
+    fact = fact_of(record, record.line)
+    if fact.answer is None or not fact.answer.strip():
+        raise record.wrong("what is true of the subject, in 'attribute', 'answer' or 'target_true'")
+    texts = {"prompt": fact.prompt, "subject": fact.subject, "answer": fact.answer}
+    texts = {name: replace(record, fields=texts).text(name) for name in texts}  # no control characters
+    wrong = () if false is None else (spaced(false.strip(), fact.prompt),)
+    unusable = "" if fact.subject in fact.prompt else NO_SUBJECT
+    return Row(fact.prompt, fact.prompt, (texts["answer"],), wrong, label or "", fact.subject, unusable=unusable)
+
+
+def _published(record: Record, vocabulary: Vocabulary) -> Row:
+    """A record of CounterFact."""
+    rewrite = record.inner("requested_rewrite")
+    rewrite.inner("target_true").text("str")
+    return _row(record, rewrite.inner("target_new").text("str"), rewrite.optional("relation_id"))
+
+
+def _plain(false: str | None = None) -> RowReader:
+    """Reads records with what is true and, in the column ``false``, what is not."""
+    return lambda record, vocabulary: _row(
+        record, None if false is None else record.text(false), record.optional("relation_id")
+    )
+
+
+def restored() -> NoiseCorruption:
+    """Noise of three standard deviations on the subject, and clean activations restored."""
+    return NoiseCorruption(noise=3.0, at="subject", restore=True)
+
+
+def _layout(name: str, columns: tuple[str, ...], row: RowReader, metric: Metric) -> Layout:
+    return Layout(name, columns, row, metric=metric, groups="mlps", intervention=restored(), one_prompt=True)
+
+
+SINGLE = "CounterFact, one prompt a record"
+LAYOUTS = (
+    _layout("CounterFact", ("requested_rewrite",), _published, LogitDiff()),
+    _layout(SINGLE, ("base_prompt", "subject", "target_true", "target_new"), _plain("target_new"), LogitDiff()),
+    _layout(
+        "CounterFact for tracing",
+        ("prompt", "subject", "target_true", "target_false"),
+        _plain("target_false"),
+        LogitDiff(),
+    ),
+    _layout("known_1000", ("prompt", "subject", "attribute"), _plain(), AnswerProb()),
+    _layout("facts", ("prompt", "subject", "answer"), _plain(), AnswerProb()),
+    _layout("facts", ("prompt", "subject", "target_true"), _plain(), AnswerProb()),
+    _layout("facts", ("base_prompt", "subject", "target_true"), _plain(), AnswerProb()),
+)
+
+
+# ---------------------------------------------------------------------- tasks
 
 
 def rows(
@@ -39,19 +99,10 @@ def rows(
     shuffle: bool = True,
     subjects: bool = True,
 ) -> Iterator[Row]:
-    """Every fact once.
+    """Every fact of a file once, in random order or (``shuffle=False``) in the file's.
 
-    Args:
-        sieve: not needed.
-        rng: of the order.
-        demo: not needed.
-        path: ``counterfact.json`` as published, or one of its derivatives with one prompt a record; for ``known_facts``
-            also ``known_1000.json``.
-        shuffle: draw in random order; False: in the file's.
-        subjects: find each subject's tokens; False where noise is not at the subject.
-
-    Raises:
-        ValueError: the file has no facts; for ``counterfact``, no counterfactual targets.
+    The file is ``counterfact.json`` as published, one of its derivatives with one prompt a record, or ``known_1000``.
+    With ``subjects=False``, subjects are not looked for: noise is not at them.
     """
     yield from drawn(_facts(path, subjects), rng if shuffle else None)
 

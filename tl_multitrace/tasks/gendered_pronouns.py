@@ -12,6 +12,8 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 
+from tl_multitrace.demo.templates import NAME_TEMPLATES
+from tl_multitrace.demo.words import FEMALE_NAMES, NAMES, PRAISE, ROLES
 from tl_multitrace.metrics import LogitDiff
 from tl_multitrace.tasks.registry import TaskInfo
 from tl_multitrace.tasks.rows import Row, Sieve
@@ -44,9 +46,6 @@ def rows(
         templates: sentences with ``{name}``, to be continued by a pronoun; ``{praise}`` and ``{role}`` may stand in
             them too.
     """
-    from tl_multitrace.demo.templates import NAME_TEMPLATES
-    from tl_multitrace.demo.words import FEMALE_NAMES, NAMES, PRAISE, ROLES
-
     frames = list(templates or (NAME_TEMPLATES if demo else TEMPLATES))
     names = {
         "female": list(female or [name for name in NAMES if name in FEMALE_NAMES]),

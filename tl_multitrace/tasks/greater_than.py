@@ -16,6 +16,8 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 
+from tl_multitrace.demo.templates import YEAR_TEMPLATES
+from tl_multitrace.demo.words import EVENTS
 from tl_multitrace.metrics import ProbDiff
 from tl_multitrace.tasks.registry import TaskInfo
 from tl_multitrace.tasks.rows import Row, Sieve
@@ -72,9 +74,6 @@ def _split(sieve: Sieve, century: int, gap: str) -> list[int]:
 
 
 def _wording(demo: bool, templates: Sequence[str] | None, nouns: Sequence[str] | None) -> tuple[list[str], list[str]]:
-    from tl_multitrace.demo.templates import YEAR_TEMPLATES
-    from tl_multitrace.demo.words import EVENTS
-
     # The demo's templates write a year as "{century} {year}" and call what lasts an event.
     own = [t.replace("{century} {year}", "{start}").replace("{event}", "{noun}") for t in YEAR_TEMPLATES]
     return list(templates or (own if demo else TEMPLATES)), list(nouns or (EVENTS if demo else NOUNS))

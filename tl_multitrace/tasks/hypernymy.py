@@ -12,6 +12,8 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 
+from tl_multitrace.demo.templates import CLASS_TEMPLATES
+from tl_multitrace.demo.words import CLASSES as DEMO_CLASSES
 from tl_multitrace.metrics import LogitDiff
 from tl_multitrace.tasks.registry import TaskInfo
 from tl_multitrace.tasks.rows import Row, Sieve
@@ -76,9 +78,6 @@ def rows(
 def _lists(
     demo: bool, classes: Mapping[str, Sequence[str]] | None, templates: Sequence[str] | None
 ) -> tuple[Mapping[str, Sequence[str]], list[str]]:
-    from tl_multitrace.demo.templates import CLASS_TEMPLATES
-    from tl_multitrace.demo.words import CLASSES as DEMO_CLASSES
-
     # Sentences with a name in them say nothing more.
     own = [template for template in CLASS_TEMPLATES if "{name}" not in template]
     return classes or (DEMO_CLASSES if demo else CLASSES), list(templates or (own if demo else TEMPLATES))

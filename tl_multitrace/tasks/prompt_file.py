@@ -9,9 +9,38 @@ from typing import Any
 
 from tl_multitrace.interventions import Interchange, MeanAblation
 from tl_multitrace.metrics import AnswerLogProb, Metric
-from tl_multitrace.tasks.readers import Prompts, Vocabulary, read_prompts
+from tl_multitrace.records.tables import Record, Table
+from tl_multitrace.records.text_files import wrong
+from tl_multitrace.tasks.readers import Layout, Prompts, Vocabulary, read_prompts, some
 from tl_multitrace.tasks.registry import Task
 from tl_multitrace.tasks.rows import Alignment, Row, pairs_of, sieve_of
+
+REQUIRED = ("base", "source", "answer")
+OPTIONAL = ("wrong_answer", "group", "subject")
+
+
+def _check(table: Table) -> None:
+    """Refuse a table without the required columns or with unknown ones; raises ValueError."""
+    if not table.header:
+        for record in table.records:
+            strange = [name for name in record.fields if name not in (*REQUIRED, *OPTIONAL)]
+            if strange:
+                raise record.wrong(f"the fields {PLAIN.needed}", repr(strange[0]))
+        return
+    missing = [name for name in REQUIRED if name not in table.columns]
+    strange = [name for name in table.columns if name not in (*REQUIRED, *OPTIONAL)]
+    if missing or strange:
+        what = f"no column {missing[0]!r}" if missing else f"an unknown column {strange[0]!r}"
+        raise wrong(table.path, 1, f"the columns {PLAIN.needed}", f"{what} ({', '.join(table.columns) or 'nothing'})")
+
+
+def _row(record: Record, vocabulary: Vocabulary) -> Row:
+    answers, wrong = some(record, "answer", record.texts("answer")), record.texts("wrong_answer")
+    group, subject = record.optional("group"), record.optional("subject")
+    return Row(record.text("base"), record.text("source"), answers, wrong, group or "", subject)
+
+
+PLAIN = Layout("prompt pairs of one's own", REQUIRED, _row, also=OPTIONAL, check=_check)
 
 
 def task_from_file(

@@ -13,6 +13,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 
+from tl_multitrace.demo.words import ADJECTIVES, ANIMALS, PLACES
 from tl_multitrace.metrics import LogitDiff
 from tl_multitrace.tasks.registry import TaskInfo
 from tl_multitrace.tasks.rows import Row, Sieve
@@ -52,8 +53,6 @@ def rows(
     Raises:
         ValueError: fewer than two nouns.
     """
-    from tl_multitrace.demo.words import ADJECTIVES, ANIMALS, PLACES
-
     words = list(nouns or (ANIMALS if demo else NOUNS))
     if len(words) < 2:
         raise ValueError(f"a subject and an attractor need at least two nouns, got {words}.")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from tl_multitrace.tasks.rows import Row
+from tl_multitrace.pair_reader import Row
 
 Pronouns = Literal["own", "she/he"]
+"""``"own"``: the prompt ends in "her" or "his" where the sentence has it, as in Vig et al.; ``"she/he"`` always."""
 
 NOMINATIVE = ("she", "he")
 POSSESSIVE = ("her", "his")
@@ -41,14 +42,7 @@ class Sentence:
 
 
 def pair_row(first: Sentence, second: Sentence, label: str, pronouns: Pronouns = "own") -> Row:
-    """Base "... she", source "... he"; the answer is how the sentence about the male-stereotyped person goes on.
-
-    Args:
-        first: one sentence of a pair.
-        second: the other one.
-        label: subgroup.
-        pronouns: ``"own"``, or ``"she/he"`` also where the sentence has "her" or "his".
-    """
+    """Base "... she", source "... he"; the answer is how the sentence about the male-stereotyped person goes on."""
     male, female = (first, second) if first.male else (second, first)
     base, source = NOMINATIVE if pronouns == "she/he" else first.pronouns
     return Row(

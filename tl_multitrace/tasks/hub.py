@@ -7,7 +7,7 @@ import re
 from itertools import islice
 from typing import Any
 
-from tl_multitrace.tasks.readers.records import Record, Table
+from tl_multitrace.records.tables import Record, Table
 
 PREFIX = "hf:"
 MAX_ROWS = 100_000
