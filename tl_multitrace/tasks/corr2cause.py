@@ -14,12 +14,12 @@ the source is any graph with the other answer.) Subgroup: the relation.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import permutations
 
-from tl_multitrace.demo.words import CAUSAL_WORDS
 from tl_multitrace.metrics import LogitDiff
 from tl_multitrace.tasks.causal_graphs import RELATIONS, Arrows, follows, random_graph, separating_sets
+from tl_multitrace.tasks.corpus import CAUSAL_LETTERS, CAUSAL_TEMPLATE, CAUSAL_WORDS, TIES
 from tl_multitrace.tasks.registry import TaskInfo
 from tl_multitrace.tasks.rows import Row, Sieve
 
@@ -48,14 +48,9 @@ def rows(
 ) -> Iterator[Row]:
     """Random graphs and hypotheses without end; in the base, "No" and "Yes" are right in turn.
 
-    Args:
-        sieve: not needed: a premise longer than the model's context is left out afterwards.
-        rng: of all choices.
-        demo: use the demo model's short form, which knows three variables and what can follow about them.
-        n_variables: number of variables, or several to choose from; 3 to 6.
-        relations: what hypotheses are about; default every one of
-            :data:`~tl_multitrace.tasks.causal_graphs.RELATIONS`.
-        density: chance of each arrow.
+    There are ``n_variables`` variables (or one of several numbers, from 3 to 6), and each arrow by the chance
+    ``density``. The demo model's short form knows three variables and what can follow about them. Premises longer than
+    the model's context are left out afterwards.
 
     Raises:
         ValueError: a number of variables outside 3 to 6, an unknown relation, or relations that never follow from
@@ -134,8 +129,6 @@ def _another(
 def _prompt(graph: Arrows, n: int, relation: str, a: int, b: int, demo: bool) -> str:
     sets = separating_sets(graph, n)
     if demo:
-        from tl_multitrace.demo.families import causal_prompt, ties_of
-
         return causal_prompt(ties_of(sets), (relation, a, b))
     hypothesis = HYPOTHESES[relation].format(a=NAMES[a], b=NAMES[b])
     return f"{premise(sets, n)} Does it follow that {hypothesis}? Answer:"
@@ -155,6 +148,20 @@ def premise(sets: dict[tuple[int, int], list[tuple[int, ...]]], n: int) -> str:
 
 def _listed(variables: tuple[int, ...]) -> str:
     return " and ".join(NAMES[one] for one in variables)
+
+
+def ties_of(separating: Mapping[tuple[int, int], Sequence[tuple[int, ...]]]) -> tuple[str, str, str]:
+    """The demo model's word for each of the pairs AB, AC, BC, given what separates it: nothing (), or the third."""
+    ab, ac, bc = (TIES[() not in sets, all(given == () for given in sets)] for sets in separating.values())
+    return ab, ac, bc
+
+
+def causal_prompt(ties: tuple[str, str, str], statement: tuple[str, int, int]) -> str:
+    """The demo model's question whether a statement follows from ties."""
+    relation, a, b = statement
+    ab, ac, bc = ties
+    names = {"a": CAUSAL_LETTERS[a], "b": CAUSAL_LETTERS[b]}
+    return CAUSAL_TEMPLATE.format(ab=ab, ac=ac, bc=bc, relation=CAUSAL_WORDS[relation], **names)
 
 
 TASK = TaskInfo(

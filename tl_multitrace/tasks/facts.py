@@ -13,6 +13,8 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 
 from tl_multitrace.metrics import LogitDiff
+from tl_multitrace.tasks.corpus import FACT_TEMPLATES
+from tl_multitrace.tasks.corpus import FACTS as DEMO_FACTS
 from tl_multitrace.tasks.registry import TaskInfo
 from tl_multitrace.tasks.rows import Row, Sieve
 
@@ -68,12 +70,8 @@ def rows(
 ) -> Iterator[Row]:
     """Every fact in every wording once, in random order, each with a source drawn for it.
 
-    Args:
-        sieve: tells how many tokens a prompt has, so that a source of the same number can be drawn.
-        rng: of order and sources.
-        demo: use the demo model's own facts.
-        facts: ``(subject, relation, object)``; default the package's list.
-        templates: wordings with ``{subject}`` per relation.
+    A source has as many tokens as its base where there is one; facts are ``(subject, relation, object)``, templates
+    wordings with ``{subject}`` per relation.
 
     Raises:
         ValueError: a relation without wording.
@@ -94,10 +92,8 @@ def rows(
 
 def _lists(demo: bool, facts: Sequence[Triple] | None, templates: Templates | None) -> tuple[list[Triple], Templates]:
     if demo:
-        from tl_multitrace.demo import grammar
-
-        own = [(fact.subject, fact.relation, fact.object) for fact in grammar.FACTS]
-        return list(facts or own), templates or grammar.FACT_TEMPLATES
+        own = [(fact.subject, fact.relation, fact.object) for fact in DEMO_FACTS]
+        return list(facts or own), templates or FACT_TEMPLATES
     return list(facts or FACTS), templates or TEMPLATES
 
 

@@ -12,9 +12,8 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 
-from tl_multitrace.demo.templates import NAME_TEMPLATES
-from tl_multitrace.demo.words import FEMALE_NAMES, NAMES, PRAISE, ROLES
 from tl_multitrace.metrics import LogitDiff
+from tl_multitrace.tasks.corpus import FEMALE_NAMES, NAME_TEMPLATES, NAMES, PRAISE, ROLES
 from tl_multitrace.tasks.registry import TaskInfo
 from tl_multitrace.tasks.rows import Row, Sieve
 
@@ -37,14 +36,8 @@ def rows(
 ) -> Iterator[Row]:
     """Random names and wordings without end, female and male base names in turn.
 
-    Args:
-        sieve: tells how many tokens a name has, so that another of the same number can be drawn.
-        rng: of all choices.
-        demo: use the demo model's wordings, which end in "is".
-        female: names of women; default the package's list.
-        male: names of men.
-        templates: sentences with ``{name}``, to be continued by a pronoun; ``{praise}`` and ``{role}`` may stand in
-            them too.
+    Templates are sentences with ``{name}``, to be continued by a pronoun; ``{praise}`` and ``{role}`` may stand in them
+    too. Another name has as many tokens where there is one.
     """
     frames = list(templates or (NAME_TEMPLATES if demo else TEMPLATES))
     names = {

@@ -16,9 +16,8 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 
-from tl_multitrace.demo.templates import YEAR_TEMPLATES
-from tl_multitrace.demo.words import EVENTS
 from tl_multitrace.metrics import ProbDiff
+from tl_multitrace.tasks.corpus import EVENTS, YEAR_TEMPLATES
 from tl_multitrace.tasks.registry import TaskInfo
 from tl_multitrace.tasks.rows import Row, Sieve
 
@@ -44,13 +43,8 @@ def rows(
 ) -> Iterator[Row]:
     """Random nouns, centuries and years from 02 to 98, without end.
 
-    Args:
-        sieve: tells which years are split behind the century.
-        rng: of all choices.
-        demo: use the demo model's wordings, in which a year is two words.
-        nouns: things that last; default the package's list.
-        templates: sentences with ``{noun} {start} {century}``, to be continued by the two digits of the last year.
-        centuries: the two digits that years begin with.
+    Templates are sentences with ``{noun} {start} {century}``, to be continued by the two digits of the last year; the
+    demo model's have a year in two words.
     """
     frames, things = _wording(demo, templates, nouns)
     gap = " " if demo else ""

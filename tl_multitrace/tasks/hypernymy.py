@@ -12,9 +12,9 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 
-from tl_multitrace.demo.templates import CLASS_TEMPLATES
-from tl_multitrace.demo.words import CLASSES as DEMO_CLASSES
 from tl_multitrace.metrics import LogitDiff
+from tl_multitrace.tasks.corpus import CLASS_TEMPLATES
+from tl_multitrace.tasks.corpus import CLASSES as DEMO_CLASSES
 from tl_multitrace.tasks.registry import TaskInfo
 from tl_multitrace.tasks.rows import Row, Sieve
 
@@ -54,12 +54,7 @@ def rows(
 ) -> Iterator[Row]:
     """Random things of random classes without end.
 
-    Args:
-        sieve: tells how many tokens a prompt has, so that a source of the same number can be drawn.
-        rng: of all choices.
-        demo: use the demo model's own classes and wordings.
-        classes: things by the name of their class; default the package's list.
-        templates: sentences with ``{item}``, to be continued by the class.
+    Classes are things by the name of their class, templates sentences with ``{item}``, to be continued by the class.
 
     Raises:
         ValueError: fewer than two classes.

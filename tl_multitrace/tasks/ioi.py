@@ -17,10 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tl_multitrace.demo.templates import IOI_TEMPLATES
-from tl_multitrace.demo.words import GIVING_VERBS, NAMES, OBJECTS, PLACES
 from tl_multitrace.metrics import LogitDiff
 from tl_multitrace.records.text_files import JsonItems, check_text, read_text, wrong
+from tl_multitrace.tasks.corpus import GIVING_VERBS, IOI_TEMPLATES, NAMES, OBJECTS, PLACES
 from tl_multitrace.tasks.registry import TaskInfo
 from tl_multitrace.tasks.rows import Row, Sieve
 

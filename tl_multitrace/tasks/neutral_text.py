@@ -30,12 +30,7 @@ def rows(
 ) -> Iterator[Row]:
     """Every sentence once, in random order.
 
-    Args:
-        sieve: not needed: every sentence is tried.
-        rng: of the order.
-        demo: use the demo model's own sentences, drawn from its grammar.
-        sentences: default the package's list.
-        prompt_words: words of a sentence that make its prompt; default 3, for the demo model 2.
+    The first ``prompt_words`` words make the prompt; default 3, for the demo model 2.
 
     Raises:
         ValueError: ``prompt_words`` below 1, or a sentence that has no more words than that.

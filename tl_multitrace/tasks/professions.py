@@ -18,10 +18,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tl_multitrace.demo.templates import PRONOUN_TEMPLATES
-from tl_multitrace.demo.words import FEMALE_PROFESSIONS, MALE_PROFESSIONS
 from tl_multitrace.metrics import OddsRatio
 from tl_multitrace.records.text_files import JsonItems, check_text, read_lines, read_text, wrong
+from tl_multitrace.tasks.corpus import FEMALE_PROFESSIONS, MALE_PROFESSIONS, PRONOUN_TEMPLATES
 from tl_multitrace.tasks.registry import TaskInfo
 from tl_multitrace.tasks.rows import Row, Sieve
 

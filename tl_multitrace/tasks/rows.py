@@ -79,16 +79,9 @@ def published_bos(model: Any) -> bool | None:
 
 
 def pairs_of(model: Any, rows: Iterable[Row], sieve: Sieve, n: int | None = None) -> PromptPairs:
-    """Prompt pairs of the rows that tokenise cleanly, up to ``n`` of them.
+    """Prompt pairs of the rows that tokenise cleanly, up to ``n`` of them, in the order they are tried.
 
-    Args:
-        model: a TransformerLens model with a tokenizer.
-        rows: candidates, in the order they are tried.
-        sieve: says which rows are left out.
-        n: pairs wanted; default all.
-
-    Returns:
-        The pairs; ``pairs.dropped`` says how many of the rows tried were left out, by reason.
+    ``pairs.dropped`` says how many of the rows tried were left out, by reason.
 
     Raises:
         ValueError: nothing is left, or ``n`` is below 1.

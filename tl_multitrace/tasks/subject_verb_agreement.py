@@ -13,8 +13,8 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 
-from tl_multitrace.demo.words import ADJECTIVES, ANIMALS, PLACES
 from tl_multitrace.metrics import LogitDiff
+from tl_multitrace.tasks.corpus import ADJECTIVES, ANIMALS, PLACES
 from tl_multitrace.tasks.registry import TaskInfo
 from tl_multitrace.tasks.rows import Row, Sieve
 
@@ -43,12 +43,8 @@ def rows(
 ) -> Iterator[Row]:
     """Random subjects without end: singular and plural, without and with an attractor in turn.
 
-    Args:
-        sieve: not needed: nouns whose plural has more tokens are left out afterwards.
-        rng: of all choices.
-        demo: use the demo model's nouns and wordings.
-        nouns: (singular, plural) pairs; default the package's list.
-        verbs: the singular and the plural verb, with their leading space.
+    Nouns are (singular, plural) pairs, verbs the two forms with their leading space. Nouns whose plural has more tokens
+    are left out afterwards.
 
     Raises:
         ValueError: fewer than two nouns.

@@ -73,13 +73,8 @@ def rows(
 ) -> Iterator[Row]:
     """Random programs without end, the signs in turn.
 
-    Args:
-        sieve: tells how the tokenizer writes numbers.
-        rng: of all choices.
-        wish: ``"value_dependence"`` (another value) or ``"operation_invariance"`` (another sign).
-        demo: one digit a value, and two of three letters in any order, as the demo model was trained.
-        values: what variables are bound to; default two-digit numbers.
-        signs: operations, of ``"+"`` and ``"-"``.
+    The other program has another value (``wish="value_dependence"``) or another sign (``"operation_invariance"``). The
+    demo model's have one digit a value, and two of three letters in any order, as it was trained.
 
     Raises:
         ValueError: an unknown sign, fewer than two values, or one sign where the sign is to differ.
