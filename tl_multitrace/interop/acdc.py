@@ -112,9 +112,6 @@ def _source(what: str, layer: int | None, head: int | None) -> str:
     raise ValueError(f"{what} at head {head} sends no edge.")
 
 
-# ---------------------------------------------------------------------- writing
-
-
 def _content(graph: CircuitGraph) -> tuple[Any, list[str]]:
     if graph.shape.parallel_attn_mlp:
         raise ValueError("ACDC's graph lets an MLP read its own layer's heads, which this model's MLPs do not.")

@@ -19,7 +19,7 @@ from torch import Tensor
 from tl_multitrace.circuit import Circuit
 from tl_multitrace.interop.driver import Holding, read, write
 from tl_multitrace.interop.fields import mapping, numbers, scores_tensor, tensor
-from tl_multitrace.interop.graph import CircuitGraph, Mark
+from tl_multitrace.interop.graph import CircuitGraph, Mark, counted
 from tl_multitrace.interop.names import QKV, Edge, hook, mlp_name, node_of, placed, what_is
 from tl_multitrace.interop.shape import MAX_PAIRS, Shape
 
@@ -124,9 +124,6 @@ def _size(shape: Shape, targets: Targets, length: int | None) -> tuple[int, ...]
     return (*([] if length is None else [length]), *heads, shape.before(targets[0][0]))
 
 
-# ---------------------------------------------------------------------- writing
-
-
 def _prepared(graph: CircuitGraph) -> CircuitGraph:
     """With one node for the input, and without positions unless every edge stays at one."""
     joined = graph.joined_embeddings()
@@ -168,7 +165,7 @@ def _content(graph: CircuitGraph) -> tuple[Any, list[str]]:
     extra = graph.extra if own else {"task": "circuit", "algorithm": "tl_multitrace"}
     content = {extra["task"]: {extra["algorithm"]: tensors}} if "task" in extra else tensors
     flagged = sum(bool(m.in_graph) for m in graph.edges.values()) if scored else 0
-    return content, [f"which {flagged} edges are in the circuit"] if flagged else []
+    return content, counted({"which {} edges are in the circuit": flagged})
 
 
 HELD = Holding("auto-circuit", _parse, _content, (_prepared,), holds=("edge scores",), tensors=True)

@@ -12,12 +12,10 @@ from typing import Any
 
 from tl_multitrace.circuit import Circuit
 from tl_multitrace.groups import Component, HookGroups
-from tl_multitrace.interop.graph import CircuitGraph, NodeMark, say_left_out
+from tl_multitrace.interop.graph import CircuitGraph, NodeMark, counted, say_left_out
 from tl_multitrace.interop.names import head_name, mlp_name, node_of
 from tl_multitrace.interop.shape import Shape
 from tl_multitrace.models.compat import ModelView
-
-# ---------------------------------------------------------------------- to a circuit
 
 
 def circuit_of_graph(graph: CircuitGraph, model: Any = None) -> Circuit:
@@ -107,30 +105,26 @@ def _imported(graph: CircuitGraph) -> dict[str, Any]:
 
 
 def _not_components(graph: CircuitGraph) -> list[str]:
-    notes = list(graph.left_out)
-    if graph.edges and not _by_nodes(graph):
-        flagged = sum(bool(m.in_graph) for m in graph.edges.values())
-        notes.append(f"edges ({len(graph.edges)}, {flagged} of them in the circuit)")
-    marks = [(node_of(name).kind, mark) for name, mark in graph.nodes.items()]
-    strange = sum(kind == "other" for kind, _ in marks)
-    notes += [f"{strange} nodes that are no heads or MLPs"] if strange else []
-    parts = sum(bool(m.in_graph) and m.dims is not None and not all(m.dims) for kind, m in marks if kind != "mlp")
-    notes += [f"output dimensions of {parts} heads or embeddings (whole heads are taken)"] if parts else []
-    scored = sum(m.dim_scores is not None for kind, m in marks if kind != "mlp")
-    return notes + ([f"scores of the output dimensions of {scored} nodes"] if scored else [])
+    flagged = sum(bool(m.in_graph) for m in graph.edges.values())
+    others = [(node_of(n).kind, m) for n, m in graph.nodes.items() if node_of(n).kind != "mlp"]
+    parts = sum(bool(m.in_graph) and m.dims is not None and not all(m.dims) for _, m in others)
+    counts = {
+        f"edges ({{}}, {flagged} of them in the circuit)": 0 if _by_nodes(graph) else len(graph.edges),
+        "{} nodes that are no heads or MLPs": sum(kind == "other" for kind, _ in others),
+        "output dimensions of {} heads or embeddings (whole heads are taken)": parts,
+        "scores of the output dimensions of {} nodes": sum(m.dim_scores is not None for _, m in others),
+    }
+    return [*graph.left_out, *counted(counts)]
 
 
 def _by_nodes(graph: CircuitGraph) -> bool:
     """Whether the edges say no more than the nodes do: unscored, and in the circuit exactly where both ends are."""
-    if any(mark.score for mark in graph.edges.values()):
-        return False
+    if not graph.edges or any(mark.score for mark in graph.edges.values()):
+        return not graph.edges
     joined = graph.joined_embeddings()
     kept = {edge for edge, mark in joined.edges.items() if mark.in_graph}
     nodes = {name: NodeMark(in_graph=True) for name in joined.chosen}
     return kept == set(CircuitGraph(graph.shape, nodes).with_edges().edges)
-
-
-# ---------------------------------------------------------------------- from a circuit
 
 
 def as_graph(item: Circuit | CircuitGraph, shape: Shape | Any = None) -> CircuitGraph:

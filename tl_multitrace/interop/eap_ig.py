@@ -18,7 +18,7 @@ import torch
 from tl_multitrace.circuit import Circuit
 from tl_multitrace.interop.driver import TENSORS, Holding, read, write
 from tl_multitrace.interop.fields import flag, keys, listing, mapping, numbers, score, scores_tensor, tensor, whole
-from tl_multitrace.interop.graph import CircuitGraph, Mark, NodeMark
+from tl_multitrace.interop.graph import CircuitGraph, Mark, NodeMark, counted
 from tl_multitrace.interop.names import Edge, edge_of, node_of
 from tl_multitrace.interop.shape import Shape
 
@@ -164,9 +164,6 @@ def _places(shape: Shape, edges: list[Edge]) -> dict[Edge, tuple[int, int]]:
     return {e: (row[e.source], column[e.target, e.input]) for e in edges}
 
 
-# ---------------------------------------------------------------------- writing
-
-
 def _with_all_edges(graph: CircuitGraph) -> CircuitGraph:
     if graph.shape.d_model is None:
         raise ValueError(
@@ -200,11 +197,9 @@ def _json(graph: CircuitGraph) -> tuple[Any, list[str]]:
         nodes[name] |= {} if mark.dim_scores is None else {"neurons_scores": [s or 0.0 for s in mark.dim_scores]}
     edges = {e.name: {"score": m.score or 0.0, "in_graph": bool(m.in_graph)} for e, m in graph.edges.items()}
     # JSON has no NaN, and this format no other word for "not scored" inside a list or at an edge
-    unscored = {
-        "edges": sum(mark.score is None for mark in graph.edges.values()),
-        "output dimensions": sum(s is None for mark in graph.nodes.values() for s in mark.dim_scores or ()),
-    }
-    lost = [f"that {count} {what} have no score (0 is written)" for what, count in unscored.items() if count]
+    dims = sum(s is None for mark in graph.nodes.values() for s in mark.dim_scores or ())
+    unscored = {"edges": sum(mark.score is None for mark in graph.edges.values()), "output dimensions": dims}
+    lost = counted({f"that {{}} {what} have no score (0 is written)": count for what, count in unscored.items()})
     return {"cfg": _cfg(graph), "nodes": nodes, "edges": edges, **graph.kept_by(NAME).get("top", {})}, lost
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from tl_multitrace.circuit import Circuit
 from tl_multitrace.interop.driver import Holding, read, write
 from tl_multitrace.interop.fields import listing, text
-from tl_multitrace.interop.graph import CircuitGraph, Mark
+from tl_multitrace.interop.graph import CircuitGraph, Mark, counted
 from tl_multitrace.interop.names import Edge, checked, node_of
 from tl_multitrace.interop.shape import Shape
 
@@ -92,8 +92,7 @@ def _content(graph: CircuitGraph) -> tuple[Any, list[str]]:
         reader = LOGITS if edge.target == "logits" else edge.target + (f".{edge.input}" if edge.input else "")
         writers = ["tok_embeds", "pos_embeds"] if edge.source == "input" else [edge.source]
         pairs += [[writer, reader] for writer in writers]
-    absent = len(graph.edges) - len(kept)
-    lost = [f"which {absent} edges were looked at and are not in the circuit"] if absent else []
+    lost = counted({"which {} edges were looked at and are not in the circuit": len(graph.edges) - len(kept)})
     return pairs + graph.kept_by(HELD.name).get("inner", []), lost
 
 

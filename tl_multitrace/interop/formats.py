@@ -31,12 +31,12 @@ Examples:
 
 @dataclass(frozen=True)
 class Format:
-    """A format of files.
+    """A format of files: ``read(path)`` and ``write(item, path, shape=, overwrite=)``.
 
     Attributes:
-        read: ``read(path)``; with ``shape=`` where the file does not tell the model's shape.
-        write: ``write(item, path, shape=, overwrite=)``.
-        tells_shape: whether a file tells the model's number of layers and heads.
+        read: with ``shape=`` where a file does not tell the model's number of layers and heads.
+        write: whole or not at all.
+        tells_shape: whether it does.
 
     Examples:
         >>> from tl_multitrace.interop import FORMATS

@@ -158,34 +158,21 @@ class CircuitGraph:
         """
         if (edges is None) == (nodes is None):
             raise ValueError("give one of edges= and nodes=.")
-        marks: Mapping[Any, Mark | NodeMark] = self.edges if nodes is None else self.nodes
-        scored = {
-            key: mark.score
-            for key, mark in marks.items()
-            if mark.score is not None and (isinstance(key, Edge) or node_of(key).kind in ("head", "mlp"))
-        }
-        count = edges if nodes is None else nodes
-        if count is None or not 0 < count <= len(scored):
-            what = "edges" if nodes is None else "heads and MLPs"
-            raise ValueError(f"{count} {what} cannot be kept: {len(scored)} have a score.")
-        best = set(sorted(scored, key=lambda k: scored[k] if signed else abs(scored[k]), reverse=True)[:count])
-        return self._kept_edges(best) if nodes is None else self._kept_nodes(best)
-
-    def _kept_edges(self, best: set[Edge]) -> CircuitGraph:
-        edges = {edge: mark._replace(in_graph=edge in best) for edge, mark in self.edges.items()}
-        unflagged = {name: mark._replace(in_graph=None) for name, mark in self.nodes.items()}
-        graph = replace(self, edges=edges, nodes=unflagged)
-        chosen = graph._connected()
-        named = {**dict.fromkeys(chosen, NodeMark()), **unflagged}
-        return replace(graph, nodes={name: mark._replace(in_graph=name in chosen) for name, mark in named.items()})
-
-    def _kept_nodes(self, best: set[str]) -> CircuitGraph:
-        def kept(name: str) -> bool:
-            return name in best or node_of(name).kind not in ("head", "mlp")
-
-        nodes = {name: mark._replace(in_graph=kept(name)) for name, mark in self.nodes.items()}
-        edges = {e: mark._replace(in_graph=kept(e.source) and kept(e.target)) for e, mark in self.edges.items()}
-        return replace(self, nodes=nodes, edges=edges)
+        if nodes is None:
+            best = _best({edge: mark.score for edge, mark in self.edges.items()}, int(edges or 0), "edges", signed)
+            kept = {edge: mark._replace(in_graph=edge in best) for edge, mark in self.edges.items()}
+            chosen = replace(self, edges=kept)._connected()
+            named = {**dict.fromkeys(chosen, NodeMark()), **self.nodes}
+            marks = {name: mark._replace(in_graph=name in chosen) for name, mark in named.items()}
+            return replace(self, edges=kept, nodes=marks)
+        inner = {name: mark.score for name, mark in self.nodes.items() if node_of(name).kind in ("head", "mlp")}
+        best = _best(inner, nodes, "heads and MLPs", signed)
+        out = {name for name in self._names() if node_of(name).kind in ("head", "mlp") and name not in best}
+        return replace(
+            self,
+            nodes={name: mark._replace(in_graph=name not in out) for name, mark in self.nodes.items()},
+            edges={e: mark._replace(in_graph=not {e.source, e.target} & out) for e, mark in self.edges.items()},
+        )
 
     def node_scores(self) -> dict[str, float | None]:
         """Score of every node that writes, by its component's label (``L0RESID`` is the input); None: no score.
@@ -215,8 +202,13 @@ class CircuitGraph:
             for e, mark in self.edges.items()
             if e.source not in strange and e.target not in strange
         )
-        notes = [f"the positions of {placed} nodes and edges (the strongest stands for all)"] if placed else []
-        notes += [f"{len(strange)} nodes that are no heads or MLPs ({_some(list(strange))})"] if strange else []
+        some = ", ".join(list(strange)[:4]) + (" ..." if len(strange) > 4 else "")
+        notes = counted(
+            {
+                "the positions of {} nodes and edges (the strongest stands for all)": placed,
+                f"{{}} nodes that are no heads or MLPs ({some})": len(strange),
+            }
+        )
         groups = {r: tuple(unplaced(n) for n in names if not n.startswith("id:")) for r, names in self.groups.items()}
         return replace(self, nodes=nodes, edges=edges, groups=groups, left_out=(*self.left_out, *notes))
 
@@ -252,8 +244,12 @@ class CircuitGraph:
                     strange += 1
                     break
                 edges[split] = mark._replace(score=None) if vague else mark
-        notes = [f"the weights of {whole} edges to heads as a whole (q, k and v are told apart)"] if whole else []
-        notes += [f"{strange} edges between nodes that do not feed each other at one position"] if strange else []
+        notes = counted(
+            {
+                "the weights of {} edges to heads as a whole (q, k and v are told apart)": whole,
+                "{} edges between nodes that do not feed each other at one position": strange,
+            }
+        )
         return replace(self, edges=edges, left_out=(*self.left_out, *notes)) if notes else self
 
     def joined_embeddings(self) -> CircuitGraph:
@@ -310,6 +306,13 @@ class CircuitGraph:
         )
 
 
+def _best(scores: Mapping[Any, float | None], count: int, what: str, signed: bool) -> set[Any]:
+    scored = {key: score for key, score in scores.items() if score is not None}
+    if not 0 < count <= len(scored):
+        raise ValueError(f"{count} {what} cannot be kept: {len(scored)} have a score.")
+    return set(sorted(scored, key=lambda key: scored[key] if signed else abs(scored[key]), reverse=True)[:count])
+
+
 def _merged(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
     """Marks by key, where several share one: the largest score, and in the circuit where any is."""
     found: dict[Any, Any] = {}
@@ -323,23 +326,22 @@ def _merged(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
     return found
 
 
-def _some(names: Sequence[str], most: int = 4) -> str:
-    return ", ".join(names[:most]) + (" ..." if len(names) > most else "")
+def counted(counts: Mapping[str, int]) -> list[str]:
+    """Notes such as ``"the scores of {} nodes"`` with their counts; none for what there is none of."""
+    return [words.replace("{}", str(count), 1) for words, count in counts.items() if count]
 
 
 def unheld(graph: CircuitGraph, holds: Sequence[str]) -> list[str]:
     """What of a graph a format cannot hold that holds of node scores, edge scores, dimensions and groups only these."""
     nodes, edges = graph.nodes.values(), graph.edges.values()
+    dims = sum(m.dims is not None or m.dim_scores is not None for m in nodes)
     found = {
         "node scores": ("the scores of {} nodes", sum(m.score is not None for m in nodes)),
         "edge scores": ("the scores of {} edges", sum(m.score is not None for m in edges)),
-        "dimensions": (
-            "the chosen output dimensions of {} nodes",
-            sum(m.dims is not None or m.dim_scores is not None for m in nodes),
-        ),
+        "dimensions": ("the chosen output dimensions of {} nodes", dims),
         "groups": ("the names of {} groups of nodes", len(graph.groups)),
     }
-    return [words.format(count) for what, (words, count) in found.items() if count and what not in holds]
+    return counted(dict(found[what] for what in found if what not in holds))
 
 
 def say_left_out(notes: Iterable[str], holder: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from tl_multitrace.circuit import Circuit
 from tl_multitrace.interop.driver import Holding, read, write
 from tl_multitrace.interop.fields import listing, mapping, whole
-from tl_multitrace.interop.graph import CircuitGraph, NodeMark
+from tl_multitrace.interop.graph import CircuitGraph, NodeMark, counted
 from tl_multitrace.interop.names import head_name, mlp_name, node_of
 from tl_multitrace.interop.shape import Shape
 
@@ -71,8 +71,7 @@ def _content(graph: CircuitGraph) -> tuple[Any, list[str]]:
     pairs = {role: [[node.layer, node.head] for node in nodes] for role, nodes in parts.items()}
     listed = {name for names in groups.values() for name in names}
     missing = [name for name in graph.chosen if node_of(name).layer is not None and name not in listed]
-    lost = [f"{len(missing)} MLPs ({', '.join(missing[:6])})"] if missing else []
-    return pairs, lost + ([f"{len(graph.edges)} edges"] if graph.edges else [])
+    return pairs, counted({f"{{}} MLPs ({', '.join(missing[:6])})": len(missing), "{} edges": len(graph.edges)})
 
 
 HELD = Holding("dcm", _parse, _content, (CircuitGraph.flat,), holds=("groups", "edge scores"))

@@ -49,9 +49,6 @@ def _lens(module: str, name: str) -> Any:
     return found
 
 
-# ---------------------------------------------------------------------- activation patching
-
-
 def from_patching_result(result: Any, model: Any, what: str, *, metric: str | None = None) -> ComponentScores:
     """A TransformerLens patching sweep as effects of single components.
 
@@ -170,9 +167,6 @@ def _cells(groups: HookGroups) -> tuple[list[str], list[list[int]]]:
 
 def _is_place(position: Any) -> bool:
     return isinstance(position, int) and position >= 0
-
-
-# ---------------------------------------------------------------------- attribution patching
 
 
 def from_attribution_result(result: Any, model: Any = None) -> CircuitGraph:

@@ -16,7 +16,7 @@ from typing import Any
 from tl_multitrace.circuit import Circuit
 from tl_multitrace.interop.driver import Holding, read, write
 from tl_multitrace.interop.fields import keys, listing, mapping, score, text, whole
-from tl_multitrace.interop.graph import CircuitGraph, Mark, NodeMark
+from tl_multitrace.interop.graph import CircuitGraph, Mark, NodeMark, counted
 from tl_multitrace.interop.names import Edge, head_name, mlp_name, node_of, placed
 from tl_multitrace.interop.shape import Shape
 
@@ -167,9 +167,6 @@ def _groups(q_params: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, 
     return found
 
 
-# ---------------------------------------------------------------------- writing
-
-
 def _content(graph: CircuitGraph, tokens: list[str], slug: str, scan: str) -> tuple[Any, list[str]]:
     own, links = graph.kept_by(HELD.name), _links(graph)
     metadata = own.get("metadata", {"slug": slug, "scan": scan, "transcoder_list": [], **NO_PROMPT})
@@ -237,8 +234,8 @@ def _new(name: str, mark: NodeMark, shape: Shape, last: int) -> dict[str, Any]:
 def _lost(graph: CircuitGraph) -> list[str]:
     together = sum(count > 1 for count in Counter((e.source, e.target) for e in graph.edges).values())
     out = [mark.in_graph for marks in (graph.nodes, graph.edges) for mark in marks.values()].count(False)
-    lost = [f"which of q, k and v {together} links enter (scores are added)"] if together else []
-    return lost + ([f"{out} nodes and edges that are not in the circuit"] if out else [])
+    words = ("which of q, k and v {} links enter (scores are added)", "{} nodes and edges that are not in the circuit")
+    return counted(dict(zip(words, (together, out), strict=True)))
 
 
 HOLDS = ("node scores", "edge scores", "groups")
