@@ -16,7 +16,7 @@ import tiny_models
 import tl_multitrace as mt
 from tl_multitrace import tokens
 from tl_multitrace.tasks import registry, rows
-from tl_multitrace.tasks.prompt_file import read_rows
+from tl_multitrace.tasks.readers import read_prompts
 from tl_multitrace.tasks.rows import Row, sieve_of
 
 NAMES = ("facts", "induction", "ioi", "professions")
@@ -335,10 +335,10 @@ def test_a_malformed_file_gives_file_line_and_what_was_expected(case: str, tmp_p
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ValueError, match=message) as error:
-        read_rows(path)
+        read_prompts(path)
     assert str(error.value).startswith(str(path))
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no prompts file"):
-        read_rows(tmp_path / "none.csv")
+        read_prompts(tmp_path / "none.csv")

@@ -20,16 +20,10 @@ NOTHING_FOLLOWS = "nothing follows the pronoun, or the same in both sentences"
 
 @dataclass(frozen=True)
 class Sentence:
-    """One sentence of a pair, cut at its pronoun.
+    """One sentence of a pair, cut at its pronoun into context and continuation, or why it cannot be cut.
 
-    Attributes:
-        line: where it stands in its file.
-        context: what comes before the pronoun.
-        pronouns: the female and the male one that fit there.
-        continuation: what comes after the pronoun.
-        who: the person that the pronoun stands for.
-        male: whether that person is stereotyped as male.
-        unusable: why it cannot be cut.
+    ``who`` is the person that the pronoun stands for, ``male`` whether that person is stereotyped so; ``pronouns`` are
+    the female and the male one that fit there.
     """
 
     line: int

@@ -90,21 +90,24 @@ def _relations(relations: Sequence[str] | None, demo: bool) -> list[str]:
 
 def _row(rng: random.Random, relation: str, truth: bool, sizes: list[int], density: float, demo: bool) -> Row | None:
     """A row whose base has the answer ``truth``, or None where no graph was found."""
+    yes_no = {answer: word.lower() if demo else word for answer, word in ANSWERS.items()}
     for _ in range(TRIES):
         n = rng.choice(sizes)
         graph, (a, b) = random_graph(rng, n, density), rng.sample(range(n), 2)
         if follows(graph, n, relation, a, b) != truth:
             continue
-        turned = _another if demo else _turned
-        other = turned(rng, graph, n, relation, (a, b), not truth)
+        if demo:  # its premises are all equally long, so any other graph will do
+            others = (random_graph(rng, n) for _ in range(TRIES))
+            other = next((one for one in others if follows(one, n, relation, a, b) != truth), None)
+        else:
+            other = _renamed(rng, graph, n, relation, (a, b), not truth)
         if other is not None:
             base, source = (_prompt(one, n, relation, a, b, demo) for one in (graph, other))
-            right, wrong = (ANSWERS[answer].lower() if demo else ANSWERS[answer] for answer in (not truth, truth))
-            return Row(base, source, (right,), (wrong,), relation)
+            return Row(base, source, (yes_no[not truth],), (yes_no[truth],), relation)
     return None
 
 
-def _turned(
+def _renamed(
     rng: random.Random, graph: Arrows, n: int, relation: str, pair: tuple[int, int], wanted: bool
 ) -> Arrows | None:
     """The graph with its variables renamed such that the relation of the pair follows, or does not."""
@@ -112,18 +115,9 @@ def _turned(
     rng.shuffle(orders)
     for order in orders:
         # What is called order[i] now was called i: ask the old graph about the old names.
-        a, b = (order.index(one) for one in pair)
-        if follows(graph, n, relation, a, b) == wanted:
+        if follows(graph, n, relation, *(order.index(one) for one in pair)) == wanted:
             return frozenset((order[cause], order[effect]) for cause, effect in graph)
     return None
-
-
-def _another(
-    rng: random.Random, graph: Arrows, n: int, relation: str, pair: tuple[int, int], wanted: bool
-) -> Arrows | None:
-    """Any graph in which the relation of the pair follows, or does not: the demo's premises are all equally long."""
-    drawn = (random_graph(rng, n) for _ in range(TRIES))
-    return next((one for one in drawn if follows(one, n, relation, *pair) == wanted), None)
 
 
 def _prompt(graph: Arrows, n: int, relation: str, a: int, b: int, demo: bool) -> str:
@@ -136,18 +130,14 @@ def _prompt(graph: Arrows, n: int, relation: str, a: int, b: int, demo: bool) ->
 
 def premise(sets: dict[tuple[int, int], list[tuple[int, ...]]], n: int) -> str:
     """Everything that is said of ``n`` variables, from what separates each pair."""
-    names = [f"{', '.join(NAMES[: n - 1])} and {NAMES[n - 1]}"]
-    said = [f"There are {n} variables, {names[0]}."]
+    said = [f"There are {n} variables, {', '.join(NAMES[: n - 1])} and {NAMES[n - 1]}."]
     for (a, b), given in sets.items():
         word = "independent" if () in given else "correlated"
         said.append(f"{NAMES[a]} and {NAMES[b]} are {word}.")
     for (a, b), given in sets.items():
-        said += [f"{NAMES[a]} and {NAMES[b]} are independent given {_listed(one)}." for one in given if one]
+        known = [" and ".join(NAMES[one] for one in variables) for variables in given if variables]
+        said += [f"{NAMES[a]} and {NAMES[b]} are independent given {names}." for names in known]
     return " ".join(said)
-
-
-def _listed(variables: tuple[int, ...]) -> str:
-    return " and ".join(NAMES[one] for one in variables)
 
 
 def ties_of(separating: Mapping[tuple[int, int], Sequence[tuple[int, ...]]]) -> tuple[str, str, str]:
@@ -164,11 +154,4 @@ def causal_prompt(ties: tuple[str, str, str], statement: tuple[str, int, int]) -
     return CAUSAL_TEMPLATE.format(ab=ab, ac=ac, bc=bc, relation=CAUSAL_WORDS[relation], **names)
 
 
-TASK = TaskInfo(
-    name="corr2cause",
-    question="Which components tell causes from correlations?",
-    make=rows,
-    metric=LogitDiff(),
-    groups="heads,mlps",
-    n=64,
-)
+TASK = TaskInfo("corr2cause", "Which components tell causes from correlations?", rows, LogitDiff(), "heads,mlps", n=64)

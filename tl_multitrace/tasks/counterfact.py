@@ -148,11 +148,11 @@ PAPER = {
 }
 
 TASK = TaskInfo(
-    name="counterfact",
-    question="Which MLP layers restore a fact, against another object, when its subject is noised?",
-    make=rows_with_targets,
-    metric=LogitDiff(),
-    groups="mlps",
+    "counterfact",
+    "Which MLP layers restore a fact, against another object, when its subject is noised?",
+    rows_with_targets,
+    LogitDiff(),
+    "mlps",
     intervention=restored,
     one_prompt=True,
     source="CounterFact, Meng et al. 2022",

@@ -53,10 +53,4 @@ def rows(
             yield Row(base, source, (PRONOUNS[other],), (PRONOUNS[gender],), gender)
 
 
-TASK = TaskInfo(
-    name="gendered_pronouns",
-    question="Which components turn a name into its pronoun?",
-    make=rows,
-    metric=LogitDiff(),
-    groups="heads,mlps",
-)
+TASK = TaskInfo("gendered_pronouns", "Which components turn a name into its pronoun?", rows, LogitDiff(), "heads,mlps")

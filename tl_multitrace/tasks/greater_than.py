@@ -46,7 +46,9 @@ def rows(
     Templates are sentences with ``{noun} {start} {century}``, to be continued by the two digits of the last year; the
     demo model's have a year in two words.
     """
-    frames, things = _wording(demo, templates, nouns)
+    # the demo's templates write a year as "{century} {year}" and call what lasts an event
+    own = [t.replace("{century} {year}", "{start}").replace("{event}", "{noun}") for t in YEAR_TEMPLATES]
+    frames, things = list(templates or (own if demo else TEMPLATES)), list(nouns or (EVENTS if demo else NOUNS))
     gap = " " if demo else ""
     known = {century: _split(sieve, century, gap) for century in centuries}
     while True:
@@ -67,17 +69,11 @@ def _split(sieve: Sieve, century: int, gap: str) -> list[int]:
     return fitting if len(fitting) > ENOUGH else list(added)[:ENOUGH]
 
 
-def _wording(demo: bool, templates: Sequence[str] | None, nouns: Sequence[str] | None) -> tuple[list[str], list[str]]:
-    # The demo's templates write a year as "{century} {year}" and call what lasts an event.
-    own = [t.replace("{century} {year}", "{start}").replace("{event}", "{noun}") for t in YEAR_TEMPLATES]
-    return list(templates or (own if demo else TEMPLATES)), list(nouns or (EVENTS if demo else NOUNS))
-
-
 TASK = TaskInfo(
-    name="greater_than",
-    question="Which components know that an end comes after its beginning?",
-    make=rows,
-    metric=ProbDiff(reduce="sum"),
-    groups="heads,mlps",
+    "greater_than",
+    "Which components know that an end comes after its beginning?",
+    rows,
+    ProbDiff(reduce="sum"),
+    "heads,mlps",
     n=64,
 )

@@ -59,7 +59,10 @@ def rows(
     Raises:
         ValueError: fewer than two classes.
     """
-    known, frames = _lists(demo, classes, templates)
+    known = classes or (DEMO_CLASSES if demo else CLASSES)
+    # of the demo's sentences, those with a name in them say nothing more
+    own = [template for template in CLASS_TEMPLATES if "{name}" not in template] if demo else TEMPLATES
+    frames = list(templates or own)
     if len(known) < 2:
         raise ValueError(f"a class is told from others, so at least two are needed, got {list(known)}.")
     while True:
@@ -70,18 +73,6 @@ def rows(
         yield Row(base, source, (f" {others[source]}",), (f" {name}",), name)
 
 
-def _lists(
-    demo: bool, classes: Mapping[str, Sequence[str]] | None, templates: Sequence[str] | None
-) -> tuple[Mapping[str, Sequence[str]], list[str]]:
-    # Sentences with a name in them say nothing more.
-    own = [template for template in CLASS_TEMPLATES if "{name}" not in template]
-    return classes or (DEMO_CLASSES if demo else CLASSES), list(templates or (own if demo else TEMPLATES))
-
-
 TASK = TaskInfo(
-    name="hypernymy",
-    question="Which components know the class that a thing belongs to?",
-    make=rows,
-    metric=LogitDiff(),
-    groups="heads,mlps",
+    "hypernymy", "Which components know the class that a thing belongs to?", rows, LogitDiff(), "heads,mlps"
 )

@@ -80,10 +80,10 @@ def _reordered(words: list[str], rng: random.Random, last: str) -> list[str]:
 
 
 TASK = TaskInfo(
-    name="induction",
-    question="Which components continue a sequence that is being repeated?",
-    make=rows,
-    metric=LogitDiff(),
-    groups="heads",
+    "induction",
+    "Which components continue a sequence that is being repeated?",
+    rows,
+    LogitDiff(),
+    "heads",
     single_token=True,
 )

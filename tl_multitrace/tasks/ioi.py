@@ -122,9 +122,5 @@ def rows(
 
 
 TASK = TaskInfo(
-    name="ioi",
-    question="Which components name the receiver (the name that is not the giver)?",
-    make=rows,
-    metric=LogitDiff(),
-    groups="heads",
+    "ioi", "Which components name the receiver (the name that is not the giver)?", rows, LogitDiff(), "heads"
 )

@@ -61,11 +61,11 @@ def _demo_sentences(rng: random.Random) -> list[str]:
 
 
 TASK = TaskInfo(
-    name="neutral_text",
-    question="How much worse does the model get at ordinary text?",
-    make=rows,
-    metric=Perplexity(),
-    groups="heads/everywhere,mlps/everywhere",
+    "neutral_text",
+    "How much worse does the model get at ordinary text?",
+    rows,
+    Perplexity(),
+    "heads/everywhere,mlps/everywhere",
     n=64,
     intervention=MeanAblation,
     direction="minimize",

@@ -87,11 +87,11 @@ def rows(
 
 
 TASK = TaskInfo(
-    name="paired_answers",
-    question="Which heads prefer the true answer to a false one?",
-    make=rows,
-    metric=ProbDiff(),
-    groups="heads",
+    "paired_answers",
+    "Which heads prefer the true answer to a false one?",
+    rows,
+    ProbDiff(),
+    "heads",
     intervention=MeanAblation,
     direction="minimize",
     one_prompt=True,

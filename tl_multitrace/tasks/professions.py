@@ -133,10 +133,10 @@ def _rows(
 
 
 TASK = TaskInfo(
-    name="professions",
-    question="Which components hold the gender stereotype of a profession?",
-    make=rows,
-    metric=OddsRatio(),
-    groups="neurons",
+    "professions",
+    "Which components hold the gender stereotype of a profession?",
+    rows,
+    OddsRatio(),
+    "neurons",
     settings={"paper": {"published_bos": True, "groups": "mlp_dims", "n": 2703}},
 )

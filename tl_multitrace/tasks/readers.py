@@ -76,14 +76,9 @@ class Layout:
 
     Attributes:
         name: who writes such files, and for what.
-        columns: a file with all of these has this layout.
+        columns: a file with all of these has this layout; ``also`` may be there.
         row: reads one record.
-        also: columns that may be there, for the list of known layouts.
-        metric: what is usually measured on such prompts.
-        groups: components usually asked about.
-        intervention: where patched activations come from.
-        one_prompt: whether base and source are the same prompt.
-        direction: whether the metric is to rise or to fall.
+        metric: what is usually measured on such prompts; as groups, intervention, one_prompt and direction of a task.
         check: refuses a table before its records are read.
     """
 
@@ -132,10 +127,7 @@ class Prompts:
 
 
 def read_prompts(
-    path: str | Path,
-    vocabulary: Vocabulary | None = None,
-    *,
-    columns: Mapping[str, str] | None = None,
+    path: str | Path, vocabulary: Vocabulary | None = None, *, columns: Mapping[str, str] | None = None
 ) -> Prompts:
     r"""Read a file of prompts, whose layout is told by its columns.
 

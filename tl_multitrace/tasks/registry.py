@@ -38,15 +38,11 @@ class Task:
     invariance, neutral text), ``direction`` is ``"minimize"`` and 0 is perfect.
 
     Attributes:
-        name: what it is called by.
         pairs: the prompts that tokenise cleanly; ``pairs.labels`` are the subgroups.
-        metric: of each prompt, with its sign.
+        metric: of each prompt, with its sign; ``direction`` says whether it is to rise or to fall.
         groups: components it is usually asked about, as ``--components`` takes them: ``"neurons"``, ``"heads"``.
         intervention: where patched activations come from.
-        direction: whether the metric is to rise or to fall.
-        question: what it asks.
-        source: where the prompts come from.
-        licence: of the prompts.
+        source: where the prompts come from; ``licence`` is theirs.
         desiderata: further wishes beside ``pairs``, by name, each with its own prompts, metric and direction.
 
     Examples:
@@ -120,20 +116,16 @@ class TaskInfo:
     """How a task is made.
 
     Attributes:
-        name: what it is called by.
         question: what it asks, in one line.
         make: yields candidate rows; see :data:`RowMaker`.
-        metric: of each prompt.
         groups: components it is usually asked about.
         n: prompts kept unless told otherwise.
-        source: where the prompts come from.
-        licence: of the prompts.
         single_token: whether every answer must be one token.
         intervention: makes the default intervention.
         direction: whether the metric is to rise or to fall.
         one_prompt: whether base and source are the same prompt, as where the source run is a noised or averaged one.
-        data: what ``task(name, model, path=...)`` has to be given and where it comes from; empty where the prompts ship
-            with the package or are generated. Such a maker takes ``path``.
+        data: the file that ``task(name, model, path=...)`` has to be given and where it comes from; empty where the
+            prompts ship with the package or are generated.
         desiderata: further wishes, each a task of its own; their ``name`` is the key in ``task.desiderata``.
         options: what ``make`` is given unless told otherwise.
         published_bos: prompts begin as in the published code, which put no BOS in front of GPT-2's.
@@ -227,9 +219,12 @@ def task(
 ) -> Task:
     """Make a task for a model: prompts, metric, subgroups and suggested components.
 
+    Prompts that don't tokenise cleanly are left out and counted in ``task.dropped``. The demo model gets prompts it was
+    trained for.
+
     Args:
         name: see :func:`tasks`.
-        model: a TransformerLens model with a tokenizer; the demo model gets prompts it was trained for.
+        model: a TransformerLens model with a tokenizer.
         n: prompts to keep, at most; default: the task's own number.
         seed: of the draw and order of prompts.
         align: pairs of different token length are left out (``"drop"``), or lined up at one end (``"right"``,
@@ -237,9 +232,6 @@ def task(
         setting: a named way to ask, where the task has one: ``"paper"`` for the experiment of arXiv:2606.03085.
         prepend_bos: put a BOS token in front of prompts; default: the setting's way, else the model's.
         options: the task's own, such as ``templates=``; ``path=`` where the task reads a file of others.
-
-    Returns:
-        The task. Prompts that don't tokenise cleanly are left out and counted in ``task.dropped``.
 
     Raises:
         ValueError: unknown task, no tokenizer, no ``path`` for a task that reads a file, a malformed file, or no prompt

@@ -34,12 +34,7 @@ NUMBERS = ("singular", "plural")
 
 
 def rows(
-    sieve: Sieve,
-    rng: random.Random,
-    *,
-    demo: bool = False,
-    nouns: Sequence[Noun] | None = None,
-    verbs: Noun = VERBS,
+    sieve: Sieve, rng: random.Random, *, demo: bool = False, nouns: Sequence[Noun] | None = None, verbs: Noun = VERBS
 ) -> Iterator[Row]:
     """Random subjects without end: singular and plural, without and with an attractor in turn.
 
@@ -66,9 +61,9 @@ def rows(
 
 
 TASK = TaskInfo(
-    name="subject_verb_agreement",
-    question="Which components give the verb the number of its subject?",
-    make=rows,
-    metric=LogitDiff(),
-    groups="heads,mlps",
+    "subject_verb_agreement",
+    "Which components give the verb the number of its subject?",
+    rows,
+    LogitDiff(),
+    "heads,mlps",
 )

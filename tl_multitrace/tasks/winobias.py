@@ -124,11 +124,11 @@ def rows(
 
 
 TASK = TaskInfo(
-    name="winobias",
-    question="Which heads carry the gender stereotype of an occupation to its pronoun?",
-    make=rows,
-    metric=OddsRatio(),
-    groups="heads:pattern",
+    "winobias",
+    "Which heads carry the gender stereotype of an occupation to its pronoun?",
+    rows,
+    OddsRatio(),
+    "heads:pattern",
     n=198,
     source="WinoBias, Zhao et al. 2018",
     data="pro_stereotyped_type1.txt.dev or .test, from github.com/uclanlp/corefBias, WinoBias/wino/data",

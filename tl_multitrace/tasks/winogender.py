@@ -23,15 +23,7 @@ from typing import Literal
 from tl_multitrace.metrics import OddsRatio
 from tl_multitrace.records.tables import Record, read_records
 from tl_multitrace.records.text_files import wrong
-from tl_multitrace.tasks.coreference import (
-    NOMINATIVE,
-    OBJECT,
-    POSSESSIVE,
-    Pronouns,
-    Sentence,
-    check_pronouns,
-    pair_row,
-)
+from tl_multitrace.tasks.coreference import NOMINATIVE, OBJECT, POSSESSIVE, Pronouns, Sentence, check_pronouns, pair_row
 from tl_multitrace.tasks.registry import TaskInfo
 from tl_multitrace.tasks.rows import Row, Sieve, drawn
 
@@ -46,11 +38,7 @@ PLACEHOLDERS = {"$NOM_PRONOUN": NOMINATIVE, "$POSS_PRONOUN": POSSESSIVE}
 
 
 def read_winogender(
-    path: str | Path,
-    *,
-    statistics: str | Path | None = None,
-    share: Statistic = "bls",
-    pronouns: Pronouns = "own",
+    path: str | Path, *, statistics: str | Path | None = None, share: Statistic = "bls", pronouns: Pronouns = "own"
 ) -> list[Row]:
     """A row for every pair of sentences in a ``.tsv`` of templates, or in ``all_sentences.tsv``.
 
@@ -197,11 +185,11 @@ def rows(
 
 
 TASK = TaskInfo(
-    name="winogender",
-    question="Which heads carry the gender stereotype of an occupation to its pronoun, in Winogender schemas?",
-    make=rows,
-    metric=OddsRatio(),
-    groups="heads:pattern",
+    "winogender",
+    "Which heads carry the gender stereotype of an occupation to its pronoun, in Winogender schemas?",
+    rows,
+    OddsRatio(),
+    "heads:pattern",
     n=120,
     source="Winogender, Rudinger et al. 2018",
     data="templates.tsv and occupations-stats.tsv, from github.com/rudinger/winogender-schemas, data",
