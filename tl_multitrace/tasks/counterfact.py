@@ -14,9 +14,8 @@ effect ``p_clean(true) / p_patched(true) - 1``, which is the relative rise of th
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from tl_multitrace.interventions import NoiseCorruption
@@ -25,15 +24,12 @@ from tl_multitrace.records.fact_files import fact_of
 from tl_multitrace.records.tables import Record
 from tl_multitrace.tasks.readers import Layout, RowReader, Vocabulary, read_prompts, spaced
 from tl_multitrace.tasks.registry import TaskInfo
-from tl_multitrace.tasks.rows import Row, Sieve, drawn
+from tl_multitrace.tasks.rows import Row, every_row
 
 PAPER_NOISE = 0.2015
 """Standard deviation of the noise, before it is multiplied by 3."""
 
 NO_SUBJECT = "the subject is not in the prompt"
-
-
-# ---------------------------------------------------------------------- files
 
 
 def _row(record: Record, false: str | None = None, label: str | None = None) -> Row:
@@ -70,16 +66,11 @@ def _layout(name: str, columns: tuple[str, ...], row: RowReader, metric: Metric)
     return Layout(name, columns, row, metric=metric, groups="mlps", intervention=restored(), one_prompt=True)
 
 
-SINGLE = "CounterFact, one prompt a record"
+SINGLE, TRACING = "CounterFact, one prompt a record", "CounterFact for tracing"
 LAYOUTS = (
     _layout("CounterFact", ("requested_rewrite",), _published, LogitDiff()),
     _layout(SINGLE, ("base_prompt", "subject", "target_true", "target_new"), _plain("target_new"), LogitDiff()),
-    _layout(
-        "CounterFact for tracing",
-        ("prompt", "subject", "target_true", "target_false"),
-        _plain("target_false"),
-        LogitDiff(),
-    ),
+    _layout(TRACING, ("prompt", "subject", "target_true", "target_false"), _plain("target_false"), LogitDiff()),
     _layout("known_1000", ("prompt", "subject", "attribute"), _plain(), AnswerProb()),
     _layout("facts", ("prompt", "subject", "answer"), _plain(), AnswerProb()),
     _layout("facts", ("prompt", "subject", "target_true"), _plain(), AnswerProb()),
@@ -87,49 +78,19 @@ LAYOUTS = (
 )
 
 
-# ---------------------------------------------------------------------- tasks
+def _facts(path: str | Path, *, subjects: bool = True, targets: bool = False) -> list[Row]:
+    """Every fact of a file, with ``targets`` only where each has a counterfactual one.
 
-
-def rows(
-    sieve: Sieve,
-    rng: random.Random,
-    *,
-    demo: bool = False,
-    path: str | Path,
-    shuffle: bool = True,
-    subjects: bool = True,
-) -> Iterator[Row]:
-    """Every fact of a file once, in random order or (``shuffle=False``) in the file's.
-
-    The file is ``counterfact.json`` as published, one of its derivatives with one prompt a record, or ``known_1000``.
     With ``subjects=False``, subjects are not looked for: noise is not at them.
     """
-    yield from drawn(_facts(path, subjects), rng if shuffle else None)
-
-
-def rows_with_targets(
-    sieve: Sieve,
-    rng: random.Random,
-    *,
-    demo: bool = False,
-    path: str | Path,
-    shuffle: bool = True,
-    subjects: bool = True,
-) -> Iterator[Row]:
-    """Every fact once, as :func:`rows`; raises ValueError where a fact has no counterfactual target."""
-    found = _facts(path, subjects)
-    if not all(row.wrong for row in found):
-        raise ValueError(
-            f"{path}: these facts have no counterfactual target (target_new); the task known_facts takes them."
-        )
-    yield from drawn(found, rng if shuffle else None)
-
-
-def _facts(path: str | Path, subjects: bool) -> list[Row]:
     prompts = read_prompts(path)
     if prompts.layout not in LAYOUTS:
         expected = "; ".join(f"{', '.join(layout.columns)} ({layout.name})" for layout in LAYOUTS)
         raise ValueError(f"{path}: expected facts, with the columns {expected}; found {prompts.layout.name}.")
+    if targets and not all(row.wrong for row in prompts.rows):
+        raise ValueError(
+            f"{path}: these facts have no counterfactual target (target_new); the task known_facts takes them."
+        )
     return [row if subjects else replace(row, subject=None, unusable="") for row in prompts.rows]
 
 
@@ -150,7 +111,7 @@ PAPER = {
 TASK = TaskInfo(
     "counterfact",
     "Which MLP layers restore a fact, against another object, when its subject is noised?",
-    rows_with_targets,
+    every_row(partial(_facts, targets=True)),
     LogitDiff(),
     "mlps",
     intervention=restored,
@@ -164,7 +125,7 @@ KNOWN_FACTS = replace(
     TASK,
     name="known_facts",
     question="Which MLP layers restore a known fact when its subject is noised?",
-    make=rows,
+    make=every_row(_facts),
     metric=AnswerProb(),
     source="known_1000, Meng et al. 2022",
     data="known_1000.json, from rome.baulab.info/data/dsets",

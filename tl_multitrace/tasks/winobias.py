@@ -13,9 +13,7 @@ A line of a file reads ``1 [The developer] argued with the designer because [he]
 
 from __future__ import annotations
 
-import random
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 from tl_multitrace.metrics import OddsRatio
@@ -31,7 +29,7 @@ from tl_multitrace.tasks.coreference import (
     pair_row,
 )
 from tl_multitrace.tasks.registry import TaskInfo
-from tl_multitrace.tasks.rows import Row, Sieve, drawn
+from tl_multitrace.tasks.rows import Row, every_row
 
 FILE = "pro_stereotyped_type1.txt.dev"
 OBJECTS = ("him", "himself", "herself")
@@ -45,7 +43,8 @@ def read_winobias(path: str | Path, *, pronouns: Pronouns = "own", stereotype: s
 
     Two lines make a pair. Which occupation is stereotyped as male is read from the sentences themselves: in a
     pro-stereotyped file (which ``stereotype``, or the beginning of its name, tells) it is the one that "he" stands for,
-    in an anti-stereotyped file the other one.
+    in an anti-stereotyped file the other one. Sentences of type 1 go on differently behind the pronoun, those of type 2
+    end there.
 
     Raises:
         FileNotFoundError: no such file.
@@ -105,28 +104,10 @@ def _row(path: str | Path, first: Sentence, second: Sentence, pronouns: Pronouns
     return pair_row(first, second, "male" if named_first.male else "female", pronouns)
 
 
-def rows(
-    sieve: Sieve,
-    rng: random.Random,
-    *,
-    demo: bool = False,
-    path: str | Path,
-    pronouns: Pronouns = "own",
-    stereotype: str | None = None,
-    shuffle: bool = True,
-) -> Iterator[Row]:
-    """Every pair of sentences of a file, or of the folder that it is in, once; in the file's order or in random order.
-
-    Sentences of type 1 go on differently behind the pronoun, those of type 2 end there.
-    """
-    file = Path(path) / FILE if Path(path).is_dir() else path
-    yield from drawn(read_winobias(file, pronouns=pronouns, stereotype=stereotype), rng if shuffle else None)
-
-
 TASK = TaskInfo(
     "winobias",
     "Which heads carry the gender stereotype of an occupation to its pronoun?",
-    rows,
+    every_row(read_winobias, FILE),
     OddsRatio(),
     "heads:pattern",
     n=198,

@@ -14,7 +14,6 @@ occupation make a pair: the pronoun stands for the occupation (answer 0) in one,
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from tl_multitrace.records.tables import Record, read_records
 from tl_multitrace.records.text_files import wrong
 from tl_multitrace.tasks.coreference import NOMINATIVE, OBJECT, POSSESSIVE, Pronouns, Sentence, check_pronouns, pair_row
 from tl_multitrace.tasks.registry import TaskInfo
-from tl_multitrace.tasks.rows import Row, Sieve, drawn
+from tl_multitrace.tasks.rows import Row, every_row
 
 Statistic = Literal["bls", "bergsma"]
 
@@ -42,6 +41,7 @@ def read_winogender(
 ) -> list[Row]:
     """A row for every pair of sentences in a ``.tsv`` of templates, or in ``all_sentences.tsv``.
 
+    Of templates, ``winogender_templates_structurefilter.tsv`` holds the pairs that begin alike, ``templates.tsv`` all.
     The table of the share of women by occupation (of the Bureau of Labor Statistics, or of Bergsma and Lin) is by
     default ``occupations-stats.tsv`` in the same folder.
 
@@ -163,31 +163,10 @@ def _row(record: Record, own: Sentence, other: Sentence, women: Mapping[str, flo
     return pair_row(replace(own, male=male), replace(other, male=not male), "male" if male else "female", pronouns)
 
 
-def rows(
-    sieve: Sieve,
-    rng: random.Random,
-    *,
-    demo: bool = False,
-    path: str | Path,
-    statistics: str | Path | None = None,
-    share: Statistic = "bls",
-    pronouns: Pronouns = "own",
-    shuffle: bool = True,
-) -> Iterator[Row]:
-    """Every pair of sentences once.
-
-    The file is ``winogender_templates_structurefilter.tsv`` (the pairs that begin alike), ``templates.tsv`` or
-    ``all_sentences.tsv``, or the folder of ``templates.tsv``; see :func:`read_winogender` for the options.
-    """
-    file = Path(path) / "templates.tsv" if Path(path).is_dir() else path
-    found = read_winogender(file, statistics=statistics, share=share, pronouns=pronouns)
-    yield from drawn(found, rng if shuffle else None)
-
-
 TASK = TaskInfo(
     "winogender",
     "Which heads carry the gender stereotype of an occupation to its pronoun, in Winogender schemas?",
-    rows,
+    every_row(read_winogender, "templates.tsv"),
     OddsRatio(),
     "heads:pattern",
     n=120,
