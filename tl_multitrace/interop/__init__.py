@@ -8,9 +8,10 @@ either. What a format cannot hold is named in a :class:`LeftOut` warning.
 from tl_multitrace.interop.acdc import from_acdc, to_acdc
 from tl_multitrace.interop.auto_circuit import from_auto_circuit, to_auto_circuit
 from tl_multitrace.interop.component_scores import ComponentScores
+from tl_multitrace.interop.driver import Format
 from tl_multitrace.interop.eap_ig import from_eap_ig, to_eap_ig
 from tl_multitrace.interop.edge_pruning import from_edge_pruning, to_edge_pruning
-from tl_multitrace.interop.formats import FORMATS, OURS, Format, convert, format_by_name, read_circuit, write_circuit
+from tl_multitrace.interop.formats import FORMATS, OURS, convert, format_by_name, read_circuit, write_circuit
 from tl_multitrace.interop.graph import CircuitGraph, LeftOut, Mark, NodeMark
 from tl_multitrace.interop.head_lists import from_head_lists, to_head_lists
 from tl_multitrace.interop.lens_results import (

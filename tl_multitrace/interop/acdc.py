@@ -13,8 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tl_multitrace.circuit import Circuit
-from tl_multitrace.interop.driver import Holding, read, write
+from tl_multitrace.interop.driver import Form, Format, Item
 from tl_multitrace.interop.fields import flag
 from tl_multitrace.interop.graph import CircuitGraph, Mark
 from tl_multitrace.interop.names import EMBEDDINGS, QKV, Edge, checked, head_name, hook, mlp_name, node_of, what_is
@@ -35,12 +34,10 @@ def from_acdc(path: str | Path, *, shape: Shape | Any = None) -> CircuitGraph:
         >>> graph.to_circuit(model).labels
         ['L0H1', 'L0H3']
     """
-    return read(HELD, path, shape=shape)
+    return FORMAT.read(path, shape=shape)
 
 
-def to_acdc(
-    item: Circuit | CircuitGraph, path: str | Path, *, shape: Shape | Any = None, overwrite: bool = False
-) -> Path:
+def to_acdc(item: Item, path: str | Path, *, shape: Shape | Any = None, overwrite: bool = False) -> Path:
     """Write an ACDC edge dictionary: every edge of the model, True where it is in the circuit.
 
     A circuit of components has no edges: an edge is there when both its ends are. Edges inside a node are True where
@@ -53,10 +50,10 @@ def to_acdc(
         >>> len(mt.from_acdc(file, shape=model).to_dataframe().query("in_graph"))
         9
     """
-    return write(HELD, item, path, shape=shape, overwrite=overwrite)
+    return FORMAT.write(item, path, shape=shape, overwrite=overwrite)
 
 
-def _parse(content: Any, shape: Any) -> CircuitGraph:
+def _parse(content: Any, shape: Any = None) -> CircuitGraph:
     if not isinstance(content, Mapping) or not content:
         raise ValueError(f"the file is not an ACDC edge dictionary: it holds {type(content).__name__}.")
     edges: dict[Edge, Mark] = {}
@@ -75,7 +72,7 @@ def _parse(content: Any, shape: Any) -> CircuitGraph:
     old = any(hook("old_mlp_input", layer) in hooks for layer in range(guessed.n_layers))
     extra = {"inner": inner, "mlp input": "old_mlp_input" if old else "mlp_input"}
     found = Shape(guessed.n_layers, guessed.n_heads, attn_only=only)
-    graph = CircuitGraph(found, edges=edges, format=HELD.name, extra=extra)
+    graph = CircuitGraph(found, edges=edges, format=FORMAT.name, extra=extra)
     return graph if shape is None else graph.with_shape(shape)
 
 
@@ -115,7 +112,7 @@ def _source(what: str, layer: int | None, head: int | None) -> str:
 def _content(graph: CircuitGraph) -> tuple[Any, list[str]]:
     if graph.shape.parallel_attn_mlp:
         raise ValueError("ACDC's graph lets an MLP read its own layer's heads, which this model's MLPs do not.")
-    chosen, own = set(graph.chosen), graph.kept_by(HELD.name)
+    chosen, own = set(graph.chosen), graph.kept_by(FORMAT.name)
     mlp_input = own.get("mlp input", "mlp_input")
     # from both embeddings where the graph tells them apart
     inputs = [name for name in EMBEDDINGS[1:] if any(e.source == name for e in graph.edges)] or ["input"]
@@ -155,6 +152,5 @@ def _inner_edges(shape: Shape, mlp_input: str) -> Iterator[tuple[Key, str]]:
             yield (hook("mlp", layer), (None,), hook(mlp_input, layer), (None,)), mlp_name(layer)
 
 
-HELD = Holding(
-    "acdc", _parse, _content, (CircuitGraph.flat, CircuitGraph.with_inputs, CircuitGraph.with_edges), tensors=True
-)
+STEPS = (CircuitGraph.flat, CircuitGraph.with_inputs, CircuitGraph.with_edges)
+FORMAT = Format("acdc", tensors=Form(_parse, _content), prepare=STEPS)

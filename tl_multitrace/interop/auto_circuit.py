@@ -16,8 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tl_multitrace.circuit import Circuit
-from tl_multitrace.interop.driver import Holding, read, write
+from tl_multitrace.interop.driver import Form, Format, Item
 from tl_multitrace.interop.fields import mapping, numbers, scores_tensor, tensor
 from tl_multitrace.interop.graph import CircuitGraph, Mark, counted
 from tl_multitrace.interop.names import QKV, Edge, hook, mlp_name, node_of, placed, what_is
@@ -40,12 +39,10 @@ def from_auto_circuit(path: str | Path, *, task: str | None = None, algorithm: s
         >>> graph.to_circuit(model).labels
         ['L0H1', 'L0H3']
     """
-    return read(HELD, path, task=task, algorithm=algorithm)
+    return FORMAT.read(path, task=task, algorithm=algorithm)
 
 
-def to_auto_circuit(
-    item: Circuit | CircuitGraph, path: str | Path, *, shape: Shape | Any = None, overwrite: bool = False
-) -> Path:
+def to_auto_circuit(item: Item, path: str | Path, *, shape: Shape | Any = None, overwrite: bool = False) -> Path:
     """Write prune scores.
 
     Where no edge has a score, edges in the circuit get 1 and others 0. A circuit of components has no edges: an edge is
@@ -57,10 +54,10 @@ def to_auto_circuit(
         >>> round(mt.from_auto_circuit(file).to_dataframe()["score"].sum())
         9
     """
-    return write(HELD, item, path, shape=shape, overwrite=overwrite)
+    return FORMAT.write(item, path, shape=shape, overwrite=overwrite)
 
 
-def _parse(content: Any, task: str | None, algorithm: str | None) -> CircuitGraph:
+def _parse(content: Any, task: str | None = None, algorithm: str | None = None) -> CircuitGraph:
     found, extra = mapping(content, "the file"), dict[str, Any]()
     if not any(isinstance(value, Tensor) for value in found.values()):
         for what, name in {"task": task, "algorithm": algorithm}.items():
@@ -83,7 +80,7 @@ def _parse(content: Any, task: str | None, algorithm: str | None) -> CircuitGrap
             for (target, x), row in zip(targets, rows, strict=True):
                 for source, score in zip(sources, row, strict=False):  # the first ones, as many as precede the target
                     edges[Edge(placed(source, position), placed(target, position), x)] = Mark(score)
-    return CircuitGraph(shape, edges=edges, format=HELD.name, extra={**extra, "positions": length})
+    return CircuitGraph(shape, edges=edges, format=FORMAT.name, extra={**extra, "positions": length})
 
 
 def _one(content: dict[str, Any], name: str | None, what: str) -> tuple[str, Any]:
@@ -137,7 +134,7 @@ def _scored(graph: CircuitGraph) -> bool:
 
 def _length(graph: CircuitGraph) -> int | None:
     """Number of positions where every edge stays at one, else None."""
-    if graph.format == HELD.name:
+    if graph.format == FORMAT.name:
         length: int | None = graph.extra.get("positions")
         return length
     ends = {(node_of(e.source).position, node_of(e.target).position) for e in graph.edges}
@@ -148,7 +145,7 @@ def _length(graph: CircuitGraph) -> int | None:
 
 
 def _content(graph: CircuitGraph) -> tuple[Any, list[str]]:
-    own = graph.format == HELD.name
+    own = graph.format == FORMAT.name
     length, scored, shape = _length(graph), _scored(graph), graph.shape
     scores = {e: m.score if scored else float(bool(m.in_graph)) for e, m in graph.edges.items()}
     # NaN is what such a file had where a score came as None; another format's missing score is auto-circuit's default
@@ -168,4 +165,4 @@ def _content(graph: CircuitGraph) -> tuple[Any, list[str]]:
     return content, counted({"which {} edges are in the circuit": flagged})
 
 
-HELD = Holding("auto-circuit", _parse, _content, (_prepared,), holds=("edge scores",), tensors=True)
+FORMAT = Format("auto-circuit", tensors=Form(_parse, _content), prepare=(_prepared,), holds=("edge scores",))

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tl_multitrace.circuit import Circuit
 from tl_multitrace.files import naming, write_text
@@ -20,58 +20,83 @@ from tl_multitrace.records.tensors import load_tensors, save_tensors
 from tl_multitrace.untrusted import load_json
 
 TENSORS = (".pt", ".pth")
+Item = Circuit | CircuitGraph
+"""What can be written."""
+
+
+class Form(NamedTuple):
+    """A form that files of a format have.
+
+    ``parse(content, ...)`` makes a file's content a graph, or raises ValueError with the place; ``content(graph, ...)``
+    makes a graph a file's content, and says in words what was lost on the way.
+    """
+
+    parse: Callable[..., CircuitGraph]
+    content: Callable[..., tuple[Any, list[str]]]
 
 
 @dataclass(frozen=True)
-class Holding:
-    """What a format of files holds.
+class Format:
+    """A format of files, by what it holds.
 
     Attributes:
         name: of the format.
-        parse: ``parse(content, ...)`` makes the graph of a file's content, or raises ValueError with the place.
-        content: ``content(graph, ...)`` makes the file's content, and says in words what was lost on the way.
+        json: its form as JSON, if it has one.
+        tensors: its form as tensors; where there are both, that of ``.pt`` and ``.pth`` files.
         prepare: bring a graph, one after another, to what the format can hold.
         holds: of node scores, edge scores, dimensions and groups those that it holds.
-        tensors: the file is one of tensors, else it is JSON.
+        tells_shape: whether a file tells the model's number of layers and heads; else ``read`` takes ``shape=``.
+
+    Examples:
+        >>> from tl_multitrace.interop import FORMATS
+        >>> file = FORMATS["eap-ig"].write(circuit, "circuit.json")
+        >>> FORMATS["eap-ig"].read(file).chosen, FORMATS["eap-ig"].tells_shape
+        (('input', 'logits', 'a0.h1', 'a0.h3'), True)
     """
 
     name: str
-    parse: Callable[..., CircuitGraph]
-    content: Callable[..., tuple[Any, list[str]]]
+    json: Form | None = None
+    tensors: Form | None = None
     prepare: tuple[Callable[[CircuitGraph], CircuitGraph], ...] = ()
     holds: tuple[str, ...] = ()
-    tensors: bool = False
+    tells_shape: bool = True
 
+    def read(self, path: str | Path, **options: Any) -> CircuitGraph:
+        """The graph in a file; ``options`` are the form's.
 
-def read(held: Holding, path: str | Path, **options: Any) -> CircuitGraph:
-    """The graph in a file; ``options`` are those of ``held.parse``.
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: not such a file; the message names file and place.
+        """
+        form, tensors = self._form(path)
+        content = load_tensors(path) if tensors else load_json(path, nan=True)
+        with naming(path):
+            return form.parse(content, **options)
 
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not such a file; the message names file and place.
-    """
-    content = load_tensors(path) if held.tensors else load_json(path, nan=True)
-    with naming(path):
-        return held.parse(content, **options)
+    def write(
+        self, item: Item, path: str | Path, *, shape: Any = None, overwrite: bool = False, **options: Any
+    ) -> Path:
+        """Write a circuit or graph, of a model or :class:`Shape` if it does not tell it; ``options`` are the form's.
 
+        Raises:
+            FileExistsError: the file exists, and ``overwrite`` is False.
+            ValueError: the item lacks what the format needs, or holds a number that is not finite.
+        """
+        graph = as_graph(item, shape)
+        for step in self.prepare:
+            graph = step(graph)
+        form, tensors = self._form(path)
+        content, lost = form.content(graph, **options)
+        written = (save_tensors if tensors else _save_json)(path, content, overwrite=overwrite)
+        say_left_out([*graph.left_out, *unheld(graph, self.holds), *lost], self.name)
+        return written
 
-def write(
-    held: Holding, item: Circuit | CircuitGraph, path: str | Path, *, shape: Any, overwrite: bool, **options: Any
-) -> Path:
-    """Write a circuit or graph; ``options`` are those of ``held.content``.
-
-    Raises:
-        FileExistsError: the file exists, and ``overwrite`` is False.
-        ValueError: the item lacks what the format needs, or holds a number that is not finite.
-    """
-    graph = as_graph(item, shape)
-    for step in held.prepare:
-        graph = step(graph)
-    content, lost = held.content(graph, **options)
-    save = save_tensors if held.tensors else _save_json
-    written = save(path, content, overwrite=overwrite)
-    say_left_out([*graph.left_out, *unheld(graph, held.holds), *lost], held.name)
-    return written
+    def _form(self, path: str | Path) -> tuple[Form, bool]:
+        """The form of a file, and whether it is that of tensors."""
+        if self.tensors is not None and (self.json is None or Path(path).suffix in TENSORS):
+            return self.tensors, True
+        assert self.json is not None, self.name
+        return self.json, False
 
 
 def _save_json(path: str | Path, content: Any, *, overwrite: bool) -> Path:

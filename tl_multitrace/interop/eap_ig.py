@@ -15,8 +15,7 @@ from typing import Any
 
 import torch
 
-from tl_multitrace.circuit import Circuit
-from tl_multitrace.interop.driver import TENSORS, Holding, read, write
+from tl_multitrace.interop.driver import Form, Format, Item
 from tl_multitrace.interop.fields import flag, keys, listing, mapping, numbers, score, scores_tensor, tensor, whole
 from tl_multitrace.interop.graph import CircuitGraph, Mark, NodeMark, counted
 from tl_multitrace.interop.names import Edge, edge_of, node_of
@@ -40,12 +39,10 @@ def from_eap_ig(path: str | Path) -> CircuitGraph:
         >>> graph.chosen
         ('input', 'logits', 'a0.h1', 'a0.h3')
     """
-    return read(_held(path), path)
+    return FORMAT.read(path)
 
 
-def to_eap_ig(
-    item: Circuit | CircuitGraph, path: str | Path, *, shape: Shape | Any = None, overwrite: bool = False
-) -> Path:
+def to_eap_ig(item: Item, path: str | Path, *, shape: Shape | Any = None, overwrite: bool = False) -> Path:
     """Write a circuit as EAP-IG and MIB read it: ``.pt``, or JSON under any other name.
 
     A circuit of components has no edges: an edge is in the graph when both its ends are, with score 0. Node scores are
@@ -61,11 +58,7 @@ def to_eap_ig(
         >>> json.loads(file.read_text())["nodes"]["a0.h3"]["in_graph"]
         True
     """
-    return write(_held(path), item, path, shape=shape, overwrite=overwrite)
-
-
-def _held(path: str | Path) -> Holding:
-    return AS_TENSORS if Path(path).suffix in TENSORS else AS_JSON
+    return FORMAT.write(item, path, shape=shape, overwrite=overwrite)
 
 
 def _shape_of(cfg: Any) -> tuple[Shape, dict[str, Any]]:
@@ -229,7 +222,10 @@ def _tensors(graph: CircuitGraph) -> tuple[Any, list[str]]:
     return content, []
 
 
-PREPARE = (CircuitGraph.flat, CircuitGraph.joined_embeddings, CircuitGraph.with_inputs, _with_all_edges)
-HOLDS = ("node scores", "edge scores", "dimensions")
-AS_JSON = Holding(NAME, _parse_json, _json, PREPARE, HOLDS)
-AS_TENSORS = Holding(NAME, _parse_tensors, _tensors, PREPARE, HOLDS, tensors=True)
+FORMAT = Format(
+    NAME,
+    Form(_parse_json, _json),
+    Form(_parse_tensors, _tensors),
+    prepare=(CircuitGraph.flat, CircuitGraph.joined_embeddings, CircuitGraph.with_inputs, _with_all_edges),
+    holds=("node scores", "edge scores", "dimensions"),
+)

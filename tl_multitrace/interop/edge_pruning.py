@@ -12,8 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from tl_multitrace.circuit import Circuit
-from tl_multitrace.interop.driver import Holding, read, write
+from tl_multitrace.interop.driver import Form, Format, Item
 from tl_multitrace.interop.fields import listing, text
 from tl_multitrace.interop.graph import CircuitGraph, Mark, counted
 from tl_multitrace.interop.names import Edge, checked, node_of
@@ -33,12 +32,10 @@ def from_edge_pruning(path: str | Path, *, shape: Shape | Any = None) -> Circuit
         >>> graph.to_circuit(model).labels
         ['L0H1', 'L0H3']
     """
-    return read(HELD, path, shape=shape)
+    return FORMAT.read(path, shape=shape)
 
 
-def to_edge_pruning(
-    item: Circuit | CircuitGraph, path: str | Path, *, shape: Shape | Any = None, overwrite: bool = False
-) -> Path:
+def to_edge_pruning(item: Item, path: str | Path, *, shape: Shape | Any = None, overwrite: bool = False) -> Path:
     """Write an ``edges.json`` of the edges in the circuit; those of ``input`` as both embeddings'.
 
     A circuit of components has no edges: an edge is there when both its ends are. What the format cannot hold is a
@@ -51,10 +48,10 @@ def to_edge_pruning(
         >>> len(json.loads(file.read_text()))
         16
     """
-    return write(HELD, item, path, shape=shape, overwrite=overwrite)
+    return FORMAT.write(item, path, shape=shape, overwrite=overwrite)
 
 
-def _parse(content: Any, shape: Any) -> CircuitGraph:
+def _parse(content: Any, shape: Any = None) -> CircuitGraph:
     edges: dict[Edge, Mark] = {}
     inner: list[list[str]] = []
     for number, pair in enumerate(listing(content, "the file")):
@@ -67,7 +64,7 @@ def _parse(content: Any, shape: Any) -> CircuitGraph:
         else:
             edges[_edge(*ends)] = Mark(in_graph=True)
     found = Shape.given(shape, (name for e in edges for name in (e.source, e.target)))
-    return CircuitGraph(found, edges=edges, format=HELD.name, extra={"inner": inner} if inner else {})
+    return CircuitGraph(found, edges=edges, format=FORMAT.name, extra={"inner": inner} if inner else {})
 
 
 def _edge(writer: str, reader: str) -> Edge:
@@ -93,7 +90,8 @@ def _content(graph: CircuitGraph) -> tuple[Any, list[str]]:
         writers = ["tok_embeds", "pos_embeds"] if edge.source == "input" else [edge.source]
         pairs += [[writer, reader] for writer in writers]
     lost = counted({"which {} edges were looked at and are not in the circuit": len(graph.edges) - len(kept)})
-    return pairs + graph.kept_by(HELD.name).get("inner", []), lost
+    return pairs + graph.kept_by(FORMAT.name).get("inner", []), lost
 
 
-HELD = Holding("edge-pruning", _parse, _content, (CircuitGraph.flat, CircuitGraph.with_inputs, CircuitGraph.with_edges))
+STEPS = (CircuitGraph.flat, CircuitGraph.with_inputs, CircuitGraph.with_edges)
+FORMAT = Format("edge-pruning", Form(_parse, _content), prepare=STEPS, tells_shape=False)

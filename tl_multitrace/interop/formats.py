@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tl_multitrace.circuit import Circuit
 from tl_multitrace.files import naming
-from tl_multitrace.interop.acdc import from_acdc, to_acdc
-from tl_multitrace.interop.auto_circuit import from_auto_circuit, to_auto_circuit
+from tl_multitrace.interop import acdc, auto_circuit, eap_ig, edge_pruning, head_lists, neuronpedia
 from tl_multitrace.interop.circuits import as_graph
-from tl_multitrace.interop.eap_ig import from_eap_ig, to_eap_ig
-from tl_multitrace.interop.edge_pruning import from_edge_pruning, to_edge_pruning
+from tl_multitrace.interop.driver import Format
 from tl_multitrace.interop.graph import CircuitGraph
-from tl_multitrace.interop.head_lists import from_head_lists, to_head_lists
-from tl_multitrace.interop.neuronpedia import from_neuronpedia, to_neuronpedia
 from tl_multitrace.interop.shape import Shape
 
 OURS = "circuit"
@@ -29,33 +23,8 @@ Examples:
 """
 
 
-@dataclass(frozen=True)
-class Format:
-    """A format of files: ``read(path)`` and ``write(item, path, shape=, overwrite=)``.
-
-    Attributes:
-        read: with ``shape=`` where a file does not tell the model's number of layers and heads.
-        write: whole or not at all.
-        tells_shape: whether it does.
-
-    Examples:
-        >>> from tl_multitrace.interop import FORMATS
-        >>> FORMATS["eap-ig"].read.__name__, FORMATS["eap-ig"].tells_shape
-        ('from_eap_ig', True)
-    """
-
-    read: Callable[..., CircuitGraph]
-    write: Callable[..., Path]
-    tells_shape: bool = True
-
-
 FORMATS: dict[str, Format] = {
-    "eap-ig": Format(from_eap_ig, to_eap_ig),
-    "auto-circuit": Format(from_auto_circuit, to_auto_circuit),
-    "acdc": Format(from_acdc, to_acdc),
-    "edge-pruning": Format(from_edge_pruning, to_edge_pruning, tells_shape=False),
-    "dcm": Format(from_head_lists, to_head_lists, tells_shape=False),
-    "neuronpedia": Format(from_neuronpedia, to_neuronpedia, tells_shape=False),
+    module.FORMAT.name: module.FORMAT for module in (eap_ig, auto_circuit, acdc, edge_pruning, head_lists, neuronpedia)
 }
 """Every foreign format by its name on the command line; ``"circuit"`` is our own.
 
@@ -74,8 +43,8 @@ def format_by_name(name: str) -> Format | None:
 
     Examples:
         >>> from tl_multitrace.interop import format_by_name
-        >>> format_by_name("acdc").write.__name__
-        'to_acdc'
+        >>> format_by_name("acdc").name
+        'acdc'
     """
     if name != OURS and name not in FORMATS:
         raise ValueError(f"unknown format {name!r}: use {', '.join([OURS, *FORMATS])}.")

@@ -9,8 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tl_multitrace.circuit import Circuit
-from tl_multitrace.interop.driver import Holding, read, write
+from tl_multitrace.interop.driver import Form, Format, Item
 from tl_multitrace.interop.fields import listing, mapping, whole
 from tl_multitrace.interop.graph import CircuitGraph, NodeMark, counted
 from tl_multitrace.interop.names import head_name, mlp_name, node_of
@@ -31,12 +30,10 @@ def from_head_lists(path: str | Path, *, shape: Shape | Any = None) -> CircuitGr
         >>> graph.groups["value"]
         ('a0.h3', 'a0.h1')
     """
-    return read(HELD, path, shape=shape)
+    return FORMAT.read(path, shape=shape)
 
 
-def to_head_lists(
-    item: Circuit | CircuitGraph, path: str | Path, *, shape: Shape | Any = None, overwrite: bool = False
-) -> Path:
+def to_head_lists(item: Item, path: str | Path, *, shape: Shape | Any = None, overwrite: bool = False) -> Path:
     """Write the chosen heads, under their groups' names or as one group ``"circuit"``.
 
     MLPs are left out with a :class:`LeftOut` warning, except those that were read as ``[layer, null]``. Raises
@@ -47,14 +44,14 @@ def to_head_lists(
         >>> mt.from_head_lists(file).chosen
         ('a0.h1', 'a0.h3')
     """
-    return write(HELD, item, path, shape=shape, overwrite=overwrite)
+    return FORMAT.write(item, path, shape=shape, overwrite=overwrite)
 
 
-def _parse(content: Any, shape: Any) -> CircuitGraph:
+def _parse(content: Any, shape: Any = None) -> CircuitGraph:
     lists = mapping(content, "the file")
     groups = {name: tuple(_node(pair, name) for pair in listing(heads, name)) for name, heads in lists.items()}
     nodes = {node: NodeMark(in_graph=True) for nodes in groups.values() for node in nodes}
-    return CircuitGraph(Shape.given(shape, nodes), nodes, groups=groups, format=HELD.name)
+    return CircuitGraph(Shape.given(shape, nodes), nodes, groups=groups, format=FORMAT.name)
 
 
 def _node(pair: Any, role: str) -> str:
@@ -74,4 +71,5 @@ def _content(graph: CircuitGraph) -> tuple[Any, list[str]]:
     return pairs, counted({f"{{}} MLPs ({', '.join(missing[:6])})": len(missing), "{} edges": len(graph.edges)})
 
 
-HELD = Holding("dcm", _parse, _content, (CircuitGraph.flat,), holds=("groups", "edge scores"))
+HOLDS = ("groups", "edge scores")
+FORMAT = Format("dcm", Form(_parse, _content), prepare=(CircuitGraph.flat,), holds=HOLDS, tells_shape=False)

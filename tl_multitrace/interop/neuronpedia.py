@@ -13,8 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tl_multitrace.circuit import Circuit
-from tl_multitrace.interop.driver import Holding, read, write
+from tl_multitrace.interop.driver import Form, Format, Item
 from tl_multitrace.interop.fields import keys, listing, mapping, score, text, whole
 from tl_multitrace.interop.graph import CircuitGraph, Mark, NodeMark, counted
 from tl_multitrace.interop.names import Edge, head_name, mlp_name, node_of, placed
@@ -41,11 +40,11 @@ def from_neuronpedia(path: str | Path, *, shape: Shape | Any = None) -> CircuitG
         >>> graph.chosen
         ('input', 'logits', 'a0.h1', 'a0.h3')
     """
-    return read(HELD, path, shape=shape)
+    return FORMAT.read(path, shape=shape)
 
 
 def to_neuronpedia(
-    item: Circuit | CircuitGraph,
+    item: Item,
     path: str | Path,
     *,
     shape: Shape | Any = None,
@@ -76,11 +75,10 @@ def to_neuronpedia(
         >>> sorted(json.loads(file.read_text()))
         ['links', 'metadata', 'nodes', 'qParams']
     """
-    options = {"tokens": list(prompt_tokens), "slug": slug, "scan": scan}
-    return write(HELD, item, path, shape=shape, overwrite=overwrite, **options)
+    return FORMAT.write(item, path, shape=shape, overwrite=overwrite, tokens=prompt_tokens, slug=slug, scan=scan)
 
 
-def _parse(document: Any, shape: Any) -> CircuitGraph:
+def _parse(document: Any, shape: Any = None) -> CircuitGraph:
     content = keys(document, KEYS, "the file is no graph JSON: it")
     metadata, q_params = mapping(content["metadata"], "metadata"), mapping(content["qParams"], "qParams")
     version = metadata.get("schema_version", 1)
@@ -100,7 +98,7 @@ def _parse(document: Any, shape: Any) -> CircuitGraph:
     extra = {"metadata": metadata, "qParams": q_params, "nodes": raw, "links": links}
     extra |= {"top": top} if (top := {k: v for k, v in content.items() if k not in KEYS}) else {}
     found = _shape(raw) if shape is None else Shape.given(shape, ())
-    return CircuitGraph(found, marks, edges, _groups(q_params, names), HELD.name, extra)
+    return CircuitGraph(found, marks, edges, _groups(q_params, names), FORMAT.name, extra)
 
 
 def _name(node: Mapping[str, Any], place: str, taken: Mapping[str, Any]) -> str:
@@ -167,10 +165,13 @@ def _groups(q_params: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, 
     return found
 
 
-def _content(graph: CircuitGraph, tokens: list[str], slug: str, scan: str) -> tuple[Any, list[str]]:
-    own, links = graph.kept_by(HELD.name), _links(graph)
+def _content(
+    graph: CircuitGraph, tokens: Iterable[str] = (), slug: str = "circuit", scan: str = "unknown"
+) -> tuple[Any, list[str]]:
+    own, links = graph.kept_by(FORMAT.name), _links(graph)
     metadata = own.get("metadata", {"slug": slug, "scan": scan, "transcoder_list": [], **NO_PROMPT})
-    metadata = {**metadata, "prompt_tokens": tokens, "prompt": "".join(tokens)} if tokens else metadata
+    if words := list(tokens):
+        metadata = {**metadata, "prompt_tokens": words, "prompt": "".join(words)}
     last = max(len(metadata.get("prompt_tokens") or []) - 1, 0)
     flagged = any(mark.in_graph is not None for mark in graph.nodes.values())
     listed = [name for name, mark in graph.nodes.items() if mark.in_graph or not flagged]
@@ -238,5 +239,10 @@ def _lost(graph: CircuitGraph) -> list[str]:
     return counted(dict(zip(words, (together, out), strict=True)))
 
 
-HOLDS = ("node scores", "edge scores", "groups")
-HELD = Holding("neuronpedia", _parse, _content, (CircuitGraph.joined_embeddings,), HOLDS)
+FORMAT = Format(
+    "neuronpedia",
+    Form(_parse, _content),
+    prepare=(CircuitGraph.joined_embeddings,),
+    holds=("node scores", "edge scores", "groups"),
+    tells_shape=False,
+)
