@@ -1,7 +1,6 @@
 """Between a :class:`~tl_multitrace.interop.graph.CircuitGraph` and our own :class:`~tl_multitrace.circuit.Circuit`.
 
-A circuit is a set of components with what was measured of them; a graph is what another tool's file says of nodes and
-edges. Heads are heads at ``z``, MLPs are whole MLP outputs, single output dimensions of an MLP are ``mlp_dims``.
+Heads are heads at ``z``, MLPs are whole MLP outputs, single output dimensions of an MLP are ``mlp_dims``.
 """
 
 from __future__ import annotations

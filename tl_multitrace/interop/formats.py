@@ -54,11 +54,8 @@ def format_by_name(name: str) -> Format | None:
 def read_circuit(path: str | Path, format: str, *, shape: Shape | Any = None) -> Circuit | CircuitGraph:
     """Read a file of any format: our own as a :class:`Circuit`, others as a :class:`CircuitGraph`.
 
-    The model or a :class:`Shape` is needed only for formats that do not tell it.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: unknown format, or not a file of it.
+    The model or a :class:`Shape` is needed only for formats that do not tell it. Raises FileNotFoundError, and
+    ValueError for an unknown format or where it is no file of it.
 
     Examples:
         >>> from tl_multitrace.interop import read_circuit
@@ -77,12 +74,8 @@ def write_circuit(
 ) -> Path:
     """Write a circuit or graph in any format, whole or not at all; give a model or :class:`Shape` it does not tell.
 
-    Raises:
-        FileExistsError: the file exists, and ``overwrite`` is False.
-        ValueError: unknown format, or something that it needs is not known.
-
-    Warns:
-        LeftOut: what the format cannot hold.
+    What the format cannot hold is a :class:`LeftOut` warning. Raises FileExistsError unless ``overwrite``, and
+    ValueError for an unknown format, or where something that it needs is not known.
 
     Examples:
         >>> from tl_multitrace.interop import write_circuit
@@ -109,23 +102,13 @@ def convert(
 ) -> Circuit | CircuitGraph:
     """Read a file of one format and write it in another; returns what was read.
 
-    Args:
-        source: file to read.
-        target: file to write.
-        source_format: name of its format.
-        target_format: name of the other.
-        shape: the model or a :class:`Shape`, where the file does not tell it.
-        edges: choose so many edges by the absolute value of their score first.
-        nodes: or so many heads and MLPs.
-        overwrite: replace the target.
+    So many ``edges``, or ``nodes`` (heads and MLPs), are chosen first, by the absolute value of their score. What the
+    target cannot hold is a :class:`LeftOut` warning.
 
     Raises:
         FileNotFoundError: no such file.
-        FileExistsError: the target exists.
-        ValueError: unknown format, a broken file, or something that the target needs is not known.
-
-    Warns:
-        LeftOut: what the target format cannot hold.
+        FileExistsError: the target exists, and ``overwrite`` is False.
+        ValueError: unknown format, a broken file, or something that the target needs is not known, such as the shape.
 
     Examples:
         >>> from tl_multitrace.interop import convert

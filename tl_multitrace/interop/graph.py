@@ -57,8 +57,6 @@ class NodeMark(NamedTuple):
     """What a file says of a node: as :class:`Mark`, and per dimension of its output (``[d_model]``) the same.
 
     Attributes:
-        score: how much the node matters, in the tool's own unit and sign.
-        in_graph: whether the circuit has it.
         dims: which dimensions of its output are in the circuit.
         dim_scores: how much each of them matters.
 

@@ -52,16 +52,14 @@ def _lens(module: str, name: str) -> Any:
 def from_patching_result(result: Any, model: Any, what: str, *, metric: str | None = None) -> ComponentScores:
     """A TransformerLens patching sweep as effects of single components.
 
+    These are patched minus unpatched metric per prompt, ``[n, groups]``; one row where the sweep kept only means.
+
     Args:
         result: a ``PatchingResult`` with a baseline: ``get_act_patch_...(..., reduce="none", baseline=True)``.
         model: the model it ran on.
-        what: which activation was swept, since the result does not tell: ``"head"`` (``attn_head_out``),
-            ``"head:pattern"``, ``"mlp"``, ``"attn"``, ``"resid:pre"``, ``"resid:mid"``. Of a stacked sweep
+        what: which activation was swept, a key of ``WHAT``, since the result does not tell; of a stacked sweep
             (``get_act_patch_..._every``) that part is taken.
         metric: which, where there are several.
-
-    Returns:
-        Patched minus unpatched metric per prompt, ``[n, groups]``; one row where the sweep kept only means.
 
     Raises:
         ValueError: no baseline, several metrics and none named, or cells that are no such component.
@@ -109,8 +107,8 @@ def to_patching_result(scores: ComponentScores, *, baseline: Float[Tensor, " n"]
         raise ValueError(
             "a PatchingResult holds effects, and these are estimates (attribution): see attribution_patch."
         )
-    names, cells = _cells(scores.groups)
-    frame = pd.DataFrame(cells, columns=names)
+    cells = _cells(scores.groups)
+    names, frame = list(cells), pd.DataFrame(cells)
     sizes = [int(frame[name].max()) + 1 for name in names]
     grid = len(frame) == torch.Size(sizes).numel() and frame.equals(frame.sort_values(names, ignore_index=True))
     n = len(scores.values)
@@ -150,23 +148,21 @@ def _component(row: pd.Series[Any], what: str) -> Component:
     return Component(kind, cell["layer"], cell.get("head"), cell.get("pos"), site)
 
 
-def _cells(groups: HookGroups) -> tuple[list[str], list[list[int]]]:
-    """Axis names and one row per component."""
+def _cells(groups: HookGroups) -> dict[str, list[Any]]:
+    """The numbers of the components on each axis."""
     kinds = {(c.kind, c.site) for c in groups.components}
     everywhere = {c.position is None for c in groups.components}
     if len(kinds) != 1 or next(iter(kinds)) not in WHAT.values() or len(everywhere) != 1:
         raise ValueError(f"a sweep is of one of {', '.join(WHAT)}, all at positions or all without, got {groups!r}.")
-    wrong = [c.label for c in groups.components if c.position is not None and not _is_place(c.position)]
-    wrong += [c.label for c, sites in zip(groups.components, groups.sites, strict=True) if sites != (c,)]
-    if wrong:
-        raise ValueError(f"{wrong[0]} is no cell of a sweep: cells are single components at single positions.")
-    head, at = groups.components[0].kind == "head", not everywhere.pop()
-    names = ["layer", *(["pos"] if at else []), *(["head"] if head else [])]
-    return names, [[c.layer, *([c.position] if at else []), *([c.index] if head else [])] for c in groups.components]  # type: ignore[list-item]
-
-
-def _is_place(position: Any) -> bool:
-    return isinstance(position, int) and position >= 0
+    for c, sites in zip(groups.components, groups.sites, strict=True):
+        if sites != (c,) or not (c.position is None or (isinstance(c.position, int) and c.position >= 0)):
+            raise ValueError(f"{c.label} is no cell of a sweep: cells are single components at single positions.")
+    columns: dict[str, list[Any]] = {"layer": [c.layer for c in groups.components]}
+    if not everywhere.pop():
+        columns["pos"] = [c.position for c in groups.components]
+    if groups.components[0].kind == "head":
+        columns["head"] = [c.index for c in groups.components]
+    return columns
 
 
 def from_attribution_result(result: Any, model: Any = None) -> CircuitGraph:
@@ -232,16 +228,11 @@ def scores_of_graph(graph: CircuitGraph, model: Any) -> ComponentScores:
         >>> scores.groups.labels, scores.values.round().tolist()
         (['L0H1', 'L0H3'], [[76.0, 415.0]])
     """
-    scored = {
-        name: mark.score
-        for name, mark in graph.nodes.items()
-        if mark.score is not None and node_of(name).kind in ("head", "mlp")
-    }
+    marks = [(node_of(name), mark.score) for name, mark in graph.nodes.items() if mark.score is not None]
+    scored = {Component(n.kind, n.layer, n.head, n.position): score for n, score in marks if n.layer is not None}
     if not scored:
         raise ValueError("no head or MLP of the graph has a score.")
-    parts = {name: node_of(name) for name in scored}
-    components = [Component(n.kind, int(n.layer or 0), n.head, n.position) for n in parts.values()]
-    values = torch.tensor([list(scored.values())], dtype=torch.float64)
+    components, values = list(scored), torch.tensor([list(scored.values())], dtype=torch.float64)
     return ComponentScores(HookGroups.of(model, components), values, "attribution")
 
 
