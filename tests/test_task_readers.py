@@ -19,7 +19,7 @@ from tl_multitrace.tasks.counterfact import NO_SUBJECT
 from tl_multitrace.tasks.ioi import KINDS, read_ioi
 from tl_multitrace.tasks.professions import read_professions
 from tl_multitrace.tasks.readers import read_prompts
-from tl_multitrace.tasks.rows import Row
+from tl_multitrace.tasks.sieve import Row
 from tl_multitrace.tasks.winobias import read_winobias
 from tl_multitrace.tasks.winogender import read_shares, read_winogender
 

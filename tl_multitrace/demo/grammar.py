@@ -59,7 +59,7 @@ from tl_multitrace.tasks.corpus import (
     WEATHER,
     YEAR_TEMPLATES,
     YEARS,
-    Fact,
+    InventedFact,
 )
 
 from . import families
@@ -75,6 +75,7 @@ __all__ = [
     "GRAMMAR_VERSION",
     "INDUCTION_WORDS",
     "IOI_TEMPLATES",
+    "InventedFact",
     "MALE_NOUNS",
     "MALE_PROFESSIONS",
     "NAMES",
@@ -85,7 +86,6 @@ __all__ = [
     "PRONOUN_NOUNS",
     "PRONOUN_TEMPLATES",
     "RELATIONS",
-    "Fact",
     "Sentence",
     "fact_prompts",
     "pronoun_prompts",
@@ -134,7 +134,7 @@ def pronoun_prompts(split: Split) -> list[tuple[str, str]]:
 
 
 @cache
-def fact_prompts(split: Split) -> list[tuple[Fact, str]]:
+def fact_prompts(split: Split) -> list[tuple[InventedFact, str]]:
     """List the (fact, template) pairs of one split: every fact keeps one of its five wordings held out."""
     wanted = split == "held_out"
     return [

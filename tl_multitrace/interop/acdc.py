@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tl_multitrace.interop.circuit_graph import CircuitGraph, Mark
 from tl_multitrace.interop.driver import Form, Format, Item
 from tl_multitrace.interop.fields import flag
-from tl_multitrace.interop.graph import CircuitGraph, Mark
-from tl_multitrace.interop.names import EMBEDDINGS, QKV, Edge, checked, head_name, hook, mlp_name, node_of, what_is
+from tl_multitrace.interop.node_names import EMBEDDINGS, QKV, Edge, checked, head_name, hook, mlp_name, node_of, what_is
 from tl_multitrace.interop.shape import Shape
 
 Index = tuple[None, None, int] | tuple[None]

@@ -16,10 +16,10 @@ from typing import Any
 
 from torch import Tensor
 
+from tl_multitrace.interop.circuit_graph import CircuitGraph, Mark, counted
 from tl_multitrace.interop.driver import Form, Format, Item
 from tl_multitrace.interop.fields import mapping, numbers, scores_tensor, tensor
-from tl_multitrace.interop.graph import CircuitGraph, Mark, counted
-from tl_multitrace.interop.names import QKV, Edge, hook, mlp_name, node_of, placed, what_is
+from tl_multitrace.interop.node_names import QKV, Edge, hook, mlp_name, node_of, placed, what_is
 from tl_multitrace.interop.shape import MAX_PAIRS, Shape
 
 Targets = list[tuple[str, str]]

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 from tl_multitrace.circuit import Circuit
 from tl_multitrace.files import naming, write_text
-from tl_multitrace.interop.circuits import as_graph
-from tl_multitrace.interop.graph import CircuitGraph, say_left_out, unheld
-from tl_multitrace.records.tensors import load_tensors, save_tensors
+from tl_multitrace.interop.circuit_conversion import as_graph
+from tl_multitrace.interop.circuit_graph import CircuitGraph, say_left_out, unheld
+from tl_multitrace.records.tensor_files import load_tensors, save_tensors
 from tl_multitrace.untrusted import load_json
 
 TENSORS = (".pt", ".pth")

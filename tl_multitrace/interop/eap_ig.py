@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
+from tl_multitrace.interop.circuit_graph import CircuitGraph, Mark, NodeMark, counted
 from tl_multitrace.interop.driver import Form, Format, Item
 from tl_multitrace.interop.fields import flag, keys, listing, mapping, numbers, score, scores_tensor, tensor, whole
-from tl_multitrace.interop.graph import CircuitGraph, Mark, NodeMark, counted
-from tl_multitrace.interop.names import Edge, edge_of, node_of
+from tl_multitrace.interop.node_names import Edge, edge_of, node_of
 from tl_multitrace.interop.shape import Shape
 
 NAME = "eap-ig"

@@ -12,10 +12,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+from tl_multitrace.interop.circuit_graph import CircuitGraph, Mark, counted
 from tl_multitrace.interop.driver import Form, Format, Item
 from tl_multitrace.interop.fields import listing, text
-from tl_multitrace.interop.graph import CircuitGraph, Mark, counted
-from tl_multitrace.interop.names import Edge, checked, node_of
+from tl_multitrace.interop.node_names import Edge, checked, node_of
 from tl_multitrace.interop.shape import Shape
 
 LOGITS = "resid_post"

@@ -9,10 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from tl_multitrace.interop.circuit_graph import CircuitGraph, NodeMark, counted
 from tl_multitrace.interop.driver import Form, Format, Item
 from tl_multitrace.interop.fields import listing, mapping, whole
-from tl_multitrace.interop.graph import CircuitGraph, NodeMark, counted
-from tl_multitrace.interop.names import head_name, mlp_name, node_of
+from tl_multitrace.interop.node_names import head_name, mlp_name, node_of
 from tl_multitrace.interop.shape import Shape
 
 GROUP = "circuit"

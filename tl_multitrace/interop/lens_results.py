@@ -16,9 +16,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_multitrace.groups import Component, HookGroups
+from tl_multitrace.interop.circuit_graph import CircuitGraph, Mark, NodeMark
 from tl_multitrace.interop.component_scores import ComponentScores
-from tl_multitrace.interop.graph import CircuitGraph, Mark, NodeMark
-from tl_multitrace.interop.names import QKV, Edge, head_name, mlp_name, node_of, placed
+from tl_multitrace.interop.node_names import QKV, Edge, head_name, mlp_name, node_of, placed
 from tl_multitrace.interop.shape import Shape
 
 if TYPE_CHECKING:

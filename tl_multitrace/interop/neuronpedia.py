@@ -13,10 +13,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tl_multitrace.interop.circuit_graph import CircuitGraph, Mark, NodeMark, counted
 from tl_multitrace.interop.driver import Form, Format, Item
 from tl_multitrace.interop.fields import keys, listing, mapping, score, text, whole
-from tl_multitrace.interop.graph import CircuitGraph, Mark, NodeMark, counted
-from tl_multitrace.interop.names import Edge, head_name, mlp_name, node_of, placed
+from tl_multitrace.interop.node_names import Edge, head_name, mlp_name, node_of, placed
 from tl_multitrace.interop.shape import Shape
 
 HEAD, MLP, EMBEDDING, LOGIT = "attention head", "mlp", "embedding", "logit"

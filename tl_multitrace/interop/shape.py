@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tl_multitrace.interop.names import QKV, Edge, head_name, mlp_name, node_of
+from tl_multitrace.interop.node_names import QKV, Edge, head_name, mlp_name, node_of
 from tl_multitrace.models.compat import ModelView
 
 LIMITS = {"n_layers": 1 << 10, "n_heads": 1 << 10, "d_model": 1 << 20}

@@ -27,7 +27,7 @@ from tl_multitrace.tasks import (
 from tl_multitrace.tasks.prompt_file import task_from_file
 from tl_multitrace.tasks.readers import LAYOUTS
 from tl_multitrace.tasks.registry import Task, TaskInfo, register, task, tasks
-from tl_multitrace.tasks.rows import Row
+from tl_multitrace.tasks.sieve import Row
 
 __all__ = ["Row", "Task", "TaskInfo", "register", "task", "task_from_file", "tasks"]
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from tl_multitrace.pair_reader import Row
 from tl_multitrace.records.tables import Record, Table
 from tl_multitrace.records.text_files import wrong
-from tl_multitrace.tasks.readers import Layout, RowReader, Vocabulary, candidates, some, spaced
+from tl_multitrace.tasks.readers import PromptLayout, RowReader, Vocabulary, candidates, some, spaced
 
 COUNTERFACTUALS = ("counterfactual", "s2_io_flip_counterfactual", "symbol_counterfactual", "random_counterfactual")
 """Which of a record's counterfactuals is taken, the first that is there; else the first that is named so."""
@@ -64,13 +64,13 @@ def _refuse_missing(table: Table) -> None:
 
 
 LAYOUTS = (
-    Layout("auto-circuit", ("clean", "corrupt", "answers", "wrong_answers"), _auto_circuit),
-    Layout(
+    PromptLayout("auto-circuit", ("clean", "corrupt", "answers", "wrong_answers"), _auto_circuit),
+    PromptLayout(
         name="MIB, choices",
         columns=("prompt", "choices", "answerKey"),
         also=("..._counterfactual",),
         row=_paired(_choice),
         check=_refuse_missing,
     ),
-    Layout("MIB, arithmetic", ("prompt", "label", "random_counterfactual"), _paired(_label)),
+    PromptLayout("MIB, arithmetic", ("prompt", "label", "random_counterfactual"), _paired(_label)),
 )

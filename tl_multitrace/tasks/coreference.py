@@ -19,7 +19,7 @@ NOTHING_FOLLOWS = "nothing follows the pronoun, or the same in both sentences"
 
 
 @dataclass(frozen=True)
-class Sentence:
+class HalfPair:
     """One sentence of a pair, cut at its pronoun into context and continuation, or why it cannot be cut.
 
     ``who`` is the person that the pronoun stands for, ``male`` whether that person is stereotyped so; ``pronouns`` are
@@ -35,7 +35,7 @@ class Sentence:
     unusable: str = ""
 
 
-def pair_row(first: Sentence, second: Sentence, label: str, pronouns: Pronouns = "own") -> Row:
+def pair_row(first: HalfPair, second: HalfPair, label: str, pronouns: Pronouns = "own") -> Row:
     """Base "... she", source "... he"; the answer is how the sentence about the male-stereotyped person goes on."""
     male, female = (first, second) if first.male else (second, first)
     base, source = NOMINATIVE if pronouns == "she/he" else first.pronouns
@@ -49,7 +49,7 @@ def pair_row(first: Sentence, second: Sentence, label: str, pronouns: Pronouns =
     )
 
 
-def _unusable(first: Sentence, second: Sentence) -> str:
+def _unusable(first: HalfPair, second: HalfPair) -> str:
     if first.unusable or second.unusable:
         return first.unusable or second.unusable
     if (first.context, first.pronouns) != (second.context, second.pronouns):

@@ -92,8 +92,8 @@ LANGUAGES: tuple[str, ...] = tuple("French German Spanish Italian Russian Greek 
 INSTRUMENTS: tuple[str, ...] = tuple("piano violin guitar drums trumpet organ bass horn".split())
 
 
-class Fact(NamedTuple):
-    """One invented fact, e.g. ``Fact("Falcon Tower", "city", "Rome")``."""
+class InventedFact(NamedTuple):
+    """One invented fact, e.g. ``InventedFact("Falcon Tower", "city", "Rome")``."""
 
     subject: str
     relation: str
@@ -158,18 +158,18 @@ _PERSONS: dict[str, tuple[str, str]] = {
 }
 
 
-def _facts() -> tuple[Fact, ...]:
+def _facts() -> tuple[InventedFact, ...]:
     """List every fact, relation by relation within a subject."""
     rows = [(_LANDMARKS, ("city", "material")), (_PERSONS, ("language", "instrument"))]
     return tuple(
-        Fact(subject, relation, value)
+        InventedFact(subject, relation, value)
         for table, relations in rows
         for subject, values in table.items()
         for relation, value in zip(relations, values, strict=True)
     )
 
 
-FACTS: tuple[Fact, ...] = _facts()
+FACTS: tuple[InventedFact, ...] = _facts()
 RELATIONS: dict[str, tuple[str, ...]] = {
     "city": CITIES,
     "material": MATERIALS,

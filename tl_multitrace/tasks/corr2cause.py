@@ -21,7 +21,7 @@ from tl_multitrace.metrics import LogitDiff
 from tl_multitrace.tasks.causal_graphs import RELATIONS, Arrows, follows, random_graph, separating_sets
 from tl_multitrace.tasks.corpus import CAUSAL_LETTERS, CAUSAL_TEMPLATE, CAUSAL_WORDS, TIES
 from tl_multitrace.tasks.registry import TaskInfo
-from tl_multitrace.tasks.rows import Row, Sieve
+from tl_multitrace.tasks.sieve import Row, Sieve
 
 NAMES = "ABCDEF"
 HYPOTHESES: dict[str, str] = {

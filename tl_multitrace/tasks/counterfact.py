@@ -22,9 +22,9 @@ from tl_multitrace.interventions import NoiseCorruption
 from tl_multitrace.metrics import AnswerProb, LogitDiff, Metric, Perplexity
 from tl_multitrace.records.fact_files import fact_of
 from tl_multitrace.records.tables import Record
-from tl_multitrace.tasks.readers import Layout, RowReader, Vocabulary, read_prompts, spaced
+from tl_multitrace.tasks.readers import PromptLayout, RowReader, Vocabulary, read_prompts, spaced
 from tl_multitrace.tasks.registry import TaskInfo
-from tl_multitrace.tasks.rows import Row, every_row
+from tl_multitrace.tasks.sieve import Row, every_row
 
 PAPER_NOISE = 0.2015
 """Standard deviation of the noise, before it is multiplied by 3."""
@@ -62,8 +62,8 @@ def restored() -> NoiseCorruption:
     return NoiseCorruption(noise=3.0, at="subject", restore=True)
 
 
-def _layout(name: str, columns: tuple[str, ...], row: RowReader, metric: Metric) -> Layout:
-    return Layout(name, columns, row, metric=metric, groups="mlps", intervention=restored(), one_prompt=True)
+def _layout(name: str, columns: tuple[str, ...], row: RowReader, metric: Metric) -> PromptLayout:
+    return PromptLayout(name, columns, row, metric=metric, groups="mlps", intervention=restored(), one_prompt=True)
 
 
 SINGLE, TRACING = "CounterFact, one prompt a record", "CounterFact for tracing"

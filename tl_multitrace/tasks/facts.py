@@ -16,7 +16,7 @@ from tl_multitrace.metrics import LogitDiff
 from tl_multitrace.tasks.corpus import FACT_TEMPLATES
 from tl_multitrace.tasks.corpus import FACTS as DEMO_FACTS
 from tl_multitrace.tasks.registry import TaskInfo
-from tl_multitrace.tasks.rows import Row, Sieve
+from tl_multitrace.tasks.sieve import Row, Sieve
 
 Templates = Mapping[str, Sequence[str]]
 Triple = tuple[str, str, str]

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from tl_multitrace.metrics import LogitDiff
 from tl_multitrace.tasks.corpus import FEMALE_NAMES, NAME_TEMPLATES, NAMES, PRAISE, ROLES
 from tl_multitrace.tasks.registry import TaskInfo
-from tl_multitrace.tasks.rows import Row, Sieve
+from tl_multitrace.tasks.sieve import Row, Sieve
 
 TEMPLATES = (
     "So {name} is a really {praise} {role}, isn't",

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from tl_multitrace.metrics import ProbDiff
 from tl_multitrace.tasks.corpus import EVENTS, YEAR_TEMPLATES
 from tl_multitrace.tasks.registry import TaskInfo
-from tl_multitrace.tasks.rows import Row, Sieve
+from tl_multitrace.tasks.sieve import Row, Sieve
 
 NOUNS = (
     "war strike siege voyage trip journey reign festival project experiment marriage friendship drought famine trial "

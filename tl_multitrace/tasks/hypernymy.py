@@ -16,7 +16,7 @@ from tl_multitrace.metrics import LogitDiff
 from tl_multitrace.tasks.corpus import CLASS_TEMPLATES
 from tl_multitrace.tasks.corpus import CLASSES as DEMO_CLASSES
 from tl_multitrace.tasks.registry import TaskInfo
-from tl_multitrace.tasks.rows import Row, Sieve
+from tl_multitrace.tasks.sieve import Row, Sieve
 
 CLASSES: dict[str, tuple[str, ...]] = {
     name: tuple(items.split())

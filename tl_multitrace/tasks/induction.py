@@ -16,7 +16,7 @@ from itertools import pairwise
 from tl_multitrace.metrics import LogitDiff
 from tl_multitrace.tasks.corpus import INDUCTION_WORDS
 from tl_multitrace.tasks.registry import TaskInfo
-from tl_multitrace.tasks.rows import Row, Sieve
+from tl_multitrace.tasks.sieve import Row, Sieve
 
 COMMON_WORDS = (
     "the to and was he she her his it in day be with said play up that on mom you they big of friend little time had "

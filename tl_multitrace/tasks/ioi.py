@@ -21,7 +21,7 @@ from tl_multitrace.metrics import LogitDiff
 from tl_multitrace.records.text_files import JsonItems, check_text, read_text, wrong
 from tl_multitrace.tasks.corpus import GIVING_VERBS, IOI_TEMPLATES, NAMES, OBJECTS, PLACES
 from tl_multitrace.tasks.registry import TaskInfo
-from tl_multitrace.tasks.rows import Row, Sieve
+from tl_multitrace.tasks.sieve import Row, Sieve
 
 KINDS = ("BABA_TEMPLATES", "BABA_LONG_TEMPLATES", "BABA_LATE_IOS", "BABA_EARLY_IOS")
 NOUNS = {"[PLACE]": "{place}", "[OBJECT]": "{object}"}

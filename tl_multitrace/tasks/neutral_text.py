@@ -17,7 +17,7 @@ from importlib.resources import files
 from tl_multitrace.interventions import MeanAblation
 from tl_multitrace.metrics import Perplexity
 from tl_multitrace.tasks.registry import TaskInfo
-from tl_multitrace.tasks.rows import Row, Sieve
+from tl_multitrace.tasks.sieve import Row, Sieve
 
 
 def rows(

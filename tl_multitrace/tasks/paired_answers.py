@@ -21,9 +21,9 @@ from pathlib import Path
 from tl_multitrace.interventions import Interchange, MeanAblation
 from tl_multitrace.metrics import ProbDiff
 from tl_multitrace.records.tables import Record
-from tl_multitrace.tasks.readers import Layout, Vocabulary, read_prompts, some, spaced
+from tl_multitrace.tasks.readers import PromptLayout, Vocabulary, read_prompts, some, spaced
 from tl_multitrace.tasks.registry import TaskInfo
-from tl_multitrace.tasks.rows import Row, Sieve, drawn
+from tl_multitrace.tasks.sieve import Row, Sieve, drawn
 
 
 def _paired(record: Record, vocabulary: Vocabulary) -> Row:
@@ -48,7 +48,7 @@ def _question(record: Record, vocabulary: Vocabulary) -> Row:
     return Row(prompt, prompt, (f" {best}",), wrong_ones, plain.optional("category") or "")
 
 
-_layout = partial(Layout, metric=ProbDiff(), intervention=MeanAblation(), one_prompt=True, direction="minimize")
+_layout = partial(PromptLayout, metric=ProbDiff(), intervention=MeanAblation(), one_prompt=True, direction="minimize")
 LAYOUTS = (
     _layout(
         "one prompt with a true and a false answer; source is another prompt to patch from",

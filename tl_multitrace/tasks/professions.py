@@ -22,7 +22,7 @@ from tl_multitrace.metrics import OddsRatio
 from tl_multitrace.records.text_files import JsonItems, check_text, read_lines, read_text, wrong
 from tl_multitrace.tasks.corpus import FEMALE_PROFESSIONS, MALE_PROFESSIONS, PRONOUN_TEMPLATES
 from tl_multitrace.tasks.registry import TaskInfo
-from tl_multitrace.tasks.rows import Row, Sieve
+from tl_multitrace.tasks.sieve import Row, Sieve
 
 HE, SHE = " he", " she"
 LISTS = ("male_occupations.txt", "female_occupations.txt")

@@ -11,9 +11,9 @@ from tl_multitrace.interventions import Interchange, MeanAblation
 from tl_multitrace.metrics import AnswerLogProb, Metric
 from tl_multitrace.records.tables import Record, Table
 from tl_multitrace.records.text_files import wrong
-from tl_multitrace.tasks.readers import Layout, Prompts, Vocabulary, read_prompts, some
+from tl_multitrace.tasks.readers import PromptLayout, Prompts, Vocabulary, read_prompts, some
 from tl_multitrace.tasks.registry import Task
-from tl_multitrace.tasks.rows import Alignment, Row, pairs_of, sieve_of
+from tl_multitrace.tasks.sieve import Alignment, Row, pairs_of, sieve_of
 
 REQUIRED = ("base", "source", "answer")
 OPTIONAL = ("wrong_answer", "group", "subject")
@@ -40,7 +40,7 @@ def _row(record: Record, vocabulary: Vocabulary) -> Row:
     return Row(record.text("base"), record.text("source"), answers, wrong, group or "", subject)
 
 
-PLAIN = Layout("prompt pairs of one's own", REQUIRED, _row, also=OPTIONAL, check=_check)
+PLAIN = PromptLayout("prompt pairs of one's own", REQUIRED, _row, also=OPTIONAL, check=_check)
 
 
 def task_from_file(

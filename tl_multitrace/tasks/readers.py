@@ -71,7 +71,7 @@ RowReader = Callable[[Record, Vocabulary], Row]
 
 
 @dataclass(frozen=True)
-class Layout:
+class PromptLayout:
     """A layout of prompt files: the columns it is known by, and how one of its records becomes a row.
 
     Attributes:
@@ -99,7 +99,7 @@ class Layout:
         return ", ".join(self.columns) + (f", and optionally {', '.join(self.also)}" if self.also else "")
 
 
-LAYOUTS: list[Layout] = []
+LAYOUTS: list[PromptLayout] = []
 """In the order they are tried: the first whose columns are all there. The first of all is a user's own."""
 
 
@@ -122,7 +122,7 @@ class Prompts:
     """
 
     rows: tuple[Row, ...]
-    layout: Layout
+    layout: PromptLayout
     name: str
 
 
@@ -163,7 +163,7 @@ def read_prompts(
     return Prompts(rows, layout, name.removeprefix(PREFIX) if name.startswith(PREFIX) else Path(name).stem)
 
 
-def layout_of(table: Table) -> Layout:
+def layout_of(table: Table) -> PromptLayout:
     """The layout of a table; raises ValueError, which lists the known ones, where its columns are of none."""
     found = next((layout for layout in LAYOUTS if set(layout.columns) <= set(table.columns)), None)
     if found is not None:

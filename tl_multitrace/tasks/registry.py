@@ -17,7 +17,7 @@ from tl_multitrace.objective import Goal, Objective
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.spec import groups_from_text
 from tl_multitrace.tasks.corpus import DEMO_TOKENIZER
-from tl_multitrace.tasks.rows import Alignment, Row, pairs_of, published_bos, sieve_of
+from tl_multitrace.tasks.sieve import Alignment, Row, pairs_of, published_bos, sieve_of
 from tl_multitrace.tracer import Tracer
 
 if TYPE_CHECKING:

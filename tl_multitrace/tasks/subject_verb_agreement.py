@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from tl_multitrace.metrics import LogitDiff
 from tl_multitrace.tasks.corpus import ADJECTIVES, ANIMALS, PLACES
 from tl_multitrace.tasks.registry import TaskInfo
-from tl_multitrace.tasks.rows import Row, Sieve
+from tl_multitrace.tasks.sieve import Row, Sieve
 
 Noun = tuple[str, str]
 """Singular and plural."""

@@ -22,7 +22,7 @@ from functools import partial
 
 from tl_multitrace.metrics import LogitDiff
 from tl_multitrace.tasks.registry import TaskInfo
-from tl_multitrace.tasks.rows import Row, Sieve
+from tl_multitrace.tasks.sieve import Row, Sieve
 
 VALUES = range(10, 100)
 SIGNS: dict[str, Callable[[int, int], int]] = {"+": int.__add__, "-": int.__sub__}

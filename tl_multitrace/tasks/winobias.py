@@ -23,13 +23,13 @@ from tl_multitrace.tasks.coreference import (
     OBJECT,
     POSSESSIVE,
     SEVERAL_PRONOUNS,
+    HalfPair,
     Pronouns,
-    Sentence,
     check_pronouns,
     pair_row,
 )
 from tl_multitrace.tasks.registry import TaskInfo
-from tl_multitrace.tasks.rows import Row, every_row
+from tl_multitrace.tasks.sieve import Row, every_row
 
 FILE = "pro_stereotyped_type1.txt.dev"
 OBJECTS = ("him", "himself", "herself")
@@ -69,7 +69,7 @@ def _is_pro(path: str | Path, stereotype: str | None) -> bool:
     return named == "pro"
 
 
-def _sentence(path: str | Path, line: int, text: str, pro: bool) -> Sentence:
+def _sentence(path: str | Path, line: int, text: str, pro: bool) -> HalfPair:
     numbered = _NUMBERED.fullmatch(text)
     sentence = numbered["sentence"] if numbered else ""
     found = list(_BRACKETED.finditer(sentence))
@@ -81,21 +81,21 @@ def _sentence(path: str | Path, line: int, text: str, pro: bool) -> Sentence:
     who = re.sub(r"^(the|a|an) ", "", people[0][1].strip().lower())
     male = (pronouns[0][1] in ("he", "his", "him", "himself")) is pro
     if len(pronouns) > 1:
-        return Sentence(line, who=who, male=male, unusable=SEVERAL_PRONOUNS)
+        return HalfPair(line, who=who, male=male, unusable=SEVERAL_PRONOUNS)
     if pronouns[0][1] in OBJECTS:
-        return Sentence(line, who=who, male=male, unusable=OBJECT)
+        return HalfPair(line, who=who, male=male, unusable=OBJECT)
     context = re.sub(r"[\[\]]", "", sentence[: pronouns[0].start()]).strip()
     fitting = NOMINATIVE if pronouns[0][1] in NOMINATIVE else POSSESSIVE
     after = re.sub(r"[\[\]]", "", sentence[pronouns[0].end() :]).strip()
-    return Sentence(line, context, fitting, after, who, male)
+    return HalfPair(line, context, fitting, after, who, male)
 
 
-def _row(path: str | Path, first: Sentence, second: Sentence, pronouns: Pronouns) -> Row:
+def _row(path: str | Path, first: HalfPair, second: HalfPair, pronouns: Pronouns) -> Row:
     if first.male == second.male and not (first.unusable or second.unusable):
         expected = "one sentence with a female and one with a male pronoun in each pair of lines"
         raise wrong(path, second.line, expected, "two alike")
 
-    def named_at(sentence: Sentence) -> int:
+    def named_at(sentence: HalfPair) -> int:
         """Where a sentence first names the person that its pronoun stands for."""
         at = sentence.context.lower().find(sentence.who)
         return at if at >= 0 else len(sentence.context)

@@ -22,9 +22,9 @@ from typing import Literal
 from tl_multitrace.metrics import OddsRatio
 from tl_multitrace.records.tables import Record, read_records
 from tl_multitrace.records.text_files import wrong
-from tl_multitrace.tasks.coreference import NOMINATIVE, OBJECT, POSSESSIVE, Pronouns, Sentence, check_pronouns, pair_row
+from tl_multitrace.tasks.coreference import NOMINATIVE, OBJECT, POSSESSIVE, HalfPair, Pronouns, check_pronouns, pair_row
 from tl_multitrace.tasks.registry import TaskInfo
-from tl_multitrace.tasks.rows import Row, every_row
+from tl_multitrace.tasks.sieve import Row, every_row
 
 Statistic = Literal["bls", "bergsma"]
 
@@ -96,7 +96,7 @@ def _statistics(path: str | Path) -> Path:
     return found
 
 
-Pair = tuple[Record, Sentence, Sentence]
+Pair = tuple[Record, HalfPair, HalfPair]
 """Where a pair begins, its sentence about the occupation, and that about the other person."""
 
 
@@ -113,16 +113,16 @@ def _template_pairs(records: tuple[Record, ...]) -> Iterator[Pair]:
         yield one, halves[answers[0]], halves[answers[1]]
 
 
-def _from_template(record: Record, occupation: str, participant: str) -> Sentence:
+def _from_template(record: Record, occupation: str, participant: str) -> HalfPair:
     text = record.text("sentence")
     marker = next((name for name in PLACEHOLDERS if name in text), None)
     if marker is None or text.count(marker) > 1:
         if "$ACC_PRONOUN" in text:
-            return Sentence(record.line, unusable=OBJECT)
+            return HalfPair(record.line, unusable=OBJECT)
         raise record.wrong("a sentence with one $NOM_PRONOUN, $POSS_PRONOUN or $ACC_PRONOUN", repr(text))
     before, _, after = text.partition(marker)
     context = before.replace("$OCCUPATION", occupation).replace("$PARTICIPANT", participant).strip()
-    return Sentence(record.line, context, PLACEHOLDERS[marker], after.strip())
+    return HalfPair(record.line, context, PLACEHOLDERS[marker], after.strip())
 
 
 def _sentence_pairs(records: tuple[Record, ...]) -> Iterator[Pair]:
@@ -143,7 +143,7 @@ def _sentence_pairs(records: tuple[Record, ...]) -> Iterator[Pair]:
         yield Record(first.path, first.line, {"occupation(0)": occupation}), halves[0], halves[1]
 
 
-def _from_sentences(female: Record, male: Record) -> Sentence:
+def _from_sentences(female: Record, male: Record) -> HalfPair:
     words, others = female.text("sentence").split(), male.text("sentence").split()
     differ = [i for i, pair in enumerate(zip(words, others, strict=False)) if pair[0] != pair[1]]
     if len(words) != len(others) or len(differ) != 1:
@@ -151,11 +151,11 @@ def _from_sentences(female: Record, male: Record) -> Sentence:
     at = differ[0]
     pronouns = (words[at], others[at])
     if pronouns not in PLACEHOLDERS.values():
-        return Sentence(female.line, unusable=OBJECT)
-    return Sentence(female.line, " ".join(words[:at]), pronouns, " ".join(words[at + 1 :]))
+        return HalfPair(female.line, unusable=OBJECT)
+    return HalfPair(female.line, " ".join(words[:at]), pronouns, " ".join(words[at + 1 :]))
 
 
-def _row(record: Record, own: Sentence, other: Sentence, women: Mapping[str, float], pronouns: Pronouns) -> Row:
+def _row(record: Record, own: HalfPair, other: HalfPair, women: Mapping[str, float], pronouns: Pronouns) -> Row:
     occupation = record.text("occupation(0)")
     if occupation not in women:
         raise record.wrong("an occupation of the table of shares", repr(occupation))

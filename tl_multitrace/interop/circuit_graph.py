@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tl_multitrace.interop.names import EMBEDDINGS, QKV, Edge, is_edge, node_of, unplaced
+from tl_multitrace.interop.node_names import EMBEDDINGS, QKV, Edge, is_edge, node_of, unplaced
 from tl_multitrace.interop.shape import Shape
 
 if TYPE_CHECKING:
@@ -276,14 +276,14 @@ class CircuitGraph:
 
     @classmethod
     def from_circuit(cls, circuit: Circuit, shape: Shape | Any = None) -> CircuitGraph:
-        """The nodes of one of our circuits; see :func:`tl_multitrace.interop.circuits.graph_of_circuit`."""
-        from tl_multitrace.interop.circuits import graph_of_circuit
+        """The nodes of one of our circuits; see ``circuit_conversion.graph_of_circuit``."""
+        from tl_multitrace.interop.circuit_conversion import graph_of_circuit
 
         return graph_of_circuit(circuit, shape)
 
     def to_circuit(self, model: Any = None) -> Circuit:
-        """The chosen heads and MLPs as a circuit; see :func:`tl_multitrace.interop.circuits.circuit_of_graph`."""
-        from tl_multitrace.interop.circuits import circuit_of_graph
+        """The chosen heads and MLPs as a circuit; see ``circuit_conversion.circuit_of_graph``."""
+        from tl_multitrace.interop.circuit_conversion import circuit_of_graph
 
         return circuit_of_graph(self, model)
 

@@ -1,4 +1,4 @@
-"""Between a :class:`~tl_multitrace.interop.graph.CircuitGraph` and our own :class:`~tl_multitrace.circuit.Circuit`.
+"""Between a :class:`CircuitGraph` and our own :class:`~tl_multitrace.circuit.Circuit`.
 
 Heads are heads at ``z``, MLPs are whole MLP outputs, single output dimensions of an MLP are ``mlp_dims``.
 """
@@ -11,8 +11,8 @@ from typing import Any
 
 from tl_multitrace.circuit import Circuit
 from tl_multitrace.groups import Component, HookGroups
-from tl_multitrace.interop.graph import CircuitGraph, NodeMark, counted, say_left_out
-from tl_multitrace.interop.names import head_name, mlp_name, node_of
+from tl_multitrace.interop.circuit_graph import CircuitGraph, NodeMark, counted, say_left_out
+from tl_multitrace.interop.node_names import head_name, mlp_name, node_of
 from tl_multitrace.interop.shape import Shape
 from tl_multitrace.models.compat import ModelView
 
