@@ -156,6 +156,7 @@ FILES: dict[str, tuple[str, str, Read, int]] = {
     "known": ("known_1000.json", json.dumps([FACT, {**FACT, "subject": "Paris"}], indent=1), read_prompts, 2),
     "counterfact": ("counterfact.json", json.dumps([REWRITE], indent=1), read_prompts, 1),
     "derived": ("derived.json", json.dumps([DERIVED], indent=1), read_prompts, 1),
+    "facts": ("f.csv", "prompt;subject;answer\nRome is in;Rome;Italy\nOslo is in;Oslo;Norway\n", read_prompts, 2),
     "winobias": ("pro_stereotyped_type1.txt.dev", WINOBIAS, read_winobias, 3),
     "winogender": ("templates.tsv", TEMPLATES, read_winogender, 2),
     "winogender sentences": ("all_sentences.tsv", SENTENCES, read_winogender, 1),
