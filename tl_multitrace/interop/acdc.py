@@ -153,4 +153,4 @@ def _inner_edges(shape: Shape, mlp_input: str) -> Iterator[tuple[Key, str]]:
 
 
 STEPS = (CircuitGraph.flat, CircuitGraph.with_inputs, CircuitGraph.with_edges)
-FORMAT = Format("acdc", tensors=Form(_parse, _content), prepare=STEPS)
+FORMAT = Format("acdc", {"tensors": Form(_parse, _content)}, prepare=STEPS)

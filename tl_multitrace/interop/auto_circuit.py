@@ -165,4 +165,4 @@ def _content(graph: CircuitGraph) -> tuple[Any, list[str]]:
     return content, counted({"which {} edges are in the circuit": flagged})
 
 
-FORMAT = Format("auto-circuit", tensors=Form(_parse, _content), prepare=(_prepared,), holds=("edge scores",))
+FORMAT = Format("auto-circuit", {"tensors": Form(_parse, _content)}, prepare=(_prepared,), holds=("edge scores",))

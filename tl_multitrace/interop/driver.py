@@ -7,7 +7,7 @@ format can hold, the file is whole or absent, and what was left out is said in o
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from tl_multitrace.interop.circuit_graph import CircuitGraph, say_left_out, unhe
 from tl_multitrace.records.tensor_files import load_tensors, save_tensors
 from tl_multitrace.untrusted import load_json
 
-TENSORS = (".pt", ".pth")
+TENSORS, KINDS = (".pt", ".pth"), ("json", "tensors")
 Item = Circuit | CircuitGraph
 """What can be written."""
 
@@ -41,8 +41,7 @@ class Format:
 
     Attributes:
         name: of the format.
-        json: its form as JSON, if it has one.
-        tensors: its form as tensors; where there are both, that of ``.pt`` and ``.pth`` files.
+        forms: ``"json"``, ``"tensors"``, or both; then ``.pt`` and ``.pth`` files are tensors, others JSON.
         prepare: bring a graph, one after another, to what the format can hold.
         holds: of node scores, edge scores, dimensions and groups those that it holds.
         tells_shape: whether a file tells the model's number of layers and heads; else ``read`` takes ``shape=``.
@@ -55,8 +54,7 @@ class Format:
     """
 
     name: str
-    json: Form | None = None
-    tensors: Form | None = None
+    forms: Mapping[str, Form]
     prepare: tuple[Callable[[CircuitGraph], CircuitGraph], ...] = ()
     holds: tuple[str, ...] = ()
     tells_shape: bool = True
@@ -68,10 +66,10 @@ class Format:
             FileNotFoundError: no such file.
             ValueError: not such a file; the message names file and place.
         """
-        form, tensors = self._form(path)
-        content = load_tensors(path) if tensors else load_json(path, nan=True)
+        kind = self._kind(path)
+        content = load_tensors(path) if kind == "tensors" else load_json(path, nan=True)
         with naming(path):
-            return form.parse(content, **options)
+            return self.forms[kind].parse(content, **options)
 
     def write(
         self, item: Item, path: str | Path, *, shape: Any = None, overwrite: bool = False, **options: Any
@@ -85,18 +83,15 @@ class Format:
         graph = as_graph(item, shape)
         for step in self.prepare:
             graph = step(graph)
-        form, tensors = self._form(path)
-        content, lost = form.content(graph, **options)
-        written = (save_tensors if tensors else _save_json)(path, content, overwrite=overwrite)
+        kind = self._kind(path)
+        content, lost = self.forms[kind].content(graph, **options)
+        written = (save_tensors if kind == "tensors" else _save_json)(path, content, overwrite=overwrite)
         say_left_out([*graph.left_out, *unheld(graph, self.holds), *lost], self.name)
         return written
 
-    def _form(self, path: str | Path) -> tuple[Form, bool]:
-        """The form of a file, and whether it is that of tensors."""
-        if self.tensors is not None and (self.json is None or Path(path).suffix in TENSORS):
-            return self.tensors, True
-        assert self.json is not None, self.name
-        return self.json, False
+    def _kind(self, path: str | Path) -> str:
+        """The form of a file."""
+        return next(iter(self.forms)) if len(self.forms) == 1 else KINDS[Path(path).suffix in TENSORS]
 
 
 def _save_json(path: str | Path, content: Any, *, overwrite: bool) -> Path:

@@ -224,8 +224,7 @@ def _tensors(graph: CircuitGraph) -> tuple[Any, list[str]]:
 
 FORMAT = Format(
     NAME,
-    Form(_parse_json, _json),
-    Form(_parse_tensors, _tensors),
+    {"json": Form(_parse_json, _json), "tensors": Form(_parse_tensors, _tensors)},
     prepare=(CircuitGraph.flat, CircuitGraph.joined_embeddings, CircuitGraph.with_inputs, _with_all_edges),
     holds=("node scores", "edge scores", "dimensions"),
 )

@@ -94,4 +94,4 @@ def _content(graph: CircuitGraph) -> tuple[Any, list[str]]:
 
 
 STEPS = (CircuitGraph.flat, CircuitGraph.with_inputs, CircuitGraph.with_edges)
-FORMAT = Format("edge-pruning", Form(_parse, _content), prepare=STEPS, tells_shape=False)
+FORMAT = Format("edge-pruning", {"json": Form(_parse, _content)}, prepare=STEPS, tells_shape=False)

@@ -72,4 +72,4 @@ def _content(graph: CircuitGraph) -> tuple[Any, list[str]]:
 
 
 HOLDS = ("groups", "edge scores")
-FORMAT = Format("dcm", Form(_parse, _content), prepare=(CircuitGraph.flat,), holds=HOLDS, tells_shape=False)
+FORMAT = Format("dcm", {"json": Form(_parse, _content)}, prepare=(CircuitGraph.flat,), holds=HOLDS, tells_shape=False)

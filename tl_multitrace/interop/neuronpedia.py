@@ -241,7 +241,7 @@ def _lost(graph: CircuitGraph) -> list[str]:
 
 FORMAT = Format(
     "neuronpedia",
-    Form(_parse, _content),
+    {"json": Form(_parse, _content)},
     prepare=(CircuitGraph.joined_embeddings,),
     holds=("node scores", "edge scores", "groups"),
     tells_shape=False,
