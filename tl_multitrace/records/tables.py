@@ -222,6 +222,5 @@ def _table(path: Path, text: str, usual: str) -> Table:
 
 
 def _delimiter(header: str, usual: str) -> str:
-    """What parts the fields of a header: the usual, unless that stands nowhere in it and another does."""
-    found = [delimiter for delimiter in (usual, *DELIMITERS) if delimiter in header]
-    return found[0] if found else usual
+    """What parts the fields of a header: what stands in it most often; the usual one where that is undecided."""
+    return max((usual, *DELIMITERS), key=header.count)
