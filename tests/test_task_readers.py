@@ -344,3 +344,14 @@ def test_facts_of_every_layout_are_the_same_in_a_table(name: str, tmp_path: Path
     assert load_facts(path) == load_facts(tmp_path / "facts.json")
     assert read_prompts(path).rows == read_prompts(tmp_path / "facts.json").rows
     assert [f.prompt for f in load_facts(path)] == [row.base for row in read_prompts(path).rows]
+
+
+def test_an_answer_is_text_or_a_whole_number(tmp_path: Path) -> None:
+    path, fact = tmp_path / "facts.json", {"prompt": "The war began in ", "subject": "The war"}
+    path.write_text(json.dumps([{**fact, "answer": 1914}]))
+    assert load_facts(path)[0].answer == "1914" and read_prompts(path).rows[0].answers == ("1914",)
+    for answer in (True, [" a"], {"a": "b"}, float("nan"), 1.5):
+        path.write_text(json.dumps([{**fact, "answer": answer}]))
+        for read in (load_facts, read_prompts):
+            with pytest.raises(ValueError, match=r"facts\.json, line 1: expected a fact, found fact \d has the answer"):
+                read(path)

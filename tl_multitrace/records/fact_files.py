@@ -137,7 +137,7 @@ def _from_mapping(record: Mapping[str, Any], i: int) -> Fact:
             f"fact {i} has the keys {short(sorted(map(str, record)), 300)}: it needs prompt and subject, or the layout "
             "of known_1000 or CounterFact."
         )
-    if isinstance(answer, bool) or not isinstance(answer, str | int | float | None):
+    if answer is not None and (isinstance(answer, bool) or not isinstance(answer, str | int)):
         raise ValueError(f"fact {i} has the answer {short(answer)}, which is no text.")
     # with the space that separates it from the prompt
     spaced = None if answer is None else str(answer).strip() if text[-1:].isspace() else f" {str(answer).strip()}"
