@@ -283,6 +283,10 @@ TABLES: dict[str, Loader] = {
         f"facts, {name}": Loader(writing("a.json", records), lambda folder: load_facts(folder / "a.json"))
         for name, records in FACTS.items()
     },
+    "facts, table": Loader(
+        lambda: {"a.csv": b"sep=;\nprompt;subject;answer\nRome is in;Rome;Italy\nOslo is in;Oslo;Norway\n"},
+        lambda folder: load_facts(folder / "a.csv"),
+    ),
     "facts, lines": Loader(
         lambda: {"a.jsonl": "\n".join(map(json.dumps, FACTS["known_1000"])).encode()},
         lambda folder: load_facts(folder / "a.jsonl"),

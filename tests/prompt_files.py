@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tl_multitrace.tasks.ioi import read_ioi
+from tl_multitrace.tasks.professions import read_professions
 from tl_multitrace.tasks.readers import read_prompts
-from tl_multitrace.tasks.readers.ioi import read_ioi
-from tl_multitrace.tasks.readers.professions import read_professions
-from tl_multitrace.tasks.readers.winobias import read_winobias
-from tl_multitrace.tasks.readers.winogender import read_winogender
+from tl_multitrace.tasks.winobias import read_winobias
+from tl_multitrace.tasks.winogender import read_winogender
 
 WINOBIAS = (
     "1 [The developer] met the nurse because [he] was early.\n"
@@ -156,6 +156,7 @@ FILES: dict[str, tuple[str, str, Read, int]] = {
     "known": ("known_1000.json", json.dumps([FACT, {**FACT, "subject": "Paris"}], indent=1), read_prompts, 2),
     "counterfact": ("counterfact.json", json.dumps([REWRITE], indent=1), read_prompts, 1),
     "derived": ("derived.json", json.dumps([DERIVED], indent=1), read_prompts, 1),
+    "facts": ("f.csv", "prompt;subject;answer\nRome is in;Rome;Italy\nOslo is in;Oslo;Norway\n", read_prompts, 2),
     "winobias": ("pro_stereotyped_type1.txt.dev", WINOBIAS, read_winobias, 3),
     "winogender": ("templates.tsv", TEMPLATES, read_winogender, 2),
     "winogender sentences": ("all_sentences.tsv", SENTENCES, read_winogender, 1),

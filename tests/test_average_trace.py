@@ -336,11 +336,11 @@ def test_published_layouts(lines: bool, tmp_path: Path) -> None:
     [
         ("[1, 2]", "fact 0 is 1"),
         ('[{"prompt": "a"}]', r"fact 0 has the keys \['prompt'\]"),
-        ('{"prompt": ', "neither a JSON list nor JSON lines"),
+        ('{"prompt": ', "facts.json, line 1: expected one JSON object, found no JSON"),
         ("[]", "there are no facts"),
         ('[{"requested_rewrite": {"prompt": "{} is"}}]', "requested_rewrite needs prompt, subject and target_true.str"),
         ('[{"prompt": "", "subject": "a"}]', "needs a prompt and a subject"),
-        ("\xff\xfe", "neither a JSON list"),
+        ("\xff\xfe", "facts.json, line 1: expected UTF-8 text, found the byte 0xff"),
     ],
 )
 def test_files_that_hold_no_facts(text: str, message: str, tmp_path: Path) -> None:

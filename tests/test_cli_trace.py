@@ -181,10 +181,10 @@ def test_an_error_is_one_line_and_leaves_nothing(case: str, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "no file"),
+        (None, "no facts file"),
         ("[]", "there are no facts"),
         ('[{"prompt": "a"}]', "fact 0 has the keys ['prompt']"),
-        ("{", "neither a JSON list nor JSON lines"),
+        ("{", "line 1: expected one JSON object, found no JSON"),
         ('[{"prompt": "The Falcon Tower", "subject": "Eiffel"}]', "no fact is left of 1"),
     ],
 )
@@ -195,3 +195,11 @@ def test_files_without_facts(text: str | None, message: str, tmp_path: Path) -> 
     result = call("trace", "--facts", path, *QUICK, "--out", tmp_path / "run")
     assert result.exit_code == 1 and message in flat(result.stderr), result.output
     assert not (tmp_path / "run").exists()
+
+
+def test_a_table_of_facts_is_traced(tmp_path: Path) -> None:
+    lines = ["prompt;subject;answer", "The Falcon Tower is in the city of;Falcon Tower;Rome"]
+    (tmp_path / "facts.csv").write_text("\n".join(lines))
+    result = call("trace", "--facts", tmp_path / "facts.csv", "--all-facts", *QUICK, "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert [p.name for p in (tmp_path / "run").glob("*.json")]

@@ -280,7 +280,7 @@ def test_facts_are_put_together_at_the_last_word_of_the_subject(
     assert least <= restored / asked <= most
 
 
-def _swapped(fact: grammar.Fact) -> grammar.Fact:
+def _swapped(fact: grammar.InventedFact) -> grammar.InventedFact:
     """Another fact of the relation whose subject is as long and ends in the same word."""
     words_of = fact.subject.split()
     return next(

@@ -22,7 +22,8 @@ from typer.testing import CliRunner
 import tl_multitrace as mt
 from tl_multitrace import untrusted
 from tl_multitrace.cli import app as cli
-from tl_multitrace.interop import FORMATS, convert, reading, write_circuit
+from tl_multitrace.interop import FORMATS, convert, write_circuit
+from tl_multitrace.records import tensor_files
 
 PT = {"eap-ig": ".pt", "auto-circuit": ".pt", "acdc": ".pth"}
 JSON = ("eap-ig", "edge-pruning", "dcm", "neuronpedia")
@@ -112,7 +113,7 @@ def test_a_missing_file_and_one_that_is_too_large(tmp_path: Path, monkeypatch: p
 def test_a_file_that_unpacks_to_more_than_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with zipfile.ZipFile(tmp_path / "a.pt", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", b"0" * 100000)
-    monkeypatch.setattr(reading, "MAX_BYTES", 50000)
+    monkeypatch.setattr(tensor_files, "MAX_BYTES", 50000)
     with pytest.raises(ValueError, match="100000 bytes when unpacked; at most 50000 are read"):
         mt.from_eap_ig(tmp_path / "a.pt")
 
@@ -334,7 +335,7 @@ def test_nothing_is_left_of_a_failed_write(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not written: it would hold a number that is not finite"):
         mt.to_eap_ig(bad, tmp_path / "a.json")
     with unchecked(), pytest.raises(TypeError, match="expected a Circuit or a CircuitGraph, got str"):
-        mt.interop.circuits.as_graph("a.json")
+        mt.interop.circuit_conversion.as_graph("a.json")
     assert not list(tmp_path.iterdir())
 
 

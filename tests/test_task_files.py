@@ -16,10 +16,10 @@ import tiny_models
 import tl_multitrace as mt
 from tl_multitrace.cli import app as cli
 from tl_multitrace.runs.job import Job, make_task
+from tl_multitrace.tasks.coreference import CONTEXTS, OBJECT, SEVERAL_PRONOUNS
 from tl_multitrace.tasks.counterfact import PAPER_NOISE
-from tl_multitrace.tasks.readers.coreference import CONTEXTS, OBJECT, SEVERAL_PRONOUNS
-from tl_multitrace.tasks.readers.eap_ig import NO_LATER_YEAR
-from tl_multitrace.tasks.readers.professions import NEUTRAL
+from tl_multitrace.tasks.eap_ig_tables import NO_LATER_YEAR
+from tl_multitrace.tasks.professions import NEUTRAL
 from tl_multitrace.tokens import LENGTHS, SUBJECT, UNKNOWN
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

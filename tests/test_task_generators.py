@@ -17,7 +17,7 @@ import tl_multitrace as mt
 from tl_multitrace import tokens
 from tl_multitrace.demo import words
 from tl_multitrace.tasks import causal_graphs, corr2cause, hypernymy, registry, subject_verb_agreement
-from tl_multitrace.tasks.rows import Sieve, sieve_of
+from tl_multitrace.tasks.sieve import Sieve, sieve_of
 
 KNOWN = ("gendered_pronouns", "greater_than", "hypernymy", "subject_verb_agreement", "variable_binding", "corr2cause")
 NAMES = (*KNOWN, "neutral_text")

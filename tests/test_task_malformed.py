@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tl_multitrace.tasks.readers.text import wrong
-from tl_multitrace.tasks.readers.winobias import read_winobias
-from tl_multitrace.tasks.readers.winogender import read_winogender
+from tl_multitrace.records.text_files import wrong
+from tl_multitrace.tasks.winobias import read_winobias
+from tl_multitrace.tasks.winogender import read_winogender
 
 Bad = tuple[str, Any, str]
 BAD: dict[str, Bad] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
 from collections import Counter
@@ -11,14 +12,16 @@ from typing import Any
 import prompt_files
 import pytest
 
-from tl_multitrace.tasks.readers import benchmarks, hub, read_prompts
-from tl_multitrace.tasks.readers.coreference import CONTEXTS, OBJECT, SEVERAL_PRONOUNS
-from tl_multitrace.tasks.readers.facts import NO_SUBJECT
-from tl_multitrace.tasks.readers.ioi import KINDS, read_ioi
-from tl_multitrace.tasks.readers.professions import read_professions
-from tl_multitrace.tasks.readers.winobias import read_winobias
-from tl_multitrace.tasks.readers.winogender import read_shares, read_winogender
-from tl_multitrace.tasks.rows import Row
+from tl_multitrace.causal_trace import load_facts
+from tl_multitrace.tasks import benchmarks, hub
+from tl_multitrace.tasks.coreference import CONTEXTS, OBJECT, SEVERAL_PRONOUNS
+from tl_multitrace.tasks.counterfact import NO_SUBJECT
+from tl_multitrace.tasks.ioi import KINDS, read_ioi
+from tl_multitrace.tasks.professions import read_professions
+from tl_multitrace.tasks.readers import read_prompts
+from tl_multitrace.tasks.sieve import Row
+from tl_multitrace.tasks.winobias import read_winobias
+from tl_multitrace.tasks.winogender import read_shares, read_winogender
 
 
 # ------------------------------------------------------------------------------------------------ the real files
@@ -274,3 +277,81 @@ def test_a_part_of_a_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "MAX_ROWS", 2)
     with pytest.raises(ValueError, match=r"hf:a/b has more than 2 rows: name a part of them, such as @train\[:1000\]"):
         read_prompts("hf:a/b")
+
+
+# ------------------------------------------------------------------------------------------ tables of spreadsheets
+SHEET = [
+    ["prompt", "subject", "answer"],
+    ["Rome; a city, is in", "Rome", "Italy"],
+    ['The "Louvre" is in', "Louvre", "Paris"],
+]
+
+
+def sheet(delimiter: str, rows: list[list[str]]) -> str:
+    """Rows as a spreadsheet writes them."""
+    cells = [
+        '"' + cell.replace('"', '""') + '"' if set(cell) & set(f'{delimiter}"') else cell
+        for row in rows
+        for cell in row
+    ]
+    width = len(rows[0])
+    return "".join(delimiter.join(cells[i : i + width]) + "\r\n" for i in range(0, len(cells), width))
+
+
+DIALECTS: dict[str, bytes] = {
+    "commas": sheet(",", SHEET).encode(),
+    "semicolons": sheet(";", SHEET).encode(),
+    "tabs": sheet("\t", SHEET).encode(),
+    "said above": ("sep=;\r\n" + sheet(";", SHEET)).encode(),
+    "an odd one, said above": ("sep=|\r\n" + sheet("|", SHEET)).encode(),
+    "byte-order mark": ("\ufeff" + sheet(";", SHEET)).encode(),
+    "unicode text": sheet("\t", SHEET).encode("utf-16"),
+    "old line ends": sheet(";", SHEET).replace("\r\n", "\r").encode(),
+    "empty columns and rows": sheet(",", [[*row, "", ""] for row in SHEET] + [[""] * 5] * 2).encode(),
+}
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_facts_table_is_one_everywhere_in_every_dialect(dialect: str, tmp_path: Path) -> None:
+    (tmp_path / "facts.csv").write_bytes(DIALECTS[dialect])
+    prompts = read_prompts(tmp_path / "facts.csv")
+    assert [(r.base, r.subject, r.answers) for r in prompts.rows] == [(p, s, (f" {a}",)) for p, s, a in SHEET[1:]]
+    facts = load_facts(tmp_path / "facts.csv")
+    assert [(f.prompt, f.subject, f.answer) for f in facts] == [(p, s, f" {a}") for p, s, a in SHEET[1:]]
+
+
+def test_a_line_of_a_spreadsheet_is_named_as_it_stands_there(tmp_path: Path) -> None:
+    (tmp_path / "facts.csv").write_text("sep=;\nprompt;subject;answer\nRome is in;Rome;Italy\nOslo is in;Oslo\n")
+    with pytest.raises(
+        ValueError, match=r"line 4: expected 3 fields, found 2\. Put text that holds a semicolon in double"
+    ):
+        load_facts(tmp_path / "facts.csv")
+    (tmp_path / "facts.csv").write_text("prompt;subject;answer\nRome is in;Rome;Italy\n;Oslo;Norway\n")
+    for read in (load_facts, read_prompts):
+        with pytest.raises(ValueError, match=r"facts\.csv, line 3: expected a fact, found a fact needs a prompt"):
+            read(tmp_path / "facts.csv")
+
+
+@pytest.mark.parametrize("name", ["known", "counterfact", "derived"])
+def test_facts_of_every_layout_are_the_same_in_a_table(name: str, tmp_path: Path) -> None:
+    records = json.loads(prompt_files.FILES[name][1])
+    path = tmp_path / "facts.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(records[0]), delimiter=";")
+        writer.writeheader()
+        writer.writerows(records)  # what is nested stands there as Python writes it
+    (tmp_path / "facts.json").write_text(json.dumps(records))
+    assert load_facts(path) == load_facts(tmp_path / "facts.json")
+    assert read_prompts(path).rows == read_prompts(tmp_path / "facts.json").rows
+    assert [f.prompt for f in load_facts(path)] == [row.base for row in read_prompts(path).rows]
+
+
+def test_an_answer_is_text_or_a_whole_number(tmp_path: Path) -> None:
+    path, fact = tmp_path / "facts.json", {"prompt": "The war began in ", "subject": "The war"}
+    path.write_text(json.dumps([{**fact, "answer": 1914}]))
+    assert load_facts(path)[0].answer == "1914" and read_prompts(path).rows[0].answers == ("1914",)
+    for answer in (True, [" a"], {"a": "b"}, float("nan"), 1.5):
+        path.write_text(json.dumps([{**fact, "answer": answer}]))
+        for read in (load_facts, read_prompts):
+            with pytest.raises(ValueError, match=r"facts\.json, line 1: expected a fact, found fact \d has the answer"):
+                read(path)

@@ -15,9 +15,9 @@ import torch
 import tiny_models
 import tl_multitrace as mt
 from tl_multitrace import tokens
-from tl_multitrace.tasks import registry, rows
-from tl_multitrace.tasks.prompt_file import read_rows
-from tl_multitrace.tasks.rows import Row, sieve_of
+from tl_multitrace.tasks import registry, sieve
+from tl_multitrace.tasks.readers import read_prompts
+from tl_multitrace.tasks.sieve import Row, sieve_of
 
 NAMES = ("facts", "induction", "ioi", "professions")
 TOKENIZERS = {"gpt2": "gpt2_tokenizer", "pieces": "stories260K"}
@@ -238,7 +238,7 @@ def test_the_list_of_tasks() -> None:
 
 
 def test_a_task_of_ones_own(word_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def make(sieve: rows.Sieve, rng: random.Random, *, demo: bool = False) -> Iterator[Row]:
+    def make(view: sieve.Sieve, rng: random.Random, *, demo: bool = False) -> Iterator[Row]:
         while True:
             yield Row(
                 f"The {rng.choice(['nurse', 'teacher'])} said that", "The man said that", (" he",), (" she",), "x"
@@ -255,13 +255,13 @@ def test_a_task_of_ones_own(word_model: Any, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_maker_that_yields_nothing_usable_ends(word_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def make(sieve: rows.Sieve, rng: random.Random, *, demo: bool = False) -> Iterator[Row]:
+    def make(view: sieve.Sieve, rng: random.Random, *, demo: bool = False) -> Iterator[Row]:
         while True:
             yield UNCLEAN[tokens.UNKNOWN]
 
     monkeypatch.setattr(registry, "REGISTRY", {})
     registry.register(registry.TaskInfo("hopeless", "Who?", make, mt.LogitDiff(), "heads"))
-    with pytest.raises(ValueError, match=rf"does not know \({5 * rows.PATIENCE}\)"):
+    with pytest.raises(ValueError, match=rf"does not know \({5 * sieve.PATIENCE}\)"):
         mt.task("hopeless", word_model, n=5)
 
 
@@ -335,10 +335,10 @@ def test_a_malformed_file_gives_file_line_and_what_was_expected(case: str, tmp_p
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ValueError, match=message) as error:
-        read_rows(path)
+        read_prompts(path)
     assert str(error.value).startswith(str(path))
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no prompts file"):
-        read_rows(tmp_path / "none.csv")
+        read_prompts(tmp_path / "none.csv")

@@ -17,7 +17,7 @@ import tl_multitrace as mt
 from tiny_models import HAS_BRIDGE, bridge_from_hf, build, forked_rng, hf_model, word_tokenizer
 from tiny_tokenizer import WORDS
 from tl_multitrace.causal_trace import causal_trace
-from tl_multitrace.tasks.rows import Row, pairs_of, sieve_of
+from tl_multitrace.tasks.sieve import Row, pairs_of, sieve_of
 from tl_multitrace.tokens import MASK, Encoder
 
 pytestmark = pytest.mark.filterwarnings("ignore:the model does not predict", "ignore:the (corruption|total effect)")

@@ -7,10 +7,10 @@ Architectures that were run against a plain loop: as decoders GPT-2, Llama, Qwen
 
 from tl_multitrace.causal_trace.average import average_causal_trace
 from tl_multitrace.causal_trace.corruption import TokenReplacement, subject_std
-from tl_multitrace.causal_trace.facts import Fact, load_facts
 from tl_multitrace.causal_trace.grid import TraceGrid
 from tl_multitrace.causal_trace.sweep import causal_trace
 from tl_multitrace.causal_trace.tokens import CausalTokens, causal_tokens
+from tl_multitrace.records.fact_files import Fact, load_facts
 
 __all__ = [
     "CausalTokens",

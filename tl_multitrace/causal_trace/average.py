@@ -18,7 +18,6 @@ import torch
 from tl_multitrace.causal_trace.cells import check_severed, make_cells
 from tl_multitrace.causal_trace.classes import by_class
 from tl_multitrace.causal_trace.corruption import Corruption, TokenReplacement, named_corruption, subject_std
-from tl_multitrace.causal_trace.facts import Fact, as_facts, copies_of_facts
 from tl_multitrace.causal_trace.grid import TraceGrid
 from tl_multitrace.causal_trace.question import Question
 from tl_multitrace.causal_trace.sweep import UNCHANGED, check_samples, trace_question, window_doubt
@@ -29,6 +28,7 @@ from tl_multitrace.interventions import NoiseCorruption
 from tl_multitrace.models.ambient import neutral
 from tl_multitrace.models.compat import ModelView
 from tl_multitrace.progress import bar, ticking
+from tl_multitrace.records.fact_files import Fact, as_facts, copies_of_facts
 
 logger = logging.getLogger(__name__)
 

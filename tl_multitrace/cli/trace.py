@@ -68,7 +68,9 @@ def register(app: typer.Typer, reported: Reported, say: Say) -> None:
         prompt: Annotated[str | None, typer.Option(help="Text up to the answer.")] = None,
         subject: Annotated[str | None, typer.Option(help="Part of the prompt to corrupt, or all.")] = None,
         answer: Annotated[str | None, typer.Option(help="With its leading space; default: the prediction.")] = None,
-        facts: Annotated[Path | None, typer.Option(help="Instead: JSON of facts (known_1000, CounterFact).")] = None,
+        facts: Annotated[
+            Path | None, typer.Option(help="Instead: facts, as a table or JSON (prompt, subject, answer).")
+        ] = None,
         n: Annotated[int | None, typer.Option("--n", "-n", min=1, help="Facts to trace, at most.")] = None,
         restore: Restore = "resid",
         window: Annotated[int, typer.Option(min=1, help="Layers per window, for mlp and attn.")] = 10,

@@ -5,36 +5,34 @@ Every maker draws one sentence; ``split`` names the combinations it may use (``"
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from itertools import permutations
 
-from .draw import Draw, Sentence, Split, combinations, is_held_out
-from .templates import (
+from tl_multitrace.tasks import causal_graphs
+from tl_multitrace.tasks.corpus import (
     AGREEMENT_TEMPLATES,
-    BINDING_THIRD_SHARE,
-    CAUSAL_TEMPLATE,
-    CLASS_TEMPLATES,
-    NAME_TEMPLATES,
-    YEAR_TEMPLATES,
-)
-from .words import (
     ANIMALS,
-    CAUSAL_LETTERS,
+    BINDING_THIRD_SHARE,
     CAUSAL_WORDS,
     CENTURIES,
+    CLASS_TEMPLATES,
     CLASSES,
     DIGITS,
     EVENTS,
     FEMALE_NAMES,
     LETTERS,
+    NAME_TEMPLATES,
     NAMES,
     PRAISE,
     ROLES,
     STATES,
-    TIES,
+    YEAR_TEMPLATES,
     YEARS,
 )
+from tl_multitrace.tasks.corr2cause import causal_prompt, ties_of
+
+from .draw import Draw, Sentence, Split, combinations, is_held_out
 
 
 @cache
@@ -144,8 +142,6 @@ def causal_classes() -> dict[tuple[str, str, str], dict[tuple[str, int, int], bo
     Keys are the words for the pairs AB, AC, BC; there are eleven sets, one per Markov equivalence class. Values tell
     for each (relation, a, b) whether it holds in every graph with these ties.
     """
-    from tl_multitrace.tasks import causal_graphs
-
     found: dict[tuple[str, str, str], dict[tuple[str, int, int], bool]] = {}
     for arrows in causal_graphs.every_graph(3):
         found[ties_of(causal_graphs.separating_sets(arrows, 3))] = {
@@ -154,20 +150,6 @@ def causal_classes() -> dict[tuple[str, str, str], dict[tuple[str, int, int], bo
             for a, b in permutations(range(3), 2)
         }
     return found
-
-
-def ties_of(separating: Mapping[tuple[int, int], Sequence[tuple[int, ...]]]) -> tuple[str, str, str]:
-    """Name the ties of the pairs AB, AC, BC, given what separates each: nothing (), or the third variable."""
-    ab, ac, bc = (TIES[() not in sets, all(given == () for given in sets)] for sets in separating.values())
-    return ab, ac, bc
-
-
-def causal_prompt(ties: tuple[str, str, str], statement: tuple[str, int, int]) -> str:
-    """Write the question whether a statement follows from ties."""
-    relation, a, b = statement
-    ab, ac, bc = ties
-    names = {"a": CAUSAL_LETTERS[a], "b": CAUSAL_LETTERS[b]}
-    return CAUSAL_TEMPLATE.format(ab=ab, ac=ac, bc=bc, relation=CAUSAL_WORDS[relation], **names)
 
 
 @cache

@@ -17,41 +17,30 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 
-from . import families
-from .draw import Draw, Sentence, Split, combinations, is_held_out
-from .templates import (
-    AGREEMENT_TEMPLATES,
-    CAUSAL_TEMPLATE,
-    CLASS_TEMPLATES,
-    FACT_TEMPLATES,
-    FILLER_TEMPLATES,
-    IOI_TEMPLATES,
-    IOI_THIRD_NAME_SHARE,
-    NAME_TEMPLATES,
-    PRONOUN_PLACE_SHARE,
-    PRONOUN_TAILS,
-    PRONOUN_TEMPLATES,
-    YEAR_TEMPLATES,
-)
-from .words import (
+from tl_multitrace.tasks.corpus import (
     ACTIONS,
     ADJECTIVES,
+    AGREEMENT_TEMPLATES,
     ANIMALS,
+    CAUSAL_TEMPLATE,
     CAUSAL_WORDS,
     CENTURIES,
-    CITIES,
+    CLASS_TEMPLATES,
     CLASSES,
     EVENTS,
+    FACT_TEMPLATES,
     FACTS,
     FEMALE_NOUNS,
     FEMALE_PROFESSIONS,
+    FILLER_TEMPLATES,
     GIVING_VERBS,
-    INSTRUMENTS,
-    LANGUAGES,
+    INDUCTION_WORDS,
+    IOI_TEMPLATES,
+    IOI_THIRD_NAME_SHARE,
     LETTERS,
     MALE_NOUNS,
     MALE_PROFESSIONS,
-    MATERIALS,
+    NAME_TEMPLATES,
     NAMES,
     NEUTRAL_PROFESSIONS,
     OBJECTS,
@@ -59,15 +48,22 @@ from .words import (
     PRAISE,
     PROFESSIONS,
     PRONOUN_NOUNS,
+    PRONOUN_PLACE_SHARE,
+    PRONOUN_TAILS,
+    PRONOUN_TEMPLATES,
     RELATIONS,
     ROLES,
     SEASONS,
     STATES,
     TIES,
     WEATHER,
+    YEAR_TEMPLATES,
     YEARS,
-    Fact,
+    InventedFact,
 )
+
+from . import families
+from .draw import Draw, Sentence, Split, combinations, is_held_out
 
 __all__ = [
     "FACTS",
@@ -79,6 +75,7 @@ __all__ = [
     "GRAMMAR_VERSION",
     "INDUCTION_WORDS",
     "IOI_TEMPLATES",
+    "InventedFact",
     "MALE_NOUNS",
     "MALE_PROFESSIONS",
     "NAMES",
@@ -89,7 +86,6 @@ __all__ = [
     "PRONOUN_NOUNS",
     "PRONOUN_TEMPLATES",
     "RELATIONS",
-    "Fact",
     "Sentence",
     "fact_prompts",
     "pronoun_prompts",
@@ -117,13 +113,6 @@ FAMILIES: dict[str, float] = {
 }
 
 INDUCTION_LENGTHS: range = range(4, 13)  # words in one copy
-INDUCTION_WORDS: tuple[str, ...] = tuple(
-    sorted(
-        {*PROFESSIONS, *NAMES, *PLACES, *OBJECTS, *ADJECTIVES, *STATES, *CITIES, *MATERIALS, *LANGUAGES, *INSTRUMENTS}
-        | {*SEASONS, *WEATHER, *ACTIONS}
-        | {form for pair in ANIMALS for form in pair}
-    )
-)
 
 
 @cache
@@ -145,7 +134,7 @@ def pronoun_prompts(split: Split) -> list[tuple[str, str]]:
 
 
 @cache
-def fact_prompts(split: Split) -> list[tuple[Fact, str]]:
+def fact_prompts(split: Split) -> list[tuple[InventedFact, str]]:
     """List the (fact, template) pairs of one split: every fact keeps one of its five wordings held out."""
     wanted = split == "held_out"
     return [

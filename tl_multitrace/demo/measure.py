@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 
+from tl_multitrace.tasks.corpus import ANIMALS, YEARS
+
 from .draw import Sentence
 from .grammar import FAMILIES, PRONOUN_NOUNS, PRONOUN_TEMPLATES, fact_prompts, pronoun_prompts, sentences
-from .words import ANIMALS, YEARS
 
 BATCH = 256
 

@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tl_multitrace.tasks.corpus import DEMO_TOKENIZER
+
 BOS, PAD, UNK = "<|bos|>", "<|pad|>", "<|unk|>"
-NAME = "tl-multitrace-demo"
+NAME = DEMO_TOKENIZER
 
 
 def tokenizer_settings(n_ctx: int) -> dict[str, Any]:

@@ -14,13 +14,13 @@ from torch import Tensor
 from tl_multitrace._version import __version__
 from tl_multitrace.causal_trace.average import FactRuns, TraceOptions, so_far
 from tl_multitrace.causal_trace.corruption import Corruption
-from tl_multitrace.causal_trace.facts import as_facts
 from tl_multitrace.causal_trace.grid import TraceGrid
 from tl_multitrace.causal_trace.sweep import Sweep
 from tl_multitrace.groups import HookGroups, Points, heads, mlps
 from tl_multitrace.models.ambient import neutral
 from tl_multitrace.progress import bar, ticking
 from tl_multitrace.prompts import PromptPairs
+from tl_multitrace.records.fact_files import as_facts
 from tl_multitrace.records.stats import Score, undefined
 from tl_multitrace.tracer import Tracer
 

@@ -7,11 +7,12 @@ either. What a format cannot hold is named in a :class:`LeftOut` warning.
 
 from tl_multitrace.interop.acdc import from_acdc, to_acdc
 from tl_multitrace.interop.auto_circuit import from_auto_circuit, to_auto_circuit
+from tl_multitrace.interop.circuit_graph import CircuitGraph, LeftOut, Mark, NodeMark
 from tl_multitrace.interop.component_scores import ComponentScores
+from tl_multitrace.interop.driver import Format
 from tl_multitrace.interop.eap_ig import from_eap_ig, to_eap_ig
 from tl_multitrace.interop.edge_pruning import from_edge_pruning, to_edge_pruning
-from tl_multitrace.interop.formats import FORMATS, OURS, Format, convert, format_by_name, read_circuit, write_circuit
-from tl_multitrace.interop.graph import CircuitGraph, LeftOut, Mark, NodeMark
+from tl_multitrace.interop.formats import FORMATS, OURS, convert, format_by_name, read_circuit, write_circuit
 from tl_multitrace.interop.head_lists import from_head_lists, to_head_lists
 from tl_multitrace.interop.lens_results import (
     from_attribution_result,
@@ -20,8 +21,9 @@ from tl_multitrace.interop.lens_results import (
     to_attribution_result,
     to_patching_result,
 )
-from tl_multitrace.interop.names import Edge, Shape
 from tl_multitrace.interop.neuronpedia import from_neuronpedia, to_neuronpedia
+from tl_multitrace.interop.node_names import Edge
+from tl_multitrace.interop.shape import Shape
 
 __all__ = [
     "FORMATS",

@@ -13,108 +13,67 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tl_multitrace.circuit import Circuit
-from tl_multitrace.files import naming
-from tl_multitrace.interop.circuits import as_graph
-from tl_multitrace.interop.graph import CircuitGraph, Mark, say_left_out, unheld
-from tl_multitrace.interop.hooks import hook, what_is
-from tl_multitrace.interop.names import EMBEDDINGS, QKV, Edge, Shape, checked, head_name, mlp_name, node_of
-from tl_multitrace.interop.reading import flag, load_tensors, save_tensors
+from tl_multitrace.interop.circuit_graph import CircuitGraph, Mark
+from tl_multitrace.interop.driver import Form, Format, Item
+from tl_multitrace.interop.fields import flag
+from tl_multitrace.interop.node_names import EMBEDDINGS, QKV, Edge, checked, head_name, hook, mlp_name, node_of, what_is
+from tl_multitrace.interop.shape import Shape
 
-FORMAT = "acdc"
 Index = tuple[None, None, int] | tuple[None]
 Key = tuple[str, Index, str, Index]
 
 
 def from_acdc(path: str | Path, *, shape: Shape | Any = None) -> CircuitGraph:
-    """Read an ACDC edge dictionary.
+    """Read an ACDC edge dictionary; nothing in it is run, and pickled edge lists of ACDC's own classes are refused.
 
-    Args:
-        path: of the ``.pth`` file. (ACDC's pickled edge lists hold objects of its own classes and are refused.)
-        shape: the model or a :class:`Shape`; default: the shape of the edges, which are all there.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not such a file. Nothing in it is run.
+    The shape (or model) is by default that of the edges, which are all there. Raises FileNotFoundError, and ValueError
+    where it is no such file.
 
     Examples:
         >>> graph = mt.from_acdc(mt.to_acdc(circuit, "edges.pth"), shape=model)
         >>> graph.to_circuit(model).labels
         ['L0H1', 'L0H3']
     """
-    content = load_tensors(path)
-    if not isinstance(content, Mapping) or not content:
-        raise ValueError(f"{path} is not an ACDC edge dictionary: it holds {type(content).__name__}.")
-    with naming(path):
-        edges, inner = _edges(content)
-        guessed = Shape.around(name for e in edges for name in (e.source, e.target))
-        only = not any(node_of(e.source).kind == "mlp" for e in edges)
-        found = Shape(guessed.n_layers, guessed.n_heads, attn_only=only)
-        old = any(hook("old_mlp_input", layer) in {key[0] for key in content} for layer in range(found.n_layers))
-        extra = {"inner": inner, "mlp input": "old_mlp_input" if old else "mlp_input"}
-        graph = CircuitGraph(found, edges=edges, format=FORMAT, extra=extra)
-        return graph if shape is None else graph.with_shape(shape)
+    return FORMAT.read(path, shape=shape)
 
 
-def to_acdc(
-    item: Circuit | CircuitGraph, path: str | Path, *, shape: Shape | Any = None, overwrite: bool = False
-) -> Path:
+def to_acdc(item: Item, path: str | Path, *, shape: Shape | Any = None, overwrite: bool = False) -> Path:
     """Write an ACDC edge dictionary: every edge of the model, True where it is in the circuit.
 
     A circuit of components has no edges: an edge is there when both its ends are. Edges inside a node are True where
-    the node is in the circuit, as they were where the graph came from such a file.
-
-    Args:
-        item: a circuit, or a graph of any format.
-        path: of the ``.pth`` file.
-        shape: the model or a :class:`Shape`, where the item does not tell it.
-        overwrite: replace the file.
-
-    Raises:
-        FileExistsError: the file exists.
-        ValueError: nothing is in the circuit.
-
-    Warns:
-        LeftOut: what the format cannot hold.
+    the node is in the circuit, as they were where the graph came from such a file. What the format cannot hold is a
+    :class:`LeftOut` warning. Raises FileExistsError unless ``overwrite``, and ValueError where nothing is in the
+    circuit.
 
     Examples:
         >>> file = mt.to_acdc(circuit, "edges.pth")
         >>> len(mt.from_acdc(file, shape=model).to_dataframe().query("in_graph"))
         9
     """
-    graph = as_graph(item, shape).flat().with_inputs().with_edges()
-    if graph.shape.parallel_attn_mlp:
-        raise ValueError("ACDC's graph lets an MLP read its own layer's heads, which this model's MLPs do not.")
-    chosen = set(graph.chosen)
-    extra = graph.extra if graph.format == FORMAT else {}
-    mlp_input = extra.get("mlp input", "mlp_input")
-    content: OrderedDict[Key, bool] = OrderedDict()
-    for edge in _all_edges(graph):
-        content[_key(edge, graph.shape, mlp_input)] = bool(graph.edges.get(edge, Mark()).in_graph)
-    for key, node in _inner_edges(graph.shape, mlp_input):
-        content[key] = node in chosen
-    content.update(extra.get("inner", {}))
-    written = save_tensors(path, content, overwrite=overwrite)
-    say_left_out([*graph.left_out, *unheld(graph)], FORMAT)
-    return written
+    return FORMAT.write(item, path, shape=shape, overwrite=overwrite)
 
 
-# ---------------------------------------------------------------------- reading
-
-
-def _edges(content: Mapping[Any, Any]) -> tuple[dict[Edge, Mark], dict[Key, bool]]:
-    """Edges between nodes, and edges inside one."""
+def _parse(content: Any, shape: Any = None) -> CircuitGraph:
+    if not isinstance(content, Mapping) or not content:
+        raise ValueError(f"the file is not an ACDC edge dictionary: it holds {type(content).__name__}.")
     edges: dict[Edge, Mark] = {}
-    inner: dict[Key, bool] = {}
+    inner: dict[Key, bool] = {}  # edges inside a node
     for key, value in content.items():
         receiver, sender = _ends(key)
         there = flag(value, f"edge {str(key)[:120]}")
         if receiver[0] in ("head", "mlp", *QKV):
             inner[key] = there
-            continue
-        name, letter = _input_name(*receiver)
-        edges[checked(Edge(_source_name(*sender), name, letter))] = Mark(in_graph=there)
-    return edges, inner
+        else:
+            target, letter = _target(*receiver)
+            edges[checked(Edge(_source(*sender), target, letter))] = Mark(in_graph=there)
+    guessed = Shape.around(name for e in edges for name in (e.source, e.target))
+    only = not any(node_of(e.source).kind == "mlp" for e in edges)
+    hooks = {key[0] for key in content}
+    old = any(hook("old_mlp_input", layer) in hooks for layer in range(guessed.n_layers))
+    extra = {"inner": inner, "mlp input": "old_mlp_input" if old else "mlp_input"}
+    found = Shape(guessed.n_layers, guessed.n_heads, attn_only=only)
+    graph = CircuitGraph(found, edges=edges, format=FORMAT.name, extra=extra)
+    return graph if shape is None else graph.with_shape(shape)
 
 
 def _ends(key: Any) -> tuple[tuple[str, int | None, int | None], tuple[str, int | None, int | None]]:
@@ -132,46 +91,49 @@ def _head(index: Any) -> int | None:
     raise ValueError(f"unknown index {str(index)[:60]}: it is (None,) or (None, None, head).")
 
 
-def _input_name(what: str, layer: int | None, head: int | None) -> tuple[str, str]:
-    if what in ("mlp_input", "old_mlp_input") and head is None:
-        return mlp_name(int(layer or 0)), ""
-    if what == "logits" and head is None:
-        return "logits", ""
-    if what[0] in QKV and what.endswith("_input") and head is not None:
+def _target(what: str, layer: int | None, head: int | None) -> tuple[str, str]:
+    """The node that receives, and its input q, k or v."""
+    if head is not None and what in [f"{x}_input" for x in QKV]:
         return head_name(int(layer or 0), head), what[0]
+    if head is None and what in ("mlp_input", "old_mlp_input", "logits"):
+        return "logits" if what == "logits" else mlp_name(int(layer or 0)), ""
     raise ValueError(f"{what} at head {head} receives no edge.")
 
 
-def _source_name(what: str, layer: int | None, head: int | None) -> str:
-    if what == "head" and head is not None:
+def _source(what: str, layer: int | None, head: int | None) -> str:
+    """The node that sends."""
+    if head is not None and what == "head":
         return head_name(int(layer or 0), head)
-    if what == "mlp" and head is None:
-        return mlp_name(int(layer or 0))
-    if what in EMBEDDINGS and head is None:
-        return what
+    if head is None and what in ("mlp", *EMBEDDINGS):
+        return mlp_name(int(layer or 0)) if what == "mlp" else what
     raise ValueError(f"{what} at head {head} sends no edge.")
 
 
-# ---------------------------------------------------------------------- writing
-
-
-def _all_edges(graph: CircuitGraph) -> Iterator[Edge]:
-    """All edges of the model; from both embeddings where the graph tells them apart."""
-    split = [name for name in EMBEDDINGS[1:] if any(e.source == name for e in graph.edges)]
+def _content(graph: CircuitGraph) -> tuple[Any, list[str]]:
+    if graph.shape.parallel_attn_mlp:
+        raise ValueError("ACDC's graph lets an MLP read its own layer's heads, which this model's MLPs do not.")
+    chosen, own = set(graph.chosen), graph.kept_by(FORMAT.name)
+    mlp_input = own.get("mlp input", "mlp_input")
+    # from both embeddings where the graph tells them apart
+    inputs = [name for name in EMBEDDINGS[1:] if any(e.source == name for e in graph.edges)] or ["input"]
+    content: OrderedDict[Key, bool] = OrderedDict()
     for edge in graph.shape.edges():
-        yield from (
-            Edge(name, edge.target, edge.input)
-            for name in (split if edge.source == "input" and split else [edge.source])
-        )
+        for source in inputs if edge.source == "input" else [edge.source]:
+            split = Edge(source, edge.target, edge.input)
+            content[_key(split, graph.shape, mlp_input)] = bool(graph.edges.get(split, Mark()).in_graph)
+    for key, node in _inner_edges(graph.shape, mlp_input):
+        content[key] = node in chosen
+    content.update(own.get("inner", {}))
+    return content, []
 
 
 def _key(edge: Edge, shape: Shape, mlp_input: str) -> Key:
     source, target = node_of(edge.source), node_of(edge.target)
     if target.kind == "logits":
-        receiver, index = hook("logits", shape.n_layers - 1), _index(None)
+        receiver = hook("logits", shape.n_layers - 1)
     else:
-        receiver, index = hook(f"{edge.input}_input" if edge.input else mlp_input, target.layer), _index(target.head)
-    return receiver, index, hook(source.kind, source.layer), _index(source.head)
+        receiver = hook(f"{edge.input}_input" if edge.input else mlp_input, target.layer)
+    return receiver, _index(target.head), hook(source.kind, source.layer), _index(source.head)
 
 
 def _index(head: int | None) -> Index:
@@ -188,3 +150,7 @@ def _inner_edges(shape: Shape, mlp_input: str) -> Iterator[tuple[Key, str]]:
                 yield (hook(x, layer), at, hook(f"{x}_input", layer), at), name
         if not shape.attn_only:
             yield (hook("mlp", layer), (None,), hook(mlp_input, layer), (None,)), mlp_name(layer)
+
+
+STEPS = (CircuitGraph.flat, CircuitGraph.with_inputs, CircuitGraph.with_edges)
+FORMAT = Format("acdc", {"tensors": Form(_parse, _content)}, prepare=STEPS)

@@ -10,41 +10,28 @@ destination.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from tl_multitrace.circuit import Circuit
-from tl_multitrace.files import naming
-from tl_multitrace.interop.circuits import as_graph
-from tl_multitrace.interop.eap_ig_pt import compact
-from tl_multitrace.interop.graph import CircuitGraph, Mark, say_left_out, unheld
-from tl_multitrace.interop.hooks import hook, what_is
-from tl_multitrace.interop.names import MAX_PAIRS, QKV, Edge, Shape, head_name, mlp_name, node_of, placed
-from tl_multitrace.interop.reading import load_tensors, mapping, numbers, save_tensors, tensor
+from tl_multitrace.interop.circuit_graph import CircuitGraph, Mark, counted
+from tl_multitrace.interop.driver import Form, Format, Item
+from tl_multitrace.interop.fields import mapping, numbers, scores_tensor, tensor
+from tl_multitrace.interop.node_names import QKV, Edge, hook, mlp_name, node_of, placed, what_is
+from tl_multitrace.interop.shape import MAX_PAIRS, Shape
 
-FORMAT = "auto-circuit"
-TASK, ALGORITHM = "circuit", "tl_multitrace"
+Targets = list[tuple[str, str]]
+"""``(target, q k v or nothing)`` of the edges that end in one module: every head of a layer, or one other node."""
 
 
 def from_auto_circuit(path: str | Path, *, task: str | None = None, algorithm: str | None = None) -> CircuitGraph:
-    """Read auto-circuit prune scores.
+    """Read auto-circuit prune scores: ``{task: {algorithm: scores}}``, or the scores of one; nothing in it is run.
 
-    Args:
-        path: of the file: ``{task: {algorithm: scores}}``, or the scores of one.
-        task: which, where there are several.
-        algorithm: which, where there are several.
-
-    Returns:
-        A score on every edge, at every position where the scores have positions. Nothing is chosen yet:
-        ``graph.keep(edges=200)`` chooses.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not such a file, or several tasks or algorithms and none named. Nothing in it is run.
+    Returns a score on every edge, at every position where the scores have positions. Nothing is chosen yet:
+    ``graph.keep(edges=200)`` chooses. Raises FileNotFoundError, and ValueError where it is no such file, or holds
+    several tasks or algorithms and none is named.
 
     Examples:
         >>> file = mt.to_auto_circuit(circuit, "scores.json")
@@ -52,61 +39,48 @@ def from_auto_circuit(path: str | Path, *, task: str | None = None, algorithm: s
         >>> graph.to_circuit(model).labels
         ['L0H1', 'L0H3']
     """
-    content = mapping(load_tensors(path), str(path))
-    extra: dict[str, Any] = {}
-    with naming(path):
-        if not any(isinstance(value, Tensor) for value in content.values()):
-            extra["task"], found = _one(content, task, "task")
-            extra["algorithm"], found = _one(mapping(found, extra["task"]), algorithm, "algorithm")
-            content = mapping(found, extra["algorithm"])
-        return _graph(content, extra)
+    return FORMAT.read(path, task=task, algorithm=algorithm)
 
 
-def to_auto_circuit(
-    item: Circuit | CircuitGraph, path: str | Path, *, shape: Shape | Any = None, overwrite: bool = False
-) -> Path:
+def to_auto_circuit(item: Item, path: str | Path, *, shape: Shape | Any = None, overwrite: bool = False) -> Path:
     """Write prune scores.
 
     Where no edge has a score, edges in the circuit get 1 and others 0. A circuit of components has no edges: an edge is
-    in it when both its ends are.
-
-    Args:
-        item: a circuit, or a graph of any format.
-        path: of the file.
-        shape: the model or a :class:`Shape`, where the item does not tell it.
-        overwrite: replace the file.
-
-    Raises:
-        FileExistsError: the file exists.
-        ValueError: neither scores nor anything in the circuit.
-
-    Warns:
-        LeftOut: what the format cannot hold.
+    in it when both its ends are. What the format cannot hold is a :class:`LeftOut` warning. Raises FileExistsError
+    unless ``overwrite``, and ValueError where there are neither scores nor anything in the circuit.
 
     Examples:
         >>> file = mt.to_auto_circuit(circuit, "scores.json")
         >>> round(mt.from_auto_circuit(file).to_dataframe()["score"].sum())
         9
     """
-    graph = as_graph(item, shape).joined_embeddings()
-    length = _length(graph)
-    graph = graph if length else graph.flat().with_inputs()
-    scored = any(mark.score is not None for mark in graph.edges.values())
-    graph = graph if scored else graph.with_edges()
-    scores = {e: m.score if scored else float(bool(m.in_graph)) for e, m in graph.edges.items()}
-    extra = graph.extra if graph.format == FORMAT else {"task": TASK, "algorithm": ALGORITHM}
-    # NaN is what such a file had where a score came as None; another format's missing score is auto-circuit's default
-    content: Any = _tensors(graph.shape, length, scores, math.nan if graph.format == FORMAT else 0.0)
-    if "task" in extra:
-        content = {extra["task"]: {extra["algorithm"]: content}}
-    written = save_tensors(path, content, overwrite=overwrite)
-    flagged = sum(bool(m.in_graph) for m in graph.edges.values()) if scored else 0
-    notes = [f"which {flagged} edges are in the circuit"] if flagged else []
-    say_left_out([*graph.left_out, *unheld(graph, "edge scores"), *notes], FORMAT)
-    return written
+    return FORMAT.write(item, path, shape=shape, overwrite=overwrite)
 
 
-# ---------------------------------------------------------------------- reading
+def _parse(content: Any, task: str | None = None, algorithm: str | None = None) -> CircuitGraph:
+    found, extra = mapping(content, "the file"), dict[str, Any]()
+    if not any(isinstance(value, Tensor) for value in found.values()):
+        for what, name in {"task": task, "algorithm": algorithm}.items():
+            extra[what], inside = _one(found, name, what)
+            found = mapping(inside, extra[what])
+    shape, length = _shape(found)
+    expected = _destinations(shape)
+    strange, missing = found.keys() - expected.keys(), expected.keys() - found.keys()
+    if strange or missing:
+        name = sorted(strange or missing)[0]
+        raise ValueError(f"destination {name[:60]!r} is {'unknown' if strange else 'missing'}.")
+    if max(length or 1, 1) * shape.n_sources * shape.n_inputs > MAX_PAIRS:
+        raise ValueError(f"{length} positions of {shape} give too many edges to hold.")
+    edges: dict[Edge, Mark] = {}
+    sources = shape.sources()
+    for name, targets in expected.items():
+        values = numbers(tensor(found[name], name, _size(shape, targets, length)))
+        for position, at in [(None, values)] if length is None else list(enumerate(values)):
+            rows = at if node_of(targets[0][0]).kind == "head" else [at]
+            for (target, x), row in zip(targets, rows, strict=True):
+                for source, score in zip(sources, row, strict=False):  # the first ones, as many as precede the target
+                    edges[Edge(placed(source, position), placed(target, position), x)] = Mark(score)
+    return CircuitGraph(shape, edges=edges, format=FORMAT.name, extra={**extra, "positions": length})
 
 
 def _one(content: dict[str, Any], name: str | None, what: str) -> tuple[str, Any]:
@@ -118,28 +92,9 @@ def _one(content: dict[str, Any], name: str | None, what: str) -> tuple[str, Any
     return str(name), content[str(name)]
 
 
-def _graph(content: dict[str, Any], extra: dict[str, Any]) -> CircuitGraph:
-    shape, length = _shape(content)
-    expected = dict(_destinations(shape))
-    strange, missing = content.keys() - expected.keys(), expected.keys() - content.keys()
-    if strange or missing:
-        name = sorted(strange or missing)[0]
-        raise ValueError(f"destination {name[:60]!r} is {'unknown' if strange else 'missing'}.")
-    if max(length or 1, 1) * shape.n_sources * shape.n_inputs > MAX_PAIRS:
-        raise ValueError(f"{length} positions of {shape} give too many edges to hold.")
-    edges: dict[Edge, Mark] = {}
-    for name, targets in expected.items():
-        size = (*([] if length is None else [length]), *_size(shape, targets))
-        values = numbers(tensor(content[name], name, size))
-        for position, at in [(None, values)] if length is None else list(enumerate(values)):
-            edges |= dict(_placed(shape, targets, at, position))
-    return CircuitGraph(shape, edges=edges, format=FORMAT, extra={**extra, "positions": length})
-
-
 def _shape(content: Mapping[str, Any]) -> tuple[Shape, int | None]:
     """The model's shape and the number of positions, from the names and the sizes."""
-    kinds = {name: what_is(name) for name in content}
-    last = [layer for what, layer in kinds.values() if what == "logits"]
+    last = [layer for what, layer in map(what_is, content) if what == "logits"]
     first, end = content.get(hook("q_input", 0)), None if not last else content[hook("logits", last[0])]
     if len(last) != 1 or not isinstance(first, Tensor) or not isinstance(end, Tensor):
         raise ValueError("these are no prune scores over separate q, k and v inputs of the factorized graph.")
@@ -151,69 +106,63 @@ def _shape(content: Mapping[str, Any]) -> tuple[Shape, int | None]:
     return shape, int(end.shape[0]) if end.ndim == 2 else None
 
 
-def _destinations(shape: Shape) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    """Per destination module: the ends of its edges, ``(target, q k v or nothing)``, one per head at heads."""
+def _destinations(shape: Shape) -> dict[str, Targets]:
+    """The destination modules, and where the edges into each end."""
+    found: dict[str, Targets] = {}
     for layer in range(shape.n_layers):
-        for x in QKV:
-            yield hook(f"{x}_input", layer), [(head_name(layer, h), x) for h in range(shape.n_heads)]
-        if not shape.attn_only:
-            yield hook("mlp_input", layer), [(mlp_name(layer), "")]
-    yield hook("logits", shape.n_layers - 1), [("logits", "")]
+        found |= {hook(f"{x}_input", layer): [(head, x) for head in shape.heads(layer)] for x in QKV}
+        found |= {} if shape.attn_only else {hook("mlp_input", layer): [(mlp_name(layer), "")]}
+    return {**found, hook("logits", shape.n_layers - 1): [("logits", "")]}
 
 
-def _size(shape: Shape, targets: list[tuple[str, str]]) -> tuple[int, ...]:
-    sources = shape.before(targets[0][0])
-    return (len(targets), sources) if node_of(targets[0][0]).kind == "head" else (sources,)
+def _size(shape: Shape, targets: Targets, length: int | None) -> tuple[int, ...]:
+    """``[(positions,) (heads,) sources]`` of the scores of one destination."""
+    heads = [len(targets)] if node_of(targets[0][0]).kind == "head" else []
+    return (*([] if length is None else [length]), *heads, shape.before(targets[0][0]))
 
 
-def _placed(
-    shape: Shape, targets: list[tuple[str, str]], values: list[Any], position: int | None
-) -> Iterator[tuple[Edge, Mark]]:
-    sources = shape.sources()
-    rows = values if node_of(targets[0][0]).kind == "head" else [values]
-    for (target, letter), row in zip(targets, rows, strict=True):
-        for source, score in zip(sources, row, strict=False):  # the first ones, as many as come before the target
-            yield Edge(placed(source, position), placed(target, position), letter), Mark(score)
+def _prepared(graph: CircuitGraph) -> CircuitGraph:
+    """With one node for the input, and without positions unless every edge stays at one."""
+    joined = graph.joined_embeddings()
+    placed_graph = joined if _length(joined) else joined.flat().with_inputs()
+    return placed_graph if _scored(placed_graph) else placed_graph.with_edges()
 
 
-# ---------------------------------------------------------------------- writing
+def _scored(graph: CircuitGraph) -> bool:
+    return any(mark.score is not None for mark in graph.edges.values())
 
 
 def _length(graph: CircuitGraph) -> int | None:
     """Number of positions where every edge stays at one, else None."""
-    if graph.format == FORMAT:
+    if graph.format == FORMAT.name:
         length: int | None = graph.extra.get("positions")
         return length
     ends = {(node_of(e.source).position, node_of(e.target).position) for e in graph.edges}
-    if (
-        not ends
-        or any(a is None or a != b for a, b in ends)
-        or any(not e.input and node_of(e.target).kind == "head" for e in graph.edges)
-    ):
+    vague = any(not e.input and node_of(e.target).kind == "head" for e in graph.edges)
+    if not ends or vague or any(a is None or a != b for a, b in ends):
         return None
     return max(int(a or 0) for a, _ in ends) + 1
 
 
-def _tensors(
-    shape: Shape, length: int | None, scores: Mapping[Edge, float | None], missing: float
-) -> dict[str, Tensor]:
-    found = {}
+def _content(graph: CircuitGraph) -> tuple[Any, list[str]]:
+    own = graph.format == FORMAT.name
+    length, scored, shape = _length(graph), _scored(graph), graph.shape
+    scores = {e: m.score if scored else float(bool(m.in_graph)) for e, m in graph.edges.items()}
+    # NaN is what such a file had where a score came as None; another format's missing score is auto-circuit's default
+    missing = math.nan if own else 0.0
     sources = shape.sources()
-    for name, targets in _destinations(shape):
+    tensors = {}
+    for name, targets in _destinations(shape).items():
         rows = [
-            [
-                [
-                    _number(scores.get(Edge(placed(s, at), placed(t, at), x), 0.0), missing)
-                    for s in sources[: shape.before(t)]
-                ]
-                for t, x in targets
-            ]
+            [scores.get(Edge(placed(s, at), placed(t, at), x), 0.0) for s in sources[: shape.before(t)]]
             for at in ([None] if length is None else range(length))
+            for t, x in targets
         ]
-        size = (*([] if length is None else [length]), *_size(shape, targets))
-        found[name] = compact(torch.tensor(rows, dtype=torch.float64).reshape(size))
-    return found
+        tensors[name] = scores_tensor(rows, missing=missing).reshape(_size(shape, targets, length))
+    extra = graph.extra if own else {"task": "circuit", "algorithm": "tl_multitrace"}
+    content = {extra["task"]: {extra["algorithm"]: tensors}} if "task" in extra else tensors
+    flagged = sum(bool(m.in_graph) for m in graph.edges.values()) if scored else 0
+    return content, counted({"which {} edges are in the circuit": flagged})
 
 
-def _number(score: float | None, missing: float) -> float:
-    return missing if score is None else score
+FORMAT = Format("auto-circuit", {"tensors": Form(_parse, _content)}, prepare=(_prepared,), holds=("edge scores",))

@@ -59,10 +59,8 @@ class ComponentScores:
     def of(cls, tracer: Any, kind: str = "effect") -> ComponentScores:
         """Of every hook group of a tracer.
 
-        Args:
-            tracer: a :class:`~tl_multitrace.Tracer`.
-            kind: ``"effect"`` evaluates every component alone (one forward each); ``"attribution"`` takes the
-                derivative at the empty mask (one forward and one backward for all).
+        ``"effect"`` evaluates every component alone (one forward each); ``"attribution"`` takes the derivative at the
+        empty mask (one forward and one backward for all).
         """
         count = len(tracer.groups)
         values = tracer.effects(torch.eye(count)).T if kind == "effect" else tracer.gradient(torch.zeros(count))
@@ -75,9 +73,6 @@ class ComponentScores:
 
     def score(self, component: Component | str) -> Score:
         """One component's mean with its bootstrap interval (the mean alone where only means were kept).
-
-        Args:
-            component: or its label.
 
         Raises:
             KeyError: it is not among the groups.

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tl_multitrace.circuit import Circuit
 from tl_multitrace.files import naming
-from tl_multitrace.interop.acdc import from_acdc, to_acdc
-from tl_multitrace.interop.auto_circuit import from_auto_circuit, to_auto_circuit
-from tl_multitrace.interop.circuits import as_graph
-from tl_multitrace.interop.eap_ig import from_eap_ig, to_eap_ig
-from tl_multitrace.interop.edge_pruning import from_edge_pruning, to_edge_pruning
-from tl_multitrace.interop.graph import CircuitGraph
-from tl_multitrace.interop.head_lists import from_head_lists, to_head_lists
-from tl_multitrace.interop.names import Shape
-from tl_multitrace.interop.neuronpedia import from_neuronpedia, to_neuronpedia
+from tl_multitrace.interop import acdc, auto_circuit, eap_ig, edge_pruning, head_lists, neuronpedia
+from tl_multitrace.interop.circuit_conversion import as_graph
+from tl_multitrace.interop.circuit_graph import CircuitGraph
+from tl_multitrace.interop.driver import Format
+from tl_multitrace.interop.shape import Shape
 
 OURS = "circuit"
 """Name of this package's own format, which keeps everything.
@@ -29,33 +23,8 @@ Examples:
 """
 
 
-@dataclass(frozen=True)
-class Format:
-    """A format of files.
-
-    Attributes:
-        read: ``read(path)``; with ``shape=`` where the file does not tell the model's shape.
-        write: ``write(item, path, shape=, overwrite=)``.
-        tells_shape: whether a file tells the model's number of layers and heads.
-
-    Examples:
-        >>> from tl_multitrace.interop import FORMATS
-        >>> FORMATS["eap-ig"].read.__name__, FORMATS["eap-ig"].tells_shape
-        ('from_eap_ig', True)
-    """
-
-    read: Callable[..., CircuitGraph]
-    write: Callable[..., Path]
-    tells_shape: bool = True
-
-
 FORMATS: dict[str, Format] = {
-    "eap-ig": Format(from_eap_ig, to_eap_ig),
-    "auto-circuit": Format(from_auto_circuit, to_auto_circuit),
-    "acdc": Format(from_acdc, to_acdc),
-    "edge-pruning": Format(from_edge_pruning, to_edge_pruning, tells_shape=False),
-    "dcm": Format(from_head_lists, to_head_lists, tells_shape=False),
-    "neuronpedia": Format(from_neuronpedia, to_neuronpedia, tells_shape=False),
+    module.FORMAT.name: module.FORMAT for module in (eap_ig, auto_circuit, acdc, edge_pruning, head_lists, neuronpedia)
 }
 """Every foreign format by its name on the command line; ``"circuit"`` is our own.
 
@@ -67,18 +36,15 @@ Examples:
 
 
 def format_by_name(name: str) -> Format | None:
-    """The format, or None for our own.
-
-    Args:
-        name: a key of ``FORMATS``, or ``"circuit"``.
+    """The format of a key of ``FORMATS``, or None for our own, ``"circuit"``.
 
     Raises:
         ValueError: no such format.
 
     Examples:
         >>> from tl_multitrace.interop import format_by_name
-        >>> format_by_name("acdc").write.__name__
-        'to_acdc'
+        >>> format_by_name("acdc").name
+        'acdc'
     """
     if name != OURS and name not in FORMATS:
         raise ValueError(f"unknown format {name!r}: use {', '.join([OURS, *FORMATS])}.")
@@ -88,14 +54,8 @@ def format_by_name(name: str) -> Format | None:
 def read_circuit(path: str | Path, format: str, *, shape: Shape | Any = None) -> Circuit | CircuitGraph:
     """Read a file of any format: our own as a :class:`Circuit`, others as a :class:`CircuitGraph`.
 
-    Args:
-        path: of the file.
-        format: its name.
-        shape: the model or a :class:`Shape`; only for formats that do not tell it.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: unknown format, or not a file of it.
+    The model or a :class:`Shape` is needed only for formats that do not tell it. Raises FileNotFoundError, and
+    ValueError for an unknown format or where it is no file of it.
 
     Examples:
         >>> from tl_multitrace.interop import read_circuit
@@ -112,21 +72,10 @@ def read_circuit(path: str | Path, format: str, *, shape: Shape | Any = None) ->
 def write_circuit(
     item: Circuit | CircuitGraph, path: str | Path, format: str, *, shape: Shape | Any = None, overwrite: bool = False
 ) -> Path:
-    """Write a circuit or graph in any format, whole or not at all.
+    """Write a circuit or graph in any format, whole or not at all; give a model or :class:`Shape` it does not tell.
 
-    Args:
-        item: what to write.
-        path: of the file.
-        format: its name.
-        shape: the model or a :class:`Shape`, where the item does not tell it.
-        overwrite: replace the file.
-
-    Raises:
-        FileExistsError: the file exists.
-        ValueError: unknown format, or something that it needs is not known.
-
-    Warns:
-        LeftOut: what the format cannot hold.
+    What the format cannot hold is a :class:`LeftOut` warning. Raises FileExistsError unless ``overwrite``, and
+    ValueError for an unknown format, or where something that it needs is not known.
 
     Examples:
         >>> from tl_multitrace.interop import write_circuit
@@ -151,28 +100,15 @@ def convert(
     nodes: int | None = None,
     overwrite: bool = False,
 ) -> Circuit | CircuitGraph:
-    """Read a file of one format and write it in another.
+    """Read a file of one format and write it in another; returns what was read.
 
-    Args:
-        source: file to read.
-        target: file to write.
-        source_format: name of its format.
-        target_format: name of the other.
-        shape: the model or a :class:`Shape`, where the file does not tell it.
-        edges: choose so many edges by the absolute value of their score first.
-        nodes: or so many heads and MLPs.
-        overwrite: replace the target.
-
-    Returns:
-        What was read (and chosen).
+    So many ``edges``, or ``nodes`` (heads and MLPs), are chosen first, by the absolute value of their score. What the
+    target cannot hold is a :class:`LeftOut` warning.
 
     Raises:
         FileNotFoundError: no such file.
-        FileExistsError: the target exists.
-        ValueError: unknown format, a broken file, or something that the target needs is not known.
-
-    Warns:
-        LeftOut: what the target format cannot hold.
+        FileExistsError: the target exists, and ``overwrite`` is False.
+        ValueError: unknown format, a broken file, or something that the target needs is not known, such as the shape.
 
     Examples:
         >>> from tl_multitrace.interop import convert

@@ -9,27 +9,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tl_multitrace.circuit import Circuit
-from tl_multitrace.files import naming
-from tl_multitrace.interop.circuits import as_graph
-from tl_multitrace.interop.graph import CircuitGraph, NodeMark, say_left_out, unheld
-from tl_multitrace.interop.names import Shape, head_name, mlp_name, node_of
-from tl_multitrace.interop.reading import listing, load_json, mapping, save_json, whole
+from tl_multitrace.interop.circuit_graph import CircuitGraph, NodeMark, counted
+from tl_multitrace.interop.driver import Form, Format, Item
+from tl_multitrace.interop.fields import listing, mapping, whole
+from tl_multitrace.interop.node_names import head_name, mlp_name, node_of
+from tl_multitrace.interop.shape import Shape
 
-FORMAT = "dcm"
 GROUP = "circuit"
 
 
 def from_head_lists(path: str | Path, *, shape: Shape | Any = None) -> CircuitGraph:
-    """Read lists of heads.
+    """Read lists of heads, of a model or :class:`Shape`; the file says nothing of it: default the smallest possible.
 
-    Args:
-        path: of the file.
-        shape: the model or a :class:`Shape`, of which the file says nothing; default: the smallest that has the heads.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not such a file, or no head tells the shape.
+    Raises FileNotFoundError, and ValueError where it is no such file, or no head tells the shape.
 
     Examples:
         >>> from pathlib import Path
@@ -38,50 +30,28 @@ def from_head_lists(path: str | Path, *, shape: Shape | Any = None) -> CircuitGr
         >>> graph.groups["value"]
         ('a0.h3', 'a0.h1')
     """
-    content = mapping(load_json(path), str(path))
-    with naming(path):
-        groups = {name: tuple(_node(pair, name) for pair in listing(heads, name)) for name, heads in content.items()}
-        names = dict.fromkeys(node for nodes in groups.values() for node in nodes)
-        nodes = {name: NodeMark(in_graph=True) for name in names}
-        return CircuitGraph(Shape.given(shape, names), nodes, groups=groups, format=FORMAT)
+    return FORMAT.read(path, shape=shape)
 
 
-def to_head_lists(
-    item: Circuit | CircuitGraph, path: str | Path, *, shape: Shape | Any = None, overwrite: bool = False
-) -> Path:
+def to_head_lists(item: Item, path: str | Path, *, shape: Shape | Any = None, overwrite: bool = False) -> Path:
     """Write the chosen heads, under their groups' names or as one group ``"circuit"``.
 
-    Args:
-        item: a circuit, or a graph of any format.
-        path: of the file.
-        shape: the model or a :class:`Shape`, where the item does not tell it.
-        overwrite: replace the file.
-
-    Raises:
-        FileExistsError: the file exists.
-        ValueError: nothing is chosen.
-
-    Warns:
-        LeftOut: what the format cannot hold, such as MLPs. (MLPs that were read as ``[layer, null]`` are written so.)
+    MLPs are left out with a :class:`LeftOut` warning, except those that were read as ``[layer, null]``. Raises
+    FileExistsError unless ``overwrite``.
 
     Examples:
         >>> file = mt.to_head_lists(circuit, "heads.json")
         >>> mt.from_head_lists(file).chosen
         ('a0.h1', 'a0.h3')
     """
-    graph = as_graph(item, shape).flat()
-    groups = graph.groups or {GROUP: tuple(n for n in graph.chosen if node_of(n).kind == "head")}
-    parts = {
-        role: [node for name in names if (node := node_of(name)).layer is not None] for role, names in groups.items()
-    }
-    pairs = {role: [[node.layer, node.head] for node in nodes] for role, nodes in parts.items()}
-    written = save_json(path, pairs, overwrite=overwrite)
-    listed = {name for names in groups.values() for name in names}
-    missing = [name for name in graph.chosen if node_of(name).layer is not None and name not in listed]
-    notes = [f"{len(missing)} MLPs ({', '.join(missing[:6])})"] if missing else []
-    notes += [f"{len(graph.edges)} edges"] if graph.edges else []
-    say_left_out([*graph.left_out, *unheld(graph, "groups", "edge scores"), *notes], FORMAT)
-    return written
+    return FORMAT.write(item, path, shape=shape, overwrite=overwrite)
+
+
+def _parse(content: Any, shape: Any = None) -> CircuitGraph:
+    lists = mapping(content, "the file")
+    groups = {name: tuple(_node(pair, name) for pair in listing(heads, name)) for name, heads in lists.items()}
+    nodes = {node: NodeMark(in_graph=True) for nodes in groups.values() for node in nodes}
+    return CircuitGraph(Shape.given(shape, nodes), nodes, groups=groups, format=FORMAT.name)
 
 
 def _node(pair: Any, role: str) -> str:
@@ -90,3 +60,16 @@ def _node(pair: Any, role: str) -> str:
         raise ValueError(f"{role[:60]}: a head is [layer, head], got {len(ends)} entries.")
     layer = whole(ends[0], f"{role[:60]}: layer")
     return mlp_name(layer) if ends[1] is None else head_name(layer, whole(ends[1], f"{role[:60]}: head"))
+
+
+def _content(graph: CircuitGraph) -> tuple[Any, list[str]]:
+    groups = graph.groups or {GROUP: tuple(n for n in graph.chosen if node_of(n).kind == "head")}
+    parts = {role: [node for n in names if (node := node_of(n)).layer is not None] for role, names in groups.items()}
+    pairs = {role: [[node.layer, node.head] for node in nodes] for role, nodes in parts.items()}
+    listed = {name for names in groups.values() for name in names}
+    missing = [name for name in graph.chosen if node_of(name).layer is not None and name not in listed]
+    return pairs, counted({f"{{}} MLPs ({', '.join(missing[:6])})": len(missing), "{} edges": len(graph.edges)})
+
+
+HOLDS = ("groups", "edge scores")
+FORMAT = Format("dcm", {"json": Form(_parse, _content)}, prepare=(CircuitGraph.flat,), holds=HOLDS, tells_shape=False)

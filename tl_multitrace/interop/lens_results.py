@@ -9,7 +9,6 @@ entries, are no components here.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,9 +16,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_multitrace.groups import Component, HookGroups
+from tl_multitrace.interop.circuit_graph import CircuitGraph, Mark, NodeMark
 from tl_multitrace.interop.component_scores import ComponentScores
-from tl_multitrace.interop.graph import CircuitGraph, Mark, NodeMark
-from tl_multitrace.interop.names import QKV, Edge, Node, Shape, head_name, mlp_name, node_of, placed
+from tl_multitrace.interop.node_names import QKV, Edge, head_name, mlp_name, node_of, placed
+from tl_multitrace.interop.shape import Shape
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,22 +49,17 @@ def _lens(module: str, name: str) -> Any:
     return found
 
 
-# ---------------------------------------------------------------------- activation patching
-
-
 def from_patching_result(result: Any, model: Any, what: str, *, metric: str | None = None) -> ComponentScores:
     """A TransformerLens patching sweep as effects of single components.
+
+    These are patched minus unpatched metric per prompt, ``[n, groups]``; one row where the sweep kept only means.
 
     Args:
         result: a ``PatchingResult`` with a baseline: ``get_act_patch_...(..., reduce="none", baseline=True)``.
         model: the model it ran on.
-        what: which activation was swept, since the result does not tell: ``"head"`` (``attn_head_out``),
-            ``"head:pattern"``, ``"mlp"``, ``"attn"``, ``"resid:pre"``, ``"resid:mid"``. Of a stacked sweep
+        what: which activation was swept, a key of ``WHAT``, since the result does not tell; of a stacked sweep
             (``get_act_patch_..._every``) that part is taken.
         metric: which, where there are several.
-
-    Returns:
-        Patched minus unpatched metric per prompt, ``[n, groups]``; one row where the sweep kept only means.
 
     Raises:
         ValueError: no baseline, several metrics and none named, or cells that are no such component.
@@ -90,15 +85,11 @@ def from_patching_result(result: Any, model: Any, what: str, *, metric: str | No
 
 
 def to_patching_result(scores: ComponentScores, *, baseline: Float[Tensor, " n"] | None = None) -> Any:
-    """Effects of single components as a TransformerLens ``PatchingResult``.
+    """Effects of single components of one kind as a TransformerLens ``PatchingResult``.
 
-    Args:
-        scores: of kind ``"effect"``, of components of one kind.
-        baseline: the unpatched metric per prompt; default 0, so that the result's values are the effects themselves.
-
-    Returns:
-        A result whose ``effect()``, intervals and p-values are of these scores. Its axes are those of the sweep where
-        the components fill a grid (layer, then position, then head), else one flat axis.
+    Its ``effect()``, intervals and p-values are of these scores; its axes are those of the sweep where the components
+    fill a grid (layer, then position, then head), else one flat axis. The baseline is the unpatched metric per prompt;
+    by default 0, so that the result's values are the effects themselves.
 
     Raises:
         ValueError: estimates instead of effects, several kinds of components, or positions that are no numbers.
@@ -116,8 +107,8 @@ def to_patching_result(scores: ComponentScores, *, baseline: Float[Tensor, " n"]
         raise ValueError(
             "a PatchingResult holds effects, and these are estimates (attribution): see attribution_patch."
         )
-    names, cells = _cells(scores.groups)
-    frame = pd.DataFrame(cells, columns=names)
+    cells = _cells(scores.groups)
+    names, frame = list(cells), pd.DataFrame(cells)
     sizes = [int(frame[name].max()) + 1 for name in names]
     grid = len(frame) == torch.Size(sizes).numel() and frame.equals(frame.sort_values(names, ignore_index=True))
     n = len(scores.values)
@@ -157,38 +148,29 @@ def _component(row: pd.Series[Any], what: str) -> Component:
     return Component(kind, cell["layer"], cell.get("head"), cell.get("pos"), site)
 
 
-def _cells(groups: HookGroups) -> tuple[list[str], list[list[int]]]:
-    """Axis names and one row per component."""
+def _cells(groups: HookGroups) -> dict[str, list[Any]]:
+    """The numbers of the components on each axis."""
     kinds = {(c.kind, c.site) for c in groups.components}
     everywhere = {c.position is None for c in groups.components}
     if len(kinds) != 1 or next(iter(kinds)) not in WHAT.values() or len(everywhere) != 1:
         raise ValueError(f"a sweep is of one of {', '.join(WHAT)}, all at positions or all without, got {groups!r}.")
-    wrong = [c.label for c in groups.components if c.position is not None and not _is_place(c.position)]
-    wrong += [c.label for c, sites in zip(groups.components, groups.sites, strict=True) if sites != (c,)]
-    if wrong:
-        raise ValueError(f"{wrong[0]} is no cell of a sweep: cells are single components at single positions.")
-    head, at = groups.components[0].kind == "head", not everywhere.pop()
-    names = ["layer", *(["pos"] if at else []), *(["head"] if head else [])]
-    return names, [[c.layer, *([c.position] if at else []), *([c.index] if head else [])] for c in groups.components]  # type: ignore[list-item]
-
-
-def _is_place(position: Any) -> bool:
-    return isinstance(position, int) and position >= 0
-
-
-# ---------------------------------------------------------------------- attribution patching
+    for c, sites in zip(groups.components, groups.sites, strict=True):
+        if sites != (c,) or not (c.position is None or (isinstance(c.position, int) and c.position >= 0)):
+            raise ValueError(f"{c.label} is no cell of a sweep: cells are single components at single positions.")
+    columns: dict[str, list[Any]] = {"layer": [c.layer for c in groups.components]}
+    if not everywhere.pop():
+        columns["pos"] = [c.position for c in groups.components]
+    if groups.components[0].kind == "head":
+        columns["head"] = [c.index for c in groups.components]
+    return columns
 
 
 def from_attribution_result(result: Any, model: Any = None) -> CircuitGraph:
     """The result of TransformerLens' ``attribution_patch`` as a graph of scored nodes and edges, per position.
 
-    Args:
-        result: an ``AttributionResult`` of node or edge granularity.
-        model: the model it ran on; default: the smallest shape that has the nodes.
-
-    Returns:
-        Node scores equal the mean derivative at the empty mask (``ComponentScores.of(tracer, "attribution")``) with the
-        corrupted prompts as base. Nothing is chosen yet: ``graph.keep(edges=200)`` chooses.
+    Node scores equal the mean derivative at the empty mask (``ComponentScores.of(tracer, "attribution")``) with the
+    corrupted prompts as base. Nothing is chosen yet: ``graph.keep(edges=200)`` chooses. Without the model it
+    ran on, the shape is the smallest that has the nodes.
 
     Examples:
         >>> from transformer_lens.tools.analysis import EdgeAttributionConfig, attribution_patch
@@ -204,17 +186,15 @@ def from_attribution_result(result: Any, model: Any = None) -> CircuitGraph:
         >>> graph.keep(nodes=1).chosen
         ('input@0', 'input@1', 'input@2', 'input@3', 'input@4', 'input@5', 'm0@4')
     """
-    nodes = {_source(node): NodeMark(float(score)) for node, score in result.node_scores.items()}
-    edges = {Edge(_source(a), *_target(b)): Mark(float(score)) for (a, b), score in (result.edge_scores or {}).items()}
+    nodes = {_ours(node)[0]: NodeMark(float(score)) for node, score in result.node_scores.items()}
+    pairs = {(_ours(a), _ours(b, reads=True)): float(x) for (a, b), x in (result.edge_scores or {}).items()}
+    edges = {Edge(source, *target): Mark(score) for ((source, _), target), score in pairs.items()}
     names = [*nodes, *(name for e in edges for name in (e.source, e.target))]
     return CircuitGraph(Shape.given(model, names), nodes, edges, format="transformer-lens")
 
 
 def to_attribution_result(graph: CircuitGraph) -> Any:
     """A graph of scored nodes and edges at positions as TransformerLens' ``AttributionResult``.
-
-    Args:
-        graph: every node at a position, with a score.
 
     Raises:
         ValueError: a node without a position, or one that TransformerLens has no name for.
@@ -227,22 +207,16 @@ def to_attribution_result(graph: CircuitGraph) -> Any:
         [0.4]
     """
     lens = _lens("tools.analysis.attribution_patching", "AttributionResult")
-    nodes = {_lens_source(lens, name): mark.score for name, mark in graph.nodes.items() if mark.score is not None}
     last = graph.shape.n_layers - 1
-    edges = {
-        (_lens_source(lens, e.source), _lens_target(lens, e, last)): mark.score
-        for e, mark in graph.edges.items()
-        if mark.score is not None
-    }
-    return lens.AttributionResult(node_scores=nodes, edge_scores=edges)
+    scored = {edge: mark.score for edge, mark in graph.edges.items() if mark.score is not None}
+    return lens.AttributionResult(
+        node_scores={_theirs(lens, n): m.score for n, m in graph.nodes.items() if m.score is not None},
+        edge_scores={(_theirs(lens, e.source), _theirs(lens, e.target, e, last)): x for e, x in scored.items()},
+    )
 
 
 def scores_of_graph(graph: CircuitGraph, model: Any) -> ComponentScores:
     """The node scores of an attribution as scores of components, one row; heads at ``z`` and whole MLPs.
-
-    Args:
-        graph: with scores on its nodes.
-        model: the model it is of.
 
     Raises:
         ValueError: no head or MLP has a score.
@@ -254,61 +228,38 @@ def scores_of_graph(graph: CircuitGraph, model: Any) -> ComponentScores:
         >>> scores.groups.labels, scores.values.round().tolist()
         (['L0H1', 'L0H3'], [[76.0, 415.0]])
     """
-    scored = {
-        name: mark.score
-        for name, mark in graph.nodes.items()
-        if mark.score is not None and node_of(name).kind in ("head", "mlp")
-    }
+    marks = [(node_of(name), mark.score) for name, mark in graph.nodes.items() if mark.score is not None]
+    scored = {Component(n.kind, n.layer, n.head, n.position): score for n, score in marks if n.layer is not None}
     if not scored:
         raise ValueError("no head or MLP of the graph has a score.")
-    parts = {name: node_of(name) for name in scored}
-    components = [Component(n.kind, int(n.layer or 0), n.head, n.position) for n in parts.values()]
-    values = torch.tensor([list(scored.values())], dtype=torch.float64)
+    components, values = list(scored), torch.tensor([list(scored.values())], dtype=torch.float64)
     return ComponentScores(HookGroups.of(model, components), values, "attribution")
 
 
-def _source(node: Any) -> str:
-    names = {
-        "embed": lambda: placed("input", node.position),
-        "attn_head_out": lambda: head_name(node.layer, node.head, node.position),
-        "mlp_out": lambda: mlp_name(node.layer, node.position),
-    }
-    if node.kind not in names:
-        raise ValueError(f"{node.kind} is no writer to the residual stream.")
-    return names[node.kind]()
+_WRITERS = {"embed": "input", "attn_head_out": "head", "mlp_out": "mlp"}
+_READERS = {"logits": "logits", "mlp_in": "mlp", **{f"{x}_input": "head" for x in QKV}}
 
 
-def _target(node: Any) -> tuple[str, str]:
-    if node.kind == "logits":
-        return placed("logits", node.position), ""
-    if node.kind == "mlp_in":
-        return mlp_name(node.layer, node.position), ""
-    if node.kind not in [f"{x}_input" for x in QKV]:
-        raise ValueError(f"{node.kind} does not read from the residual stream.")
-    return head_name(node.layer, node.head, node.position), node.kind[0]
+def _ours(node: Any, *, reads: bool = False) -> tuple[str, str]:
+    """The name of a node, and where it reads at a head q, k or v."""
+    kind = (_READERS if reads else _WRITERS).get(node.kind)
+    if kind is None:
+        what = "does not read from" if reads else "is no writer to"
+        raise ValueError(f"{node.kind} {what} the residual stream.")
+    if kind in ("input", "logits"):
+        return placed(kind, node.position), ""
+    name = head_name(node.layer, node.head) if kind == "head" else mlp_name(node.layer)
+    return placed(name, node.position), node.kind[0] if reads and kind == "head" else ""
 
 
-def _lens_source(lens: Any, name: str) -> Any:
-    node = _with_position(name)
-    kinds: Mapping[str, str] = {"input": "embed", "head": "attn_head_out", "mlp": "mlp_out"}
-    if node.kind not in kinds:
-        raise ValueError(f"TransformerLens has no writer for {name!r}.")
-    return lens.Node(kind=kinds[node.kind], position=node.position, layer=node.layer, head=node.head)
-
-
-def _lens_target(lens: Any, edge: Edge, last: int) -> Any:
-    node = _with_position(edge.target)
-    if node.kind == "logits":
-        return lens.Node(kind="logits", position=node.position, layer=last)
-    if node.kind == "mlp":
-        return lens.Node(kind="mlp_in", position=node.position, layer=node.layer)
-    if node.kind != "head" or edge.input not in QKV:
-        raise ValueError(f"TransformerLens has no reader for {edge.name!r}.")
-    return lens.Node(kind=f"{edge.input}_input", position=node.position, layer=node.layer, head=node.head)
-
-
-def _with_position(name: str) -> Node:
+def _theirs(lens: Any, name: str, edge: Edge | None = None, last: int | None = None) -> Any:
+    """The writer of a name, or where an edge is given what reads at its end; logits stand in the last layer."""
     node = node_of(name)
     if node.position is None:
         raise ValueError(f"{name!r} has no position, and every node of TransformerLens' attribution has one.")
-    return node
+    input = "" if edge is None else edge.input
+    kinds = _WRITERS if edge is None else {k: v for k, v in _READERS.items() if v != "head" or k[0] == input}
+    kind = next((theirs for theirs, ours in kinds.items() if ours == node.kind), None)
+    if kind is None:
+        raise ValueError(f"TransformerLens has no {'writer' if edge is None else 'reader'} for {name!r}.")
+    return lens.Node(kind=kind, position=node.position, layer=last if kind == "logits" else node.layer, head=node.head)

@@ -13,48 +13,38 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tl_multitrace.circuit import Circuit
-from tl_multitrace.files import naming
-from tl_multitrace.interop.circuits import as_graph
-from tl_multitrace.interop.graph import CircuitGraph, Mark, NodeMark, say_left_out, unheld
-from tl_multitrace.interop.names import Edge, Shape, head_name, mlp_name, node_of, placed
-from tl_multitrace.interop.reading import listing, load_json, mapping, save_json, score, text, whole
+from tl_multitrace.interop.circuit_graph import CircuitGraph, Mark, NodeMark, counted
+from tl_multitrace.interop.driver import Form, Format, Item
+from tl_multitrace.interop.fields import keys, listing, mapping, score, text, whole
+from tl_multitrace.interop.node_names import Edge, head_name, mlp_name, node_of, placed
+from tl_multitrace.interop.shape import Shape
 
-FORMAT = "neuronpedia"
 HEAD, MLP, EMBEDDING, LOGIT = "attention head", "mlp", "embedding", "logit"
 EVERYWHERE = "all_positions"
 KEYS = ("metadata", "qParams", "nodes", "links")
 NO_TOKEN = -1
 """``feature`` of the logits as a whole, where a single logit has its token's number."""
 
+NO_PROMPT: dict[str, Any] = {"prompt_tokens": [], "prompt": "", "node_threshold": None, "schema_version": 1}
+Q_PARAMS = {"pinnedIds": [], "supernodes": [], "linkType": "both", "clickedId": "", "sg_pos": ""}
+
 
 def from_neuronpedia(path: str | Path, *, shape: Shape | Any = None) -> CircuitGraph:
-    """Read a graph JSON.
+    """Read a graph JSON, of a model or :class:`Shape`; default the smallest that has the nodes.
 
-    Args:
-        path: of the file.
-        shape: the model or a :class:`Shape`; default: the smallest that has the nodes.
-
-    Returns:
-        All nodes and links are in the circuit; a node's score is its ``influence``, an edge's its ``weight``. Links do
-        not tell q, k and v apart. Supernodes are groups.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not such a file; the message names the place.
+    All nodes and links are in the circuit; a node's score is its ``influence``, an edge's its ``weight``. Links do not
+    tell q, k and v apart. Supernodes are groups. Raises FileNotFoundError, and ValueError where it is no such file.
 
     Examples:
         >>> graph = mt.from_neuronpedia(mt.to_neuronpedia(circuit, "graph.json"), shape=model)
         >>> graph.chosen
         ('input', 'logits', 'a0.h1', 'a0.h3')
     """
-    content = mapping(load_json(path), str(path))
-    with naming(path):
-        return _graph(content, shape)
+    return FORMAT.read(path, shape=shape)
 
 
 def to_neuronpedia(
-    item: Circuit | CircuitGraph,
+    item: Item,
     path: str | Path,
     *,
     shape: Shape | Any = None,
@@ -66,7 +56,9 @@ def to_neuronpedia(
     """Write a graph JSON of the nodes and edges in the circuit (of all, where none is flagged).
 
     Edges to the q, k and v of one head become one link, their scores added. Where no edge has a score, weights are 1. A
-    node without a position is written at the last token, with ``"all_positions": true``.
+    node without a position is written at the last token, with ``"all_positions": true``. What the format cannot hold is
+    a :class:`LeftOut` warning. Raises FileExistsError unless ``overwrite``, and ValueError for a number
+    that is not finite.
 
     Args:
         item: a circuit, or a graph of any format.
@@ -77,51 +69,17 @@ def to_neuronpedia(
         scan: name of the model.
         overwrite: replace the file.
 
-    Raises:
-        FileExistsError: the file exists.
-        ValueError: a number is not finite.
-
-    Warns:
-        LeftOut: what the format cannot hold.
-
     Examples:
         >>> import json
         >>> file = mt.to_neuronpedia(circuit, "graph.json", slug="professions")
         >>> sorted(json.loads(file.read_text()))
         ['links', 'metadata', 'nodes', 'qParams']
     """
-    graph = as_graph(item, shape).joined_embeddings()
-    own = graph.extra if graph.format == FORMAT else {}
-    tokens = list(prompt_tokens)
-    metadata = own.get("metadata", _metadata(tokens, slug, scan))
-    metadata = {**metadata, "prompt_tokens": tokens, "prompt": "".join(tokens)} if tokens else metadata
-    last = max(len(metadata.get("prompt_tokens") or []) - 1, 0)
-    links = _links(graph)
-    raw = own.get("nodes", {})
-    nodes = {name: _node_content(name, mark, raw.get(name), graph.shape, last) for name, mark in _listed(graph, links)}
-    ids = {name: node["node_id"] for name, node in nodes.items()}
-    content = {
-        "metadata": metadata,
-        "qParams": own.get("qParams", _q_params(graph, ids)),
-        "nodes": list(nodes.values()),
-        "links": [
-            {**own.get("links", {}).get(e, {}), "source": ids[e[0]], "target": ids[e[1]], "weight": w}
-            for e, w in links.items()
-        ],
-        **own.get("top", {}),
-    }
-    written = save_json(path, content, overwrite=overwrite)
-    say_left_out([*graph.left_out, *unheld(graph, "node scores", "edge scores", "groups"), *_lost(graph)], FORMAT)
-    return written
+    return FORMAT.write(item, path, shape=shape, overwrite=overwrite, tokens=prompt_tokens, slug=slug, scan=scan)
 
 
-# ---------------------------------------------------------------------- reading
-
-
-def _graph(content: dict[str, Any], shape: Any) -> CircuitGraph:
-    missing = [key for key in KEYS if key not in content]
-    if missing:
-        raise ValueError(f"this is no graph JSON: it has no {', '.join(missing)}.")
+def _parse(document: Any, shape: Any = None) -> CircuitGraph:
+    content = keys(document, KEYS, "the file is no graph JSON: it")
     metadata, q_params = mapping(content["metadata"], "metadata"), mapping(content["qParams"], "qParams")
     version = metadata.get("schema_version", 1)
     if version not in (1, None):
@@ -140,30 +98,30 @@ def _graph(content: dict[str, Any], shape: Any) -> CircuitGraph:
     extra = {"metadata": metadata, "qParams": q_params, "nodes": raw, "links": links}
     extra |= {"top": top} if (top := {k: v for k, v in content.items() if k not in KEYS}) else {}
     found = _shape(raw) if shape is None else Shape.given(shape, ())
-    return CircuitGraph(found, marks, edges, _groups(q_params, names), FORMAT, extra)
+    return CircuitGraph(found, marks, edges, _groups(q_params, names), FORMAT.name, extra)
 
 
 def _name(node: Mapping[str, Any], place: str, taken: Mapping[str, Any]) -> str:
-    identity, kind = (
-        text(node.get("node_id"), f"{place}: node_id"),
-        text(node.get("feature_type"), f"{place}: feature_type"),
-    )
-    position: int | None = whole(node.get("ctx_idx"), f"{place}: ctx_idx")
-    position = None if node.get(EVERYWHERE) is True else position
-    feature = node.get("feature")
-    layer = str(node.get("layer"))
+    identity = text(node.get("node_id"), f"{place}: node_id")
+    kind = text(node.get("feature_type"), f"{place}: feature_type")
+    at: int | None = whole(node.get("ctx_idx"), f"{place}: ctx_idx")
+    at = None if node.get(EVERYWHERE) is True else at
     name = f"id:{identity}"
     if kind == EMBEDDING:
-        name = placed("input", position)
-    elif kind == LOGIT and feature == NO_TOKEN:
-        name = placed("logits", position)
+        name = placed("input", at)
+    elif kind == LOGIT and node.get("feature") == NO_TOKEN:
+        name = placed("logits", at)
     elif kind in (HEAD, MLP):
-        number = whole(
-            int(layer) if layer.isascii() and layer.isdigit() and len(layer) < 7 else None, f"{place}: layer"
-        )
-        head = whole(feature, f"{place}: feature")
-        name = head_name(number, head, position) if kind == HEAD else mlp_name(number, position)
+        layer = whole(_number(node.get("layer")), f"{place}: layer")
+        head = whole(node.get("feature"), f"{place}: feature")
+        name = head_name(layer, head, at) if kind == HEAD else mlp_name(layer, at)
     return f"id:{identity}" if name in taken else name
+
+
+def _number(layer: Any) -> int | None:
+    """The number of a layer, which stands there as text."""
+    written = str(layer)
+    return int(written) if written.isascii() and written.isdigit() and len(written) < 7 else None
 
 
 def _edges(
@@ -191,11 +149,11 @@ def _edges(
 
 def _shape(raw: Mapping[str, Mapping[str, Any]]) -> Shape:
     """The smallest with these nodes; MLPs tell the number of heads."""
-    layers = [str(node.get("layer")) for node in raw.values() if node.get("feature_type") not in (LOGIT, EMBEDDING)]
-    numbers = [int(layer) for layer in layers if layer.isascii() and layer.isdigit() and len(layer) < 7]
+    inner = [node.get("layer") for node in raw.values() if node.get("feature_type") not in (LOGIT, EMBEDDING)]
+    layers = [number for layer in inner if (number := _number(layer)) is not None]
     heads = [int(node_of(name).head or 0) + 1 for name in raw]
     heads += [node["feature"] for node in raw.values() if node.get("feature_type") == MLP]
-    return Shape(max(numbers, default=0) + 1, max([*heads, 1]), exact=False)
+    return Shape(max(layers, default=0) + 1, max([*heads, 1]), exact=False)
 
 
 def _groups(q_params: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
@@ -207,7 +165,33 @@ def _groups(q_params: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, 
     return found
 
 
-# ---------------------------------------------------------------------- writing
+def _content(
+    graph: CircuitGraph, tokens: Iterable[str] = (), slug: str = "circuit", scan: str = "unknown"
+) -> tuple[Any, list[str]]:
+    own, links = graph.kept_by(FORMAT.name), _links(graph)
+    metadata = own.get("metadata", {"slug": slug, "scan": scan, "transcoder_list": [], **NO_PROMPT})
+    if words := list(tokens):
+        metadata = {**metadata, "prompt_tokens": words, "prompt": "".join(words)}
+    last = max(len(metadata.get("prompt_tokens") or []) - 1, 0)
+    flagged = any(mark.in_graph is not None for mark in graph.nodes.values())
+    listed = [name for name, mark in graph.nodes.items() if mark.in_graph or not flagged]
+    names = dict.fromkeys([*listed, *(end for link in links for end in link)])
+    raw = own.get("nodes", {})
+    marks = {name: graph.nodes.get(name, NodeMark()) for name in names}
+    nodes = {n: _node(mark, raw[n]) if n in raw else _new(n, mark, graph.shape, last) for n, mark in marks.items()}
+    ids = {name: node["node_id"] for name, node in nodes.items()}
+    supernodes = [[role, *(ids[n] for n in names if n in ids)] for role, names in graph.groups.items()]
+    content = {
+        "metadata": metadata,
+        "qParams": own.get("qParams", {**Q_PARAMS, "supernodes": supernodes}),
+        "nodes": list(nodes.values()),
+        "links": [
+            {**own.get("links", {}).get(e, {}), "source": ids[e[0]], "target": ids[e[1]], "weight": w}
+            for e, w in links.items()
+        ],
+        **own.get("top", {}),
+    }
+    return content, _lost(graph)
 
 
 def _links(graph: CircuitGraph) -> dict[tuple[str, str], float]:
@@ -222,17 +206,12 @@ def _links(graph: CircuitGraph) -> dict[tuple[str, str], float]:
     return weights
 
 
-def _listed(graph: CircuitGraph, links: Iterable[tuple[str, str]]) -> list[tuple[str, NodeMark]]:
-    """The nodes to write: those in the circuit, and the ends of the links."""
-    flagged = any(mark.in_graph is not None for mark in graph.nodes.values())
-    names = [name for name, mark in graph.nodes.items() if mark.in_graph or not flagged]
-    names += [end for link in links for end in link]
-    return [(name, graph.nodes.get(name, NodeMark())) for name in dict.fromkeys(names)]
+def _node(mark: NodeMark, raw: Mapping[str, Any]) -> dict[str, Any]:
+    """A node that the graph's own file had."""
+    return {**raw, "influence": mark.score} if "influence" in raw or mark.score is not None else dict(raw)
 
 
-def _node_content(name: str, mark: NodeMark, raw: Mapping[str, Any] | None, shape: Shape, last: int) -> dict[str, Any]:
-    if raw is not None:
-        return {**raw, "influence": mark.score} if "influence" in raw or mark.score is not None else dict(raw)
+def _new(name: str, mark: NodeMark, shape: Shape, last: int) -> dict[str, Any]:
     node = node_of(name)
     position = last if node.position is None else node.position
     kind, layer, feature = {
@@ -241,46 +220,29 @@ def _node_content(name: str, mark: NodeMark, raw: Mapping[str, Any] | None, shap
         "input": (EMBEDDING, "E", position),
     }.get(node.kind, (LOGIT, str(shape.n_layers), NO_TOKEN))
     identity = f"{layer}_{feature}_{'all' if node.position is None else position}"
-    content = {
+    content: dict[str, Any] = {
         "node_id": identity,
         "feature": feature,
         "layer": layer,
         "ctx_idx": position,
         "feature_type": kind,
-        "token_prob": 0.0,
-        "is_target_logit": False,
-        "run_idx": 0,
-        "reverse_ctx_idx": 0,
-        "jsNodeId": identity,
-        "clerp": name,
-        "influence": mark.score,
-        "activation": None,
     }
+    content |= {"token_prob": 0.0, "is_target_logit": False, "run_idx": 0, "reverse_ctx_idx": 0, "jsNodeId": identity}
+    content |= {"clerp": name, "influence": mark.score, "activation": None}
     return content | ({EVERYWHERE: True} if node.position is None else {})
 
 
-def _metadata(tokens: list[str], slug: str, scan: str) -> dict[str, Any]:
-    return {
-        "slug": slug,
-        "scan": scan,
-        "transcoder_list": [],
-        "prompt_tokens": tokens,
-        "prompt": "".join(tokens),
-        "node_threshold": None,
-        "schema_version": 1,
-    }
-
-
-def _q_params(graph: CircuitGraph, ids: Mapping[str, str]) -> dict[str, Any]:
-    supernodes = [[role, *(ids[n] for n in names if n in ids)] for role, names in graph.groups.items()]
-    return {"pinnedIds": [], "supernodes": supernodes, "linkType": "both", "clickedId": "", "sg_pos": ""}
-
-
 def _lost(graph: CircuitGraph) -> list[str]:
-    many = Counter((e.source, e.target) for e in graph.edges)
-    together = sum(count > 1 for count in many.values())
-    out = sum(m.in_graph is False for m in graph.nodes.values()) + sum(
-        m.in_graph is False for m in graph.edges.values()
-    )
-    notes = [f"which of q, k and v {together} links enter (scores are added)"] if together else []
-    return notes + ([f"{out} nodes and edges that are not in the circuit"] if out else [])
+    together = sum(count > 1 for count in Counter((e.source, e.target) for e in graph.edges).values())
+    out = [mark.in_graph for marks in (graph.nodes, graph.edges) for mark in marks.values()].count(False)
+    words = ("which of q, k and v {} links enter (scores are added)", "{} nodes and edges that are not in the circuit")
+    return counted(dict(zip(words, (together, out), strict=True)))
+
+
+FORMAT = Format(
+    "neuronpedia",
+    {"json": Form(_parse, _content)},
+    prepare=(CircuitGraph.joined_embeddings,),
+    holds=("node scores", "edge scores", "groups"),
+    tells_shape=False,
+)

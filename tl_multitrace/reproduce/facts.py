@@ -17,8 +17,8 @@ import numpy as np
 
 from tl_multitrace.causal_trace import TraceGrid, average_causal_trace, load_facts
 from tl_multitrace.causal_trace.classes import CLASSES
-from tl_multitrace.causal_trace.facts import Fact
 from tl_multitrace.prompts import PromptPairs
+from tl_multitrace.records.fact_files import Fact
 from tl_multitrace.reproduce.experiment import Request, Work, scored
 from tl_multitrace.reproduce.result import Curve, Published, Reproduction, Row
 from tl_multitrace.tasks import task

@@ -31,7 +31,7 @@ from tl_multitrace.solvers import Solver, SubsetPath, select, solver_by_name
 from tl_multitrace.spec import budgets_from_text, describe_components, groups_from_text
 from tl_multitrace.tasks import Task, task, task_from_file, tasks
 from tl_multitrace.tasks.registry import IN_PACKAGE, Direction
-from tl_multitrace.tasks.rows import Alignment
+from tl_multitrace.tasks.sieve import Alignment
 from tl_multitrace.tracer import Tracer
 
 logger = logging.getLogger(__name__)

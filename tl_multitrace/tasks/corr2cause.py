@@ -14,13 +14,14 @@ the source is any graph with the other answer.) Subgroup: the relation.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import permutations
 
 from tl_multitrace.metrics import LogitDiff
 from tl_multitrace.tasks.causal_graphs import RELATIONS, Arrows, follows, random_graph, separating_sets
+from tl_multitrace.tasks.corpus import CAUSAL_LETTERS, CAUSAL_TEMPLATE, CAUSAL_WORDS, TIES
 from tl_multitrace.tasks.registry import TaskInfo
-from tl_multitrace.tasks.rows import Row, Sieve
+from tl_multitrace.tasks.sieve import Row, Sieve
 
 NAMES = "ABCDEF"
 HYPOTHESES: dict[str, str] = {
@@ -47,14 +48,9 @@ def rows(
 ) -> Iterator[Row]:
     """Random graphs and hypotheses without end; in the base, "No" and "Yes" are right in turn.
 
-    Args:
-        sieve: not needed: a premise longer than the model's context is left out afterwards.
-        rng: of all choices.
-        demo: use the demo model's short form, which knows three variables and what can follow about them.
-        n_variables: number of variables, or several to choose from; 3 to 6.
-        relations: what hypotheses are about; default every one of
-            :data:`~tl_multitrace.tasks.causal_graphs.RELATIONS`.
-        density: chance of each arrow.
+    There are ``n_variables`` variables (or one of several numbers, from 3 to 6), and each arrow by the chance
+    ``density``. The demo model's short form knows three variables and what can follow about them. Premises longer than
+    the model's context are left out afterwards.
 
     Raises:
         ValueError: a number of variables outside 3 to 6, an unknown relation, or relations that never follow from
@@ -85,8 +81,6 @@ def _sizes(n_variables: int | Sequence[int]) -> list[int]:
 
 
 def _relations(relations: Sequence[str] | None, demo: bool) -> list[str]:
-    from tl_multitrace.demo.words import CAUSAL_WORDS
-
     known = tuple(CAUSAL_WORDS) if demo else RELATIONS
     asked = list(known if relations is None else relations)
     if not asked or not set(asked) <= set(known):
@@ -96,21 +90,24 @@ def _relations(relations: Sequence[str] | None, demo: bool) -> list[str]:
 
 def _row(rng: random.Random, relation: str, truth: bool, sizes: list[int], density: float, demo: bool) -> Row | None:
     """A row whose base has the answer ``truth``, or None where no graph was found."""
+    yes_no = {answer: word.lower() if demo else word for answer, word in ANSWERS.items()}
     for _ in range(TRIES):
         n = rng.choice(sizes)
         graph, (a, b) = random_graph(rng, n, density), rng.sample(range(n), 2)
         if follows(graph, n, relation, a, b) != truth:
             continue
-        turned = _another if demo else _turned
-        other = turned(rng, graph, n, relation, (a, b), not truth)
+        if demo:  # its premises are all equally long, so any other graph will do
+            others = (random_graph(rng, n) for _ in range(TRIES))
+            other = next((one for one in others if follows(one, n, relation, a, b) != truth), None)
+        else:
+            other = _renamed(rng, graph, n, relation, (a, b), not truth)
         if other is not None:
             base, source = (_prompt(one, n, relation, a, b, demo) for one in (graph, other))
-            right, wrong = (ANSWERS[answer].lower() if demo else ANSWERS[answer] for answer in (not truth, truth))
-            return Row(base, source, (right,), (wrong,), relation)
+            return Row(base, source, (yes_no[not truth],), (yes_no[truth],), relation)
     return None
 
 
-def _turned(
+def _renamed(
     rng: random.Random, graph: Arrows, n: int, relation: str, pair: tuple[int, int], wanted: bool
 ) -> Arrows | None:
     """The graph with its variables renamed such that the relation of the pair follows, or does not."""
@@ -118,25 +115,14 @@ def _turned(
     rng.shuffle(orders)
     for order in orders:
         # What is called order[i] now was called i: ask the old graph about the old names.
-        a, b = (order.index(one) for one in pair)
-        if follows(graph, n, relation, a, b) == wanted:
+        if follows(graph, n, relation, *(order.index(one) for one in pair)) == wanted:
             return frozenset((order[cause], order[effect]) for cause, effect in graph)
     return None
-
-
-def _another(
-    rng: random.Random, graph: Arrows, n: int, relation: str, pair: tuple[int, int], wanted: bool
-) -> Arrows | None:
-    """Any graph in which the relation of the pair follows, or does not: the demo's premises are all equally long."""
-    drawn = (random_graph(rng, n) for _ in range(TRIES))
-    return next((one for one in drawn if follows(one, n, relation, *pair) == wanted), None)
 
 
 def _prompt(graph: Arrows, n: int, relation: str, a: int, b: int, demo: bool) -> str:
     sets = separating_sets(graph, n)
     if demo:
-        from tl_multitrace.demo.families import causal_prompt, ties_of
-
         return causal_prompt(ties_of(sets), (relation, a, b))
     hypothesis = HYPOTHESES[relation].format(a=NAMES[a], b=NAMES[b])
     return f"{premise(sets, n)} Does it follow that {hypothesis}? Answer:"
@@ -144,25 +130,28 @@ def _prompt(graph: Arrows, n: int, relation: str, a: int, b: int, demo: bool) ->
 
 def premise(sets: dict[tuple[int, int], list[tuple[int, ...]]], n: int) -> str:
     """Everything that is said of ``n`` variables, from what separates each pair."""
-    names = [f"{', '.join(NAMES[: n - 1])} and {NAMES[n - 1]}"]
-    said = [f"There are {n} variables, {names[0]}."]
+    said = [f"There are {n} variables, {', '.join(NAMES[: n - 1])} and {NAMES[n - 1]}."]
     for (a, b), given in sets.items():
         word = "independent" if () in given else "correlated"
         said.append(f"{NAMES[a]} and {NAMES[b]} are {word}.")
     for (a, b), given in sets.items():
-        said += [f"{NAMES[a]} and {NAMES[b]} are independent given {_listed(one)}." for one in given if one]
+        known = [" and ".join(NAMES[one] for one in variables) for variables in given if variables]
+        said += [f"{NAMES[a]} and {NAMES[b]} are independent given {names}." for names in known]
     return " ".join(said)
 
 
-def _listed(variables: tuple[int, ...]) -> str:
-    return " and ".join(NAMES[one] for one in variables)
+def ties_of(separating: Mapping[tuple[int, int], Sequence[tuple[int, ...]]]) -> tuple[str, str, str]:
+    """The demo model's word for each of the pairs AB, AC, BC, given what separates it: nothing (), or the third."""
+    ab, ac, bc = (TIES[() not in sets, all(given == () for given in sets)] for sets in separating.values())
+    return ab, ac, bc
 
 
-TASK = TaskInfo(
-    name="corr2cause",
-    question="Which components tell causes from correlations?",
-    make=rows,
-    metric=LogitDiff(),
-    groups="heads,mlps",
-    n=64,
-)
+def causal_prompt(ties: tuple[str, str, str], statement: tuple[str, int, int]) -> str:
+    """The demo model's question whether a statement follows from ties."""
+    relation, a, b = statement
+    ab, ac, bc = ties
+    names = {"a": CAUSAL_LETTERS[a], "b": CAUSAL_LETTERS[b]}
+    return CAUSAL_TEMPLATE.format(ab=ab, ac=ac, bc=bc, relation=CAUSAL_WORDS[relation], **names)
+
+
+TASK = TaskInfo("corr2cause", "Which components tell causes from correlations?", rows, LogitDiff(), "heads,mlps", n=64)

@@ -13,8 +13,10 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 
 from tl_multitrace.metrics import LogitDiff
+from tl_multitrace.tasks.corpus import FACT_TEMPLATES
+from tl_multitrace.tasks.corpus import FACTS as DEMO_FACTS
 from tl_multitrace.tasks.registry import TaskInfo
-from tl_multitrace.tasks.rows import Row, Sieve
+from tl_multitrace.tasks.sieve import Row, Sieve
 
 Templates = Mapping[str, Sequence[str]]
 Triple = tuple[str, str, str]
@@ -46,16 +48,12 @@ _TABLE: dict[str, str] = {
 }
 
 
-def _facts() -> tuple[Triple, ...]:
-    found = []
-    for relation, table in _TABLE.items():
-        for entry in table.split(", "):
-            subject, _, thing = entry.partition("/" if "/" in entry else " ")
-            found.append((subject, relation, thing))
-    return tuple(found)
+def _fact(entry: str, relation: str) -> Triple:
+    subject, _, thing = entry.partition("/" if "/" in entry else " ")
+    return subject, relation, thing
 
 
-FACTS: tuple[Triple, ...] = _facts()
+FACTS = tuple(_fact(entry, relation) for relation, table in _TABLE.items() for entry in table.split(", "))
 
 
 def rows(
@@ -68,17 +66,14 @@ def rows(
 ) -> Iterator[Row]:
     """Every fact in every wording once, in random order, each with a source drawn for it.
 
-    Args:
-        sieve: tells how many tokens a prompt has, so that a source of the same number can be drawn.
-        rng: of order and sources.
-        demo: use the demo model's own facts.
-        facts: ``(subject, relation, object)``; default the package's list.
-        templates: wordings with ``{subject}`` per relation.
+    A source has as many tokens as its base where there is one; facts are ``(subject, relation, object)``, templates
+    wordings with ``{subject}`` per relation.
 
     Raises:
         ValueError: a relation without wording.
     """
-    known, wordings = _lists(demo, facts, templates)
+    own = [(fact.subject, fact.relation, fact.object) for fact in DEMO_FACTS] if demo else FACTS
+    known, wordings = list(facts or own), templates or (FACT_TEMPLATES if demo else TEMPLATES)
     missing = sorted({relation for _, relation, _ in known} - set(wordings))
     if missing:
         raise ValueError(f"no wording for the relation {missing[0]!r}: pass templates={{{missing[0]!r}: [...]}}.")
@@ -92,32 +87,12 @@ def rows(
             yield Row(base, source, (f" {other[2]}",), (f" {thing}",), relation, subject)
 
 
-def _lists(demo: bool, facts: Sequence[Triple] | None, templates: Templates | None) -> tuple[list[Triple], Templates]:
-    if demo:
-        from tl_multitrace.demo import grammar
-
-        own = [(fact.subject, fact.relation, fact.object) for fact in grammar.FACTS]
-        return list(facts or own), templates or grammar.FACT_TEMPLATES
-    return list(facts or FACTS), templates or TEMPLATES
-
-
 def _other(sieve: Sieve, rng: random.Random, facts: Sequence[Triple], fact: Triple, frame: str) -> Triple | None:
     """Another subject of the relation with another object, of the same token count where there is one."""
     rivals = [f for f in facts if f[1] == fact[1] and f[2] != fact[2]]
     rng.shuffle(rivals)
-    wanted = _length(sieve, frame, fact)
-    fitting = [f for f in rivals if _length(sieve, frame, f) == wanted]
-    return next(iter(fitting or rivals), None)
+    length = {f: len(sieve.encoder.prompt(frame.format(subject=f[0]))) for f in (fact, *rivals)}
+    return next(iter([f for f in rivals if length[f] == length[fact]] or rivals), None)
 
 
-def _length(sieve: Sieve, frame: str, fact: Triple) -> int:
-    return len(sieve.encoder.prompt(frame.format(subject=fact[0])))
-
-
-TASK = TaskInfo(
-    name="facts",
-    question="Which components look up a fact about the subject?",
-    make=rows,
-    metric=LogitDiff(),
-    groups="neurons",
-)
+TASK = TaskInfo("facts", "Which components look up a fact about the subject?", rows, LogitDiff(), "neurons")

@@ -13,8 +13,9 @@ import random
 from collections.abc import Iterator, Sequence
 
 from tl_multitrace.metrics import LogitDiff
+from tl_multitrace.tasks.corpus import FEMALE_NAMES, NAME_TEMPLATES, NAMES, PRAISE, ROLES
 from tl_multitrace.tasks.registry import TaskInfo
-from tl_multitrace.tasks.rows import Row, Sieve
+from tl_multitrace.tasks.sieve import Row, Sieve
 
 TEMPLATES = (
     "So {name} is a really {praise} {role}, isn't",
@@ -35,18 +36,9 @@ def rows(
 ) -> Iterator[Row]:
     """Random names and wordings without end, female and male base names in turn.
 
-    Args:
-        sieve: tells how many tokens a name has, so that another of the same number can be drawn.
-        rng: of all choices.
-        demo: use the demo model's wordings, which end in "is".
-        female: names of women; default the package's list.
-        male: names of men.
-        templates: sentences with ``{name}``, to be continued by a pronoun; ``{praise}`` and ``{role}`` may stand in
-            them too.
+    Templates are sentences with ``{name}``, to be continued by a pronoun; ``{praise}`` and ``{role}`` may stand in them
+    too. Another name has as many tokens where there is one.
     """
-    from tl_multitrace.demo.templates import NAME_TEMPLATES
-    from tl_multitrace.demo.words import FEMALE_NAMES, NAMES, PRAISE, ROLES
-
     frames = list(templates or (NAME_TEMPLATES if demo else TEMPLATES))
     names = {
         "female": list(female or [name for name in NAMES if name in FEMALE_NAMES]),
@@ -61,10 +53,4 @@ def rows(
             yield Row(base, source, (PRONOUNS[other],), (PRONOUNS[gender],), gender)
 
 
-TASK = TaskInfo(
-    name="gendered_pronouns",
-    question="Which components turn a name into its pronoun?",
-    make=rows,
-    metric=LogitDiff(),
-    groups="heads,mlps",
-)
+TASK = TaskInfo("gendered_pronouns", "Which components turn a name into its pronoun?", rows, LogitDiff(), "heads,mlps")

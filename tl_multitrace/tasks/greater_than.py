@@ -17,8 +17,9 @@ import random
 from collections.abc import Iterator, Sequence
 
 from tl_multitrace.metrics import ProbDiff
+from tl_multitrace.tasks.corpus import EVENTS, YEAR_TEMPLATES
 from tl_multitrace.tasks.registry import TaskInfo
-from tl_multitrace.tasks.rows import Row, Sieve
+from tl_multitrace.tasks.sieve import Row, Sieve
 
 NOUNS = (
     "war strike siege voyage trip journey reign festival project experiment marriage friendship drought famine trial "
@@ -42,15 +43,12 @@ def rows(
 ) -> Iterator[Row]:
     """Random nouns, centuries and years from 02 to 98, without end.
 
-    Args:
-        sieve: tells which years are split behind the century.
-        rng: of all choices.
-        demo: use the demo model's wordings, in which a year is two words.
-        nouns: things that last; default the package's list.
-        templates: sentences with ``{noun} {start} {century}``, to be continued by the two digits of the last year.
-        centuries: the two digits that years begin with.
+    Templates are sentences with ``{noun} {start} {century}``, to be continued by the two digits of the last year; the
+    demo model's have a year in two words.
     """
-    frames, things = _wording(demo, templates, nouns)
+    # the demo's templates write a year as "{century} {year}" and call what lasts an event
+    own = [t.replace("{century} {year}", "{start}").replace("{event}", "{noun}") for t in YEAR_TEMPLATES]
+    frames, things = list(templates or (own if demo else TEMPLATES)), list(nouns or (EVENTS if demo else NOUNS))
     gap = " " if demo else ""
     known = {century: _split(sieve, century, gap) for century in centuries}
     while True:
@@ -71,20 +69,11 @@ def _split(sieve: Sieve, century: int, gap: str) -> list[int]:
     return fitting if len(fitting) > ENOUGH else list(added)[:ENOUGH]
 
 
-def _wording(demo: bool, templates: Sequence[str] | None, nouns: Sequence[str] | None) -> tuple[list[str], list[str]]:
-    from tl_multitrace.demo.templates import YEAR_TEMPLATES
-    from tl_multitrace.demo.words import EVENTS
-
-    # The demo's templates write a year as "{century} {year}" and call what lasts an event.
-    own = [t.replace("{century} {year}", "{start}").replace("{event}", "{noun}") for t in YEAR_TEMPLATES]
-    return list(templates or (own if demo else TEMPLATES)), list(nouns or (EVENTS if demo else NOUNS))
-
-
 TASK = TaskInfo(
-    name="greater_than",
-    question="Which components know that an end comes after its beginning?",
-    make=rows,
-    metric=ProbDiff(reduce="sum"),
-    groups="heads,mlps",
+    "greater_than",
+    "Which components know that an end comes after its beginning?",
+    rows,
+    ProbDiff(reduce="sum"),
+    "heads,mlps",
     n=64,
 )

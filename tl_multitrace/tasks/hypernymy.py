@@ -13,8 +13,10 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 
 from tl_multitrace.metrics import LogitDiff
+from tl_multitrace.tasks.corpus import CLASS_TEMPLATES
+from tl_multitrace.tasks.corpus import CLASSES as DEMO_CLASSES
 from tl_multitrace.tasks.registry import TaskInfo
-from tl_multitrace.tasks.rows import Row, Sieve
+from tl_multitrace.tasks.sieve import Row, Sieve
 
 CLASSES: dict[str, tuple[str, ...]] = {
     name: tuple(items.split())
@@ -52,17 +54,15 @@ def rows(
 ) -> Iterator[Row]:
     """Random things of random classes without end.
 
-    Args:
-        sieve: tells how many tokens a prompt has, so that a source of the same number can be drawn.
-        rng: of all choices.
-        demo: use the demo model's own classes and wordings.
-        classes: things by the name of their class; default the package's list.
-        templates: sentences with ``{item}``, to be continued by the class.
+    Classes are things by the name of their class, templates sentences with ``{item}``, to be continued by the class.
 
     Raises:
         ValueError: fewer than two classes.
     """
-    known, frames = _lists(demo, classes, templates)
+    known = classes or (DEMO_CLASSES if demo else CLASSES)
+    # of the demo's sentences, those with a name in them say nothing more
+    own = [template for template in CLASS_TEMPLATES if "{name}" not in template] if demo else TEMPLATES
+    frames = list(templates or own)
     if len(known) < 2:
         raise ValueError(f"a class is told from others, so at least two are needed, got {list(known)}.")
     while True:
@@ -73,21 +73,6 @@ def rows(
         yield Row(base, source, (f" {others[source]}",), (f" {name}",), name)
 
 
-def _lists(
-    demo: bool, classes: Mapping[str, Sequence[str]] | None, templates: Sequence[str] | None
-) -> tuple[Mapping[str, Sequence[str]], list[str]]:
-    from tl_multitrace.demo.templates import CLASS_TEMPLATES
-    from tl_multitrace.demo.words import CLASSES as DEMO_CLASSES
-
-    # Sentences with a name in them say nothing more.
-    own = [template for template in CLASS_TEMPLATES if "{name}" not in template]
-    return classes or (DEMO_CLASSES if demo else CLASSES), list(templates or (own if demo else TEMPLATES))
-
-
 TASK = TaskInfo(
-    name="hypernymy",
-    question="Which components know the class that a thing belongs to?",
-    make=rows,
-    metric=LogitDiff(),
-    groups="heads,mlps",
+    "hypernymy", "Which components know the class that a thing belongs to?", rows, LogitDiff(), "heads,mlps"
 )

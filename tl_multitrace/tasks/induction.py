@@ -14,8 +14,9 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from tl_multitrace.metrics import LogitDiff
+from tl_multitrace.tasks.corpus import INDUCTION_WORDS
 from tl_multitrace.tasks.registry import TaskInfo
-from tl_multitrace.tasks.rows import Row, Sieve
+from tl_multitrace.tasks.sieve import Row, Sieve
 
 COMMON_WORDS = (
     "the to and was he she her his it in day be with said play up that on mom you they big of friend little time had "
@@ -31,12 +32,7 @@ def rows(
 ) -> Iterator[Row]:
     """Random sequences without end.
 
-    Args:
-        sieve: says which words are one token; others would give their second half away without any induction.
-        rng: of all choices.
-        demo: not needed: the words are everyday ones.
-        words: default the package's list.
-        length: words in one copy, at least 4.
+    A copy has ``length`` words of one token each: others would give their second half away without any induction.
 
     Raises:
         ValueError: ``length`` below 4, or fewer than ``length`` words that are one token.
@@ -59,8 +55,6 @@ def rows(
 
 def single_words(sieve: Sieve, words: Sequence[str] | None = None) -> list[str]:
     """The words that are one known token behind another word."""
-    from tl_multitrace.demo.grammar import INDUCTION_WORDS
-
     usable = [word for word in (INDUCTION_WORDS if words is None else words) if sieve.added("the", f" {word}") == 1]
     if words is None and len(usable) < ENOUGH_WORDS:
         usable += [word for word in COMMON_WORDS if word not in usable and sieve.added("the", f" {word}") == 1]
@@ -86,10 +80,10 @@ def _reordered(words: list[str], rng: random.Random, last: str) -> list[str]:
 
 
 TASK = TaskInfo(
-    name="induction",
-    question="Which components continue a sequence that is being repeated?",
-    make=rows,
-    metric=LogitDiff(),
-    groups="heads",
+    "induction",
+    "Which components continue a sequence that is being repeated?",
+    rows,
+    LogitDiff(),
+    "heads",
     single_token=True,
 )

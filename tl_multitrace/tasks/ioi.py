@@ -11,13 +11,84 @@ the second name; ``BAB``: the first.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tl_multitrace.metrics import LogitDiff
-from tl_multitrace.tasks.readers.ioi import Templates, read_ioi
+from tl_multitrace.records.text_files import JsonItems, check_text, read_text, wrong
+from tl_multitrace.tasks.corpus import GIVING_VERBS, IOI_TEMPLATES, NAMES, OBJECTS, PLACES
 from tl_multitrace.tasks.registry import TaskInfo
-from tl_multitrace.tasks.rows import Row, Sieve
+from tl_multitrace.tasks.sieve import Row, Sieve
+
+KINDS = ("BABA_TEMPLATES", "BABA_LONG_TEMPLATES", "BABA_LATE_IOS", "BABA_EARLY_IOS")
+NOUNS = {"[PLACE]": "{place}", "[OBJECT]": "{object}"}
+_PLACEHOLDER = re.compile(r"\[[A-Z]+\]")
+
+
+@dataclass(frozen=True)
+class Templates:
+    """What indirect-object sentences are made of.
+
+    Attributes:
+        names: first names.
+        frames: sentences with ``{a} {b} {s} {place} {object}``, ``{s}`` being the giver, cut off before the receiver.
+        places: for ``{place}``.
+        objects: for ``{object}``.
+    """
+
+    names: tuple[str, ...]
+    frames: tuple[str, ...]
+    places: tuple[str, ...]
+    objects: tuple[str, ...]
+
+
+def read_ioi(path: str | Path, kind: str = "BABA_TEMPLATES") -> Templates:
+    """The lists of ``ioi_dataset.py`` from JSON: an object with ``NAMES``, ``PLACES``, ``OBJECTS`` and templates.
+
+    Templates come as BABA, ``[B]`` being the giver named first; ABBA is the same sentence with the names of its
+    beginning exchanged, which the task does itself.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no JSON, a list that is missing or holds something else, a template of another form.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"templates must be one of {', '.join(KINDS)}, got {kind!r}.")
+    content = JsonItems(path, read_text(path, "file of IOI templates")).whole()
+    if not isinstance(content, dict):
+        expected = "a JSON object with the lists NAMES, PLACES, OBJECTS and templates"
+        raise wrong(path, 1, expected, type(content).__name__)
+    lists = {name: _texts(path, content, name) for name in ("NAMES", "PLACES", "OBJECTS", kind)}
+    if len(set(lists["NAMES"])) < 2:
+        raise wrong(path, 1, "at least two different names in 'NAMES'", repr(lists["NAMES"]))
+    frames = tuple(_frame(path, kind, template) for template in lists[kind])
+    return Templates(lists["NAMES"], frames, lists["PLACES"], lists["OBJECTS"])
+
+
+def _texts(path: str | Path, content: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    found = content.get(name)
+    if not isinstance(found, list) or not found or not all(isinstance(x, str) and x.strip() for x in found):
+        shown = "no such list" if name not in content else repr(found)
+        raise wrong(path, 1, f"a list of texts in {name!r}", shown)
+    return tuple(check_text(path, 1, text) for text in found)
+
+
+def _frame(path: str | Path, kind: str, template: str) -> str:
+    """``Then, [B] and [A] went. [B] gave a [OBJECT] to [A]`` as ``Then, {a} and {b} went. {s} gave a {object} to``."""
+    people = [m.group() for m in _PLACEHOLDER.finditer(template) if m.group() in ("[A]", "[B]")]
+    strange = [m.group() for m in _PLACEHOLDER.finditer(template) if m.group() not in ("[A]", "[B]", *NOUNS)]
+    whole = people == ["[B]", "[A]", "[B]", "[A]"] and not strange and not set("{}") & set(template)
+    if not whole or not template.rstrip().endswith("[A]"):
+        raise wrong(path, 1, f"templates in {kind!r} with [B], [A], [B] and at the end [A]", repr(template))
+    frame = template.rstrip().removesuffix("[A]").rstrip()
+    for place, name in (("[B]", "{a}"), ("[A]", "{b}"), ("[B]", "{s}")):
+        frame = frame.replace(place, name, 1)
+    for placeholder, name in NOUNS.items():
+        frame = frame.replace(placeholder, name)
+    return frame
 
 
 def rows(
@@ -32,19 +103,9 @@ def rows(
 ) -> Iterator[Row]:
     """Random names, places and objects without end, the two orders in turn.
 
-    Args:
-        sieve: not needed: a pair whose names differ in token count is left out afterwards.
-        rng: of all choices.
-        demo: not needed: the words are everyday ones.
-        names: default the package's list.
-        templates: sentences with ``{a} {b} {s} {place} {verb} {object}``, ``{s}`` being the giver.
-        path: names, templates, places and objects of the original code instead of the package's: a JSON file of its
-            lists.
-        kind: which of that file's lists of templates.
+    Templates are sentences with ``{a} {b} {s} {place} {verb} {object}``, ``{s}`` being the giver. With ``path``, names,
+    templates (of that ``kind``), places and objects are those of the original code's lists; see :func:`read_ioi`.
     """
-    from tl_multitrace.demo.grammar import IOI_TEMPLATES
-    from tl_multitrace.demo.words import GIVING_VERBS, NAMES, OBJECTS, PLACES
-
     own = Templates(tuple(NAMES), tuple(IOI_TEMPLATES), tuple(PLACES), tuple(OBJECTS))
     lists = own if path is None else read_ioi(path, kind)
     people, frames = lists.names if names is None else names, lists.frames if templates is None else templates
@@ -61,9 +122,5 @@ def rows(
 
 
 TASK = TaskInfo(
-    name="ioi",
-    question="Which components name the receiver (the name that is not the giver)?",
-    make=rows,
-    metric=LogitDiff(),
-    groups="heads",
+    "ioi", "Which components name the receiver (the name that is not the giver)?", rows, LogitDiff(), "heads"
 )

@@ -17,7 +17,7 @@ from importlib.resources import files
 from tl_multitrace.interventions import MeanAblation
 from tl_multitrace.metrics import Perplexity
 from tl_multitrace.tasks.registry import TaskInfo
-from tl_multitrace.tasks.rows import Row, Sieve
+from tl_multitrace.tasks.sieve import Row, Sieve
 
 
 def rows(
@@ -30,12 +30,7 @@ def rows(
 ) -> Iterator[Row]:
     """Every sentence once, in random order.
 
-    Args:
-        sieve: not needed: every sentence is tried.
-        rng: of the order.
-        demo: use the demo model's own sentences, drawn from its grammar.
-        sentences: default the package's list.
-        prompt_words: words of a sentence that make its prompt; default 3, for the demo model 2.
+    The first ``prompt_words`` words make the prompt; default 3, for the demo model 2.
 
     Raises:
         ValueError: ``prompt_words`` below 1, or a sentence that has no more words than that.
@@ -66,11 +61,11 @@ def _demo_sentences(rng: random.Random) -> list[str]:
 
 
 TASK = TaskInfo(
-    name="neutral_text",
-    question="How much worse does the model get at ordinary text?",
-    make=rows,
-    metric=Perplexity(),
-    groups="heads/everywhere,mlps/everywhere",
+    "neutral_text",
+    "How much worse does the model get at ordinary text?",
+    rows,
+    Perplexity(),
+    "heads/everywhere,mlps/everywhere",
     n=64,
     intervention=MeanAblation,
     direction="minimize",

@@ -14,13 +14,51 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from tl_multitrace.interventions import Interchange, MeanAblation
 from tl_multitrace.metrics import ProbDiff
-from tl_multitrace.tasks.readers import Vocabulary, read_prompts
+from tl_multitrace.records.tables import Record
+from tl_multitrace.tasks.readers import PromptLayout, Vocabulary, read_prompts, some, spaced
 from tl_multitrace.tasks.registry import TaskInfo
-from tl_multitrace.tasks.rows import Row, Sieve, drawn
+from tl_multitrace.tasks.sieve import Row, Sieve, drawn
+
+
+def _paired(record: Record, vocabulary: Vocabulary) -> Row:
+    prompt = record.text("prompt")
+    right = some(record, "answer", record.texts("answer"))
+    false = some(record, "wrong_answer", record.texts("wrong_answer"))
+    answers, others = (tuple(spaced(a, prompt) for a in texts) for texts in (right, false))
+    source = record.optional("source") or prompt
+    return Row(prompt, source, answers, others, record.optional("group") or "", record.optional("subject"))
+
+
+def _question(record: Record, vocabulary: Vocabulary) -> Row:
+    """A question of TruthfulQA: the best answer against the false ones."""
+    fields = {name.strip().lower().replace(" ", "_"): value for name, value in record.fields.items()}
+    plain = replace(record, fields=fields, needed="a question, its best answer and incorrect answers")
+    false = plain.texts("incorrect_answers")
+    if len(false) == 1:  # in its CSV the answers of a list stand in one cell
+        false = tuple(text.strip() for text in false[0].split(";") if text.strip())
+    prompt = f"Q: {plain.text('question').strip()}\nA:"
+    best = plain.text("best_answer").strip()
+    wrong_ones = tuple(f" {text.strip()}" for text in some(plain, "incorrect_answers", false) if text.strip() != best)
+    return Row(prompt, prompt, (f" {best}",), wrong_ones, plain.optional("category") or "")
+
+
+_layout = partial(PromptLayout, metric=ProbDiff(), intervention=MeanAblation(), one_prompt=True, direction="minimize")
+LAYOUTS = (
+    _layout(
+        "one prompt with a true and a false answer; source is another prompt to patch from",
+        ("prompt", "answer", "wrong_answer"),
+        _paired,
+        also=("source", "group", "subject"),
+    ),
+    _layout("TruthfulQA", ("question", "best_answer", "incorrect_answers"), _question),
+    _layout("TruthfulQA", ("Question", "Best Answer", "Incorrect Answers"), _question),
+)
 
 
 def rows(
@@ -34,13 +72,8 @@ def rows(
 ) -> Iterator[Row]:
     """Every prompt once.
 
-    Args:
-        sieve: the tokenizer, where answers are token ids.
-        rng: of the order.
-        demo: not needed.
-        path: the file, or ``"hf:owner/name"``.
-        columns: which of the file's columns is which, ``{"prompt": "question", "answer": "best", ...}``.
-        shuffle: draw in random order; False: in the file's.
+    ``columns`` says which of the file's columns is which, ``{"prompt": "question", "answer": "best", ...}``; the path
+    may be a data set, ``"hf:owner/name"``.
 
     Raises:
         ValueError: a file without false answers.
@@ -54,11 +87,11 @@ def rows(
 
 
 TASK = TaskInfo(
-    name="paired_answers",
-    question="Which heads prefer the true answer to a false one?",
-    make=rows,
-    metric=ProbDiff(),
-    groups="heads",
+    "paired_answers",
+    "Which heads prefer the true answer to a false one?",
+    rows,
+    ProbDiff(),
+    "heads",
     intervention=MeanAblation,
     direction="minimize",
     one_prompt=True,

@@ -9,9 +9,38 @@ from typing import Any
 
 from tl_multitrace.interventions import Interchange, MeanAblation
 from tl_multitrace.metrics import AnswerLogProb, Metric
-from tl_multitrace.tasks.readers import Prompts, Vocabulary, read_prompts
+from tl_multitrace.records.tables import Record, Table
+from tl_multitrace.records.text_files import wrong
+from tl_multitrace.tasks.readers import PromptLayout, Prompts, Vocabulary, read_prompts, some
 from tl_multitrace.tasks.registry import Task
-from tl_multitrace.tasks.rows import Alignment, Row, pairs_of, sieve_of
+from tl_multitrace.tasks.sieve import Alignment, Row, pairs_of, sieve_of
+
+REQUIRED = ("base", "source", "answer")
+OPTIONAL = ("wrong_answer", "group", "subject")
+
+
+def _check(table: Table) -> None:
+    """Refuse a table without the required columns or with unknown ones; raises ValueError."""
+    if not table.header:
+        for record in table.records:
+            strange = [name for name in record.fields if name not in (*REQUIRED, *OPTIONAL)]
+            if strange:
+                raise record.wrong(f"the fields {PLAIN.needed}", repr(strange[0]))
+        return
+    missing = [name for name in REQUIRED if name not in table.columns]
+    strange = [name for name in table.columns if name not in (*REQUIRED, *OPTIONAL)]
+    if missing or strange:
+        what = f"no column {missing[0]!r}" if missing else f"an unknown column {strange[0]!r}"
+        raise wrong(table.path, 1, f"the columns {PLAIN.needed}", f"{what} ({', '.join(table.columns) or 'nothing'})")
+
+
+def _row(record: Record, vocabulary: Vocabulary) -> Row:
+    answers, wrong = some(record, "answer", record.texts("answer")), record.texts("wrong_answer")
+    group, subject = record.optional("group"), record.optional("subject")
+    return Row(record.text("base"), record.text("source"), answers, wrong, group or "", subject)
+
+
+PLAIN = PromptLayout("prompt pairs of one's own", REQUIRED, _row, also=OPTIONAL, check=_check)
 
 
 def task_from_file(
@@ -32,14 +61,14 @@ def task_from_file(
     - EAP-IG tables (``clean, corrupted`` and the answers), MIB (``prompt, choices, answerKey`` and counterfactuals),
       auto-circuit (``clean, corrupt, answers, wrong_answers``): the corrupted prompt is the base, the clean one the
       source;
-    - facts: ``known_1000``, CounterFact and its single-prompt derivatives: noise on the subject, clean activations
-      restored.
+    - facts (``prompt, subject, answer``), ``known_1000``, CounterFact and its single-prompt derivatives: noise on the
+      subject, clean activations restored.
 
     Args:
-        path: ``.csv`` or ``.tsv`` with a header line, ``.json`` with a list of objects, ``.jsonl`` with one object per
-            line, or ``"hf:owner/name:config@split"`` for a Hugging Face data set. Answers carry their leading space; in
-            JSON an answer may be a list of alternatives.
-        model: a TransformerLens model with a tokenizer.
+        path: ``.csv`` or ``.tsv`` with a header line (parted by commas, semicolons or tabs), ``.json`` with a list of
+            objects, ``.jsonl`` with one a line, or ``"hf:owner/name:config@split"`` for a Hugging Face data set.
+            Answers carry their leading space; in JSON an answer may be a list of alternatives.
+        model: a TransformerLens model with a tokenizer; prompts that it cannot say are counted in ``dropped``.
         metric: default ``LogitDiff()`` where every prompt has a wrong answer, else ``AnswerLogProb()``; for published
             layouts theirs.
         align: as in :func:`~tl_multitrace.tasks.task`.
@@ -47,13 +76,10 @@ def task_from_file(
             out.
         prepend_bos: put a BOS token in front of prompts; default: what TransformerLens does for this model.
 
-    Returns:
-        A task; prompts that don't tokenise cleanly are counted in its ``dropped``.
-
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a malformed file, with its line and what was expected there; columns of no known layout; answers
-            that are token ids of another tokenizer; or no prompt is left.
+        ValueError: a malformed file, with its line; columns of no known layout; token ids of another tokenizer; or no
+            prompt is left.
 
     Examples:
         >>> from pathlib import Path
@@ -86,8 +112,3 @@ def _metric(prompts: Prompts) -> Metric:
     usual = prompts.layout.metric
     has_wrong = all(row.wrong for row in prompts.rows if not row.unusable)
     return AnswerLogProb() if usual.needs_wrong and not has_wrong else usual
-
-
-def read_rows(path: str | Path) -> list[Row]:
-    """The rows of a prompts file that has its answers as text; raises as :func:`task_from_file`."""
-    return list(read_prompts(path).rows)

@@ -16,7 +16,8 @@ from tl_multitrace.metrics import Metric
 from tl_multitrace.objective import Goal, Objective
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.spec import groups_from_text
-from tl_multitrace.tasks.rows import Alignment, Row, Sieve, pairs_of, published_bos, sieve_of
+from tl_multitrace.tasks.corpus import DEMO_TOKENIZER
+from tl_multitrace.tasks.sieve import Alignment, Row, pairs_of, published_bos, sieve_of
 from tl_multitrace.tracer import Tracer
 
 if TYPE_CHECKING:
@@ -37,15 +38,11 @@ class Task:
     invariance, neutral text), ``direction`` is ``"minimize"`` and 0 is perfect.
 
     Attributes:
-        name: what it is called by.
         pairs: the prompts that tokenise cleanly; ``pairs.labels`` are the subgroups.
-        metric: of each prompt, with its sign.
+        metric: of each prompt, with its sign; ``direction`` says whether it is to rise or to fall.
         groups: components it is usually asked about, as ``--components`` takes them: ``"neurons"``, ``"heads"``.
         intervention: where patched activations come from.
-        direction: whether the metric is to rise or to fall.
-        question: what it asks.
-        source: where the prompts come from.
-        licence: of the prompts.
+        source: where the prompts come from; ``licence`` is theirs.
         desiderata: further wishes beside ``pairs``, by name, each with its own prompts, metric and direction.
 
     Examples:
@@ -88,10 +85,7 @@ class Task:
     def objective(self, groups: HookGroups, model: Any, *, weights: Mapping[str, float] | None = None) -> Objective:
         """The task and its desiderata as the goals of one search: ``select(task.objective(groups, model), ...)``.
 
-        Args:
-            groups: components to choose from.
-            model: the model the task was made for.
-            weights: of the goals, by name; the task's own prompts are called by the task's name. Default 1 each.
+        Weights are by name of the goal, 1 unless given; the task's own prompts are called by the task's name.
 
         Raises:
             ValueError: a weight for a name that is no goal of the task.
@@ -122,20 +116,16 @@ class TaskInfo:
     """How a task is made.
 
     Attributes:
-        name: what it is called by.
         question: what it asks, in one line.
         make: yields candidate rows; see :data:`RowMaker`.
-        metric: of each prompt.
         groups: components it is usually asked about.
         n: prompts kept unless told otherwise.
-        source: where the prompts come from.
-        licence: of the prompts.
         single_token: whether every answer must be one token.
         intervention: makes the default intervention.
         direction: whether the metric is to rise or to fall.
         one_prompt: whether base and source are the same prompt, as where the source run is a noised or averaged one.
-        data: what ``task(name, model, path=...)`` has to be given and where it comes from; empty where the prompts ship
-            with the package or are generated. Such a maker takes ``path``.
+        data: the file that ``task(name, model, path=...)`` has to be given and where it comes from; empty where the
+            prompts ship with the package or are generated.
         desiderata: further wishes, each a task of its own; their ``name`` is the key in ``task.desiderata``.
         options: what ``make`` is given unless told otherwise.
         published_bos: prompts begin as in the published code, which put no BOS in front of GPT-2's.
@@ -169,11 +159,7 @@ class TaskInfo:
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def in_setting(self, name: str | None) -> TaskInfo:
-        """The task as asked for by name; raises ValueError for a setting that it does not have.
-
-        Args:
-            name: a key of ``settings``; None leaves it as it is.
-        """
+        """The task as asked for by name, a key of ``settings``, or as it is; raises ValueError for another."""
         if name is None:
             return self
         if name not in self.settings:
@@ -185,14 +171,14 @@ class TaskInfo:
 IN_PACKAGE = "in the package"
 """What :func:`tasks` says of data that no file is needed for."""
 
+SHARED = ("name", "metric", "groups", "direction", "question", "source", "licence")
+"""What a task has from its entry as it stands there."""
+
 REGISTRY: dict[str, TaskInfo] = {}
 
 
 def register(info: TaskInfo) -> TaskInfo:
     """Make a task available to :func:`task` under its name.
-
-    Args:
-        info: name, question, maker of rows, metric.
 
     Raises:
         ValueError: the name is taken.
@@ -233,9 +219,12 @@ def task(
 ) -> Task:
     """Make a task for a model: prompts, metric, subgroups and suggested components.
 
+    Prompts that don't tokenise cleanly are left out and counted in ``task.dropped``. The demo model gets prompts it was
+    trained for.
+
     Args:
         name: see :func:`tasks`.
-        model: a TransformerLens model with a tokenizer; the demo model gets prompts it was trained for.
+        model: a TransformerLens model with a tokenizer.
         n: prompts to keep, at most; default: the task's own number.
         seed: of the draw and order of prompts.
         align: pairs of different token length are left out (``"drop"``), or lined up at one end (``"right"``,
@@ -243,9 +232,6 @@ def task(
         setting: a named way to ask, where the task has one: ``"paper"`` for the experiment of arXiv:2606.03085.
         prepend_bos: put a BOS token in front of prompts; default: the setting's way, else the model's.
         options: the task's own, such as ``templates=``; ``path=`` where the task reads a file of others.
-
-    Returns:
-        The task. Prompts that don't tokenise cleanly are left out and counted in ``task.dropped``.
 
     Raises:
         ValueError: unknown task, no tokenizer, no ``path`` for a task that reads a file, a malformed file, or no prompt
@@ -271,38 +257,17 @@ def task(
 
 
 def _made(
-    info: TaskInfo,
-    model: Any,
-    n: int | None,
-    seed: int,
-    align: Alignment,
-    bos: bool | None,
-    options: Mapping[str, Any],
+    info: TaskInfo, model: Any, n: int | None, seed: int, align: Alignment, bos: bool | None, options: Mapping[str, Any]
 ) -> Task:
     if bos is None and info.published_bos:
         bos = published_bos(model)
     sieve = sieve_of(model, align=align, single_token=info.single_token, one_prompt=info.one_prompt, prepend_bos=bos)
-    rows = info.make(sieve, random.Random(seed), demo=_is_demo(sieve), **{**info.options, **options})
+    demo = str(getattr(sieve.encoder.tokenizer, "name_or_path", "")) == DEMO_TOKENIZER  # its facts are its own
+    rows = info.make(sieve, random.Random(seed), demo=demo, **{**info.options, **options})
     pairs = pairs_of(model, rows, sieve, info.n if n is None else n)
-    return Task(
-        name=info.name,
-        pairs=pairs,
-        metric=info.metric,
-        groups=info.groups,
-        intervention=info.intervention(),
-        direction=info.direction,
-        question=info.question,
-        source=info.source,
-        licence=info.licence,
-        desiderata={one.name: _made(one, model, n, seed, align, bos, options) for one in info.desiderata},
-    )
-
-
-def _is_demo(sieve: Sieve) -> bool:
-    """Whether prompts are for the demo model, whose facts are its own."""
-    from tl_multitrace.demo.tokenizer import NAME
-
-    return str(getattr(sieve.encoder.tokenizer, "name_or_path", "")) == NAME
+    shared = {name: getattr(info, name) for name in SHARED}
+    others = {one.name: _made(one, model, n, seed, align, bos, options) for one in info.desiderata}
+    return Task(pairs=pairs, intervention=info.intervention(), desiderata=others, **shared)
 
 
 def tasks() -> pd.DataFrame:
@@ -314,17 +279,9 @@ def tasks() -> pd.DataFrame:
     """
     import pandas as pd
 
+    columns = ["name", "asks", "metric", "components", "prompts", "source", "licence", "data"]
+    infos = [info for _, info in sorted(REGISTRY.items())]
     rows = [
-        {
-            "name": info.name,
-            "asks": info.question,
-            "metric": info.metric.name,
-            "components": info.groups,
-            "prompts": info.n,
-            "source": info.source,
-            "licence": info.licence,
-            "data": info.data or IN_PACKAGE,
-        }
-        for _, info in sorted(REGISTRY.items())
+        (i.name, i.question, i.metric.name, i.groups, i.n, i.source, i.licence, i.data or IN_PACKAGE) for i in infos
     ]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=columns)

@@ -14,8 +14,9 @@ import random
 from collections.abc import Iterator, Sequence
 
 from tl_multitrace.metrics import LogitDiff
+from tl_multitrace.tasks.corpus import ADJECTIVES, ANIMALS, PLACES
 from tl_multitrace.tasks.registry import TaskInfo
-from tl_multitrace.tasks.rows import Row, Sieve
+from tl_multitrace.tasks.sieve import Row, Sieve
 
 Noun = tuple[str, str]
 """Singular and plural."""
@@ -33,27 +34,16 @@ NUMBERS = ("singular", "plural")
 
 
 def rows(
-    sieve: Sieve,
-    rng: random.Random,
-    *,
-    demo: bool = False,
-    nouns: Sequence[Noun] | None = None,
-    verbs: Noun = VERBS,
+    sieve: Sieve, rng: random.Random, *, demo: bool = False, nouns: Sequence[Noun] | None = None, verbs: Noun = VERBS
 ) -> Iterator[Row]:
     """Random subjects without end: singular and plural, without and with an attractor in turn.
 
-    Args:
-        sieve: not needed: nouns whose plural has more tokens are left out afterwards.
-        rng: of all choices.
-        demo: use the demo model's nouns and wordings.
-        nouns: (singular, plural) pairs; default the package's list.
-        verbs: the singular and the plural verb, with their leading space.
+    Nouns are (singular, plural) pairs, verbs the two forms with their leading space. Nouns whose plural has more tokens
+    are left out afterwards.
 
     Raises:
         ValueError: fewer than two nouns.
     """
-    from tl_multitrace.demo.words import ADJECTIVES, ANIMALS, PLACES
-
     words = list(nouns or (ANIMALS if demo else NOUNS))
     if len(words) < 2:
         raise ValueError(f"a subject and an attractor need at least two nouns, got {words}.")
@@ -71,9 +61,9 @@ def rows(
 
 
 TASK = TaskInfo(
-    name="subject_verb_agreement",
-    question="Which components give the verb the number of its subject?",
-    make=rows,
-    metric=LogitDiff(),
-    groups="heads,mlps",
+    "subject_verb_agreement",
+    "Which components give the verb the number of its subject?",
+    rows,
+    LogitDiff(),
+    "heads,mlps",
 )

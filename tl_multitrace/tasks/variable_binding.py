@@ -22,7 +22,7 @@ from functools import partial
 
 from tl_multitrace.metrics import LogitDiff
 from tl_multitrace.tasks.registry import TaskInfo
-from tl_multitrace.tasks.rows import Row, Sieve
+from tl_multitrace.tasks.sieve import Row, Sieve
 
 VALUES = range(10, 100)
 SIGNS: dict[str, Callable[[int, int], int]] = {"+": int.__add__, "-": int.__sub__}
@@ -31,14 +31,7 @@ LETTERS, DEMO_LETTERS = ("x", "y"), ("x", "y", "z")
 
 @dataclass(frozen=True)
 class Program:
-    """Variables with values in the order they are bound, and the expression at the end.
-
-    Attributes:
-        bound: (letter, value) of each line.
-        left: letter before the sign.
-        sign: one of ``SIGNS``.
-        right: letter behind it.
-    """
+    """Variables (letter, value) in the order they are bound, and the expression at the end."""
 
     bound: tuple[tuple[str, int], ...]
     left: str
@@ -73,36 +66,31 @@ def rows(
 ) -> Iterator[Row]:
     """Random programs without end, the signs in turn.
 
-    Args:
-        sieve: tells how the tokenizer writes numbers.
-        rng: of all choices.
-        wish: ``"value_dependence"`` (another value) or ``"operation_invariance"`` (another sign).
-        demo: one digit a value, and two of three letters in any order, as the demo model was trained.
-        values: what variables are bound to; default two-digit numbers.
-        signs: operations, of ``"+"`` and ``"-"``.
+    The other program has another value (``wish="value_dependence"``) or another sign (``"operation_invariance"``). The
+    demo model's have one digit a value, and two of three letters in any order, as it was trained.
 
     Raises:
         ValueError: an unknown sign, fewer than two values, or one sign where the sign is to differ.
     """
     numbers = list(values or (range(1, 10) if demo else VALUES))
     _check(numbers, signs, wish)
-    other = (
-        partial(_other_sign, signs=signs) if wish == "operation_invariance" else partial(_other_value, values=numbers)
-    )
+
+    def drawn(sign: str) -> tuple[Program, Program]:
+        letters = rng.sample(DEMO_LETTERS, 2) if demo else LETTERS
+        bound = [(letter, rng.choice(numbers)) for letter in letters]
+        if demo:
+            rng.shuffle(bound)
+        base = Program(tuple(bound), letters[0], sign, letters[1])
+        if wish == "operation_invariance":
+            return base, replace(base, sign=rng.choice([other for other in signs if other != sign]))
+        return base, base.with_value(rng.choice([value for value in numbers if value != dict(bound)[letters[0]]]))
+
     while True:
         for sign in signs:
-            yield _row(sieve, *_pair(rng, partial(_program, rng, numbers, sign, demo), other))
-
-
-def _pair(
-    rng: random.Random, program: Callable[[], Program], other: Callable[[random.Random, Program], Program]
-) -> tuple[Program, Program]:
-    """Two programs with different results, none negative."""
-    while True:
-        base = program()
-        source = other(rng, base)
-        if min(base.result, source.result) >= 0 and base.result != source.result:
-            return base, source
+            base, source = drawn(sign)
+            while min(base.result, source.result) < 0 or base.result == source.result:
+                base, source = drawn(sign)
+            yield _row(sieve, base, source)
 
 
 def _check(values: Sequence[int], signs: Sequence[str], wish: str) -> None:
@@ -115,54 +103,33 @@ def _check(values: Sequence[int], signs: Sequence[str], wish: str) -> None:
         raise ValueError(f"operation invariance compares two signs, got {list(signs)}.")
 
 
-def _program(rng: random.Random, values: Sequence[int], sign: str, demo: bool) -> Program:
-    letters = rng.sample(DEMO_LETTERS, 2) if demo else LETTERS
-    bound = [(letter, rng.choice(values)) for letter in letters]
-    if demo:
-        rng.shuffle(bound)
-    return Program(tuple(bound), letters[0], sign, letters[1])
-
-
-def _other_value(rng: random.Random, base: Program, *, values: Sequence[int]) -> Program:
-    return base.with_value(rng.choice([value for value in values if value != dict(base.bound)[base.left]]))
-
-
-def _other_sign(rng: random.Random, base: Program, *, signs: Sequence[str]) -> Program:
-    return replace(base, sign=rng.choice([sign for sign in signs if sign != base.sign]))
-
-
 def _row(sieve: Sieve, base: Program, source: Program) -> Row:
-    gap = _gap(sieve)
-    answer, wrong = (_first(sieve, base.text + gap, one.result, "" if gap else " ") for one in (source, base))
-    return Row(base.text + gap, source.text + gap, (answer,), (wrong,), base.sign)
+    # a space at the prompt's end where the space before a number is a token of its own, as the paper writes it
+    gap, space = (" ", "") if sieve.added("x =", " 5") > 1 else ("", " ")
 
+    def answer(number: int) -> tuple[str]:
+        """The whole number where it is one token, else its first digit."""
+        whole = f"{space}{number}"
+        return (whole if sieve.added(base.text + gap, whole) == 1 else f"{space}{str(number)[0]}",)
 
-def _gap(sieve: Sieve) -> str:
-    """A space at the prompt's end where the space before a number is a token of its own, as the paper writes it."""
-    return " " if sieve.added("x =", " 5") > 1 else ""
-
-
-def _first(sieve: Sieve, prompt: str, number: int, space: str) -> str:
-    """The whole number where it is one token, else its first digit."""
-    whole = f"{space}{number}"
-    return whole if sieve.added(prompt, whole) == 1 else f"{space}{str(number)[0]}"
+    return Row(base.text + gap, source.text + gap, answer(source.result), answer(base.result), base.sign)
 
 
 INVARIANCE = TaskInfo(
-    name="operation_invariance",
-    question="Does the set leave the operation alone?",
-    make=partial(rows, wish="operation_invariance"),
-    metric=LogitDiff(),
-    groups="heads/last,mlps/last",
+    "operation_invariance",
+    "Does the set leave the operation alone?",
+    partial(rows, wish="operation_invariance"),
+    LogitDiff(),
+    "heads/last,mlps/last",
     single_token=True,
     direction="minimize",
 )
 TASK = TaskInfo(
-    name="variable_binding",
-    question="Which components fetch the value that a variable is bound to?",
-    make=rows,
-    metric=LogitDiff(),
-    groups="heads/last,mlps/last",
+    "variable_binding",
+    "Which components fetch the value that a variable is bound to?",
+    rows,
+    LogitDiff(),
+    "heads/last,mlps/last",
     single_token=True,
     desiderata=(INVARIANCE,),
 )

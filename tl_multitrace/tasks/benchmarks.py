@@ -6,13 +6,13 @@ prompt is the base, the original one the source, so that the answer is what the 
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
 
-from tl_multitrace.tasks.readers.layout import Layout, candidates, some, spaced
-from tl_multitrace.tasks.readers.records import Record, Table
-from tl_multitrace.tasks.readers.text import wrong
-from tl_multitrace.tasks.readers.vocabulary import Vocabulary
-from tl_multitrace.tasks.rows import Row
+from tl_multitrace.pair_reader import Row
+from tl_multitrace.records.tables import Record, Table
+from tl_multitrace.records.text_files import wrong
+from tl_multitrace.tasks.readers import PromptLayout, RowReader, Vocabulary, candidates, some, spaced
 
 COUNTERFACTUALS = ("counterfactual", "s2_io_flip_counterfactual", "symbol_counterfactual", "random_counterfactual")
 """Which of a record's counterfactuals is taken, the first that is there; else the first that is named so."""
@@ -21,18 +21,12 @@ SAME = "the counterfactual prompt calls for the same answer"
 NONE = "no counterfactual prompt"
 
 
-def _counterfactual(record: Record) -> str | None:
-    named = [*COUNTERFACTUALS, *(name for name in record.fields if name.endswith("_counterfactual"))]
-    return next((name for name in named if record.has(name)), None)
-
-
-def _pair(record: Record, answer_of: Any) -> Row:
+def _pair(record: Record, answer_of: Callable[[Record], str]) -> Row:
     """Base, source and answers of a record and its counterfactual."""
-    prompt, name = record.text("prompt"), _counterfactual(record)
-    if name is None:
-        return Row(prompt, prompt, (" ",), unusable=NONE)
-    other = record.inner(name)
-    if not other.has("prompt"):
+    prompt = record.text("prompt")
+    named = [*COUNTERFACTUALS, *(name for name in record.fields if name.endswith("_counterfactual"))]
+    other = next((record.inner(name) for name in named if record.has(name)), None)
+    if other is None or not other.has("prompt"):
         return Row(prompt, prompt, (" ",), unusable=NONE)
     right, false = (spaced(answer_of(one), prompt) for one in (record, other))
     return Row(other.text("prompt"), prompt, (right,), (false,), unusable=SAME if right == false else "")
@@ -45,7 +39,7 @@ def _choice(record: Record) -> str:
     if not isinstance(listed, list) or not listed:
         raise record.wrong("a list of choices, or an object with 'label', in 'choices'", repr(choices))
     key = record.number("answerKey", 0, len(listed) - 1)
-    return Record(record.path, record.line, {"choices": str(listed[key])}).text("choices")
+    return replace(record, fields={"choices": str(listed[key])}).text("choices")
 
 
 def _label(record: Record) -> str:
@@ -53,12 +47,8 @@ def _label(record: Record) -> str:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else record.text("label")
 
 
-def _choices_row(record: Record, vocabulary: Vocabulary) -> Row:
-    return _pair(record, _choice)
-
-
-def _label_row(record: Record, vocabulary: Vocabulary) -> Row:
-    return _pair(record, _label)
+def _paired(answer_of: Callable[[Record], str]) -> RowReader:
+    return lambda record, vocabulary: _pair(record, answer_of)
 
 
 def _auto_circuit(record: Record, vocabulary: Vocabulary) -> Row:
@@ -74,17 +64,13 @@ def _refuse_missing(table: Table) -> None:
 
 
 LAYOUTS = (
-    Layout(
-        name="auto-circuit",
-        columns=("clean", "corrupt", "answers", "wrong_answers"),
-        row=_auto_circuit,
-    ),
-    Layout(
+    PromptLayout("auto-circuit", ("clean", "corrupt", "answers", "wrong_answers"), _auto_circuit),
+    PromptLayout(
         name="MIB, choices",
         columns=("prompt", "choices", "answerKey"),
         also=("..._counterfactual",),
-        row=_choices_row,
+        row=_paired(_choice),
         check=_refuse_missing,
     ),
-    Layout(name="MIB, arithmetic", columns=("prompt", "label", "random_counterfactual"), row=_label_row),
+    PromptLayout("MIB, arithmetic", ("prompt", "label", "random_counterfactual"), _paired(_label)),
 )

@@ -8,11 +8,12 @@ whatever such a file holds, no more: ``None`` means that the file does not say.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tl_multitrace.interop.names import EMBEDDINGS, QKV, Edge, Shape, is_edge, node_of, unplaced
+from tl_multitrace.interop.node_names import EMBEDDINGS, QKV, Edge, is_edge, node_of, unplaced
+from tl_multitrace.interop.shape import Shape
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,8 +39,6 @@ class LeftOut(UserWarning):
 class Mark(NamedTuple):
     """What a file says of an edge.
 
-    ``score``: how much the edge matters, in the tool's own unit and sign; ``in_graph``: whether the circuit has it.
-
     Attributes:
         score: how much the edge matters, in the tool's own unit and sign.
         in_graph: whether the circuit has it.
@@ -58,8 +57,6 @@ class NodeMark(NamedTuple):
     """What a file says of a node: as :class:`Mark`, and per dimension of its output (``[d_model]``) the same.
 
     Attributes:
-        score: how much the node matters, in the tool's own unit and sign.
-        in_graph: whether the circuit has it.
         dims: which dimensions of its output are in the circuit.
         dim_scores: how much each of them matters.
 
@@ -117,7 +114,9 @@ class CircuitGraph:
             if not self.shape.has_edge(edge):
                 raise ValueError(f"edge {edge.name!r} is outside a model of {self.shape}.")
 
-    # ------------------------------------------------------------------ what is chosen
+    def kept_by(self, format: str) -> Mapping[str, Any]:
+        """What only the format of this name holds, where the graph was read from it; else nothing."""
+        return self.extra if self.format == format else {}
 
     @property
     def chosen(self) -> tuple[str, ...]:
@@ -147,46 +146,31 @@ class CircuitGraph:
         return tuple(name for name in names if name in entered and name in left)
 
     def keep(self, *, edges: int | None = None, nodes: int | None = None, signed: bool = False) -> CircuitGraph:
-        """The graph with its best-scored edges or nodes in the circuit, and no others.
+        """The graph with so many best-scored edges, or heads and MLPs, in the circuit, and no others.
 
-        Args:
-            edges: so many edges; nodes are then in where such edges enter and leave them.
-            nodes: instead, so many heads and MLPs; edges are then in where both ends are.
-            signed: rank by the score itself; default by its absolute value.
+        With ``edges=``, nodes are in where such edges enter and leave them; with ``nodes=``, edges where both ends are.
+        Scores rank by their absolute value, or with ``signed=True`` as they are.
 
         Raises:
             ValueError: not one of the two, or fewer scores than asked for.
         """
         if (edges is None) == (nodes is None):
             raise ValueError("give one of edges= and nodes=.")
-        marks: Mapping[Any, Mark | NodeMark] = self.edges if nodes is None else self.nodes
-        scored = {
-            key: mark.score
-            for key, mark in marks.items()
-            if mark.score is not None and (isinstance(key, Edge) or node_of(key).kind in ("head", "mlp"))
-        }
-        count = edges if nodes is None else nodes
-        if count is None or not 0 < count <= len(scored):
-            what = "edges" if nodes is None else "heads and MLPs"
-            raise ValueError(f"{count} {what} cannot be kept: {len(scored)} have a score.")
-        best = set(sorted(scored, key=lambda k: scored[k] if signed else abs(scored[k]), reverse=True)[:count])
-        return self._kept_edges(best) if nodes is None else self._kept_nodes(best)
-
-    def _kept_edges(self, best: set[Edge]) -> CircuitGraph:
-        edges = {edge: mark._replace(in_graph=edge in best) for edge, mark in self.edges.items()}
-        unflagged = {name: mark._replace(in_graph=None) for name, mark in self.nodes.items()}
-        graph = replace(self, edges=edges, nodes=unflagged)
-        chosen = graph._connected()
-        named = {**dict.fromkeys(chosen, NodeMark()), **unflagged}
-        return replace(graph, nodes={name: mark._replace(in_graph=name in chosen) for name, mark in named.items()})
-
-    def _kept_nodes(self, best: set[str]) -> CircuitGraph:
-        def kept(name: str) -> bool:
-            return name in best or node_of(name).kind not in ("head", "mlp")
-
-        nodes = {name: mark._replace(in_graph=kept(name)) for name, mark in self.nodes.items()}
-        edges = {e: mark._replace(in_graph=kept(e.source) and kept(e.target)) for e, mark in self.edges.items()}
-        return replace(self, nodes=nodes, edges=edges)
+        if nodes is None:
+            best = _best({edge: mark.score for edge, mark in self.edges.items()}, int(edges or 0), "edges", signed)
+            kept = {edge: mark._replace(in_graph=edge in best) for edge, mark in self.edges.items()}
+            chosen = replace(self, edges=kept)._connected()
+            named = {**dict.fromkeys(chosen, NodeMark()), **self.nodes}
+            marks = {name: mark._replace(in_graph=name in chosen) for name, mark in named.items()}
+            return replace(self, edges=kept, nodes=marks)
+        inner = {name: mark.score for name, mark in self.nodes.items() if node_of(name).kind in ("head", "mlp")}
+        best = _best(inner, nodes, "heads and MLPs", signed)
+        out = {name for name in self._names() if node_of(name).kind in ("head", "mlp") and name not in best}
+        return replace(
+            self,
+            nodes={name: mark._replace(in_graph=name not in out) for name, mark in self.nodes.items()},
+            edges={e: mark._replace(in_graph=not {e.source, e.target} & out) for e, mark in self.edges.items()},
+        )
 
     def node_scores(self) -> dict[str, float | None]:
         """Score of every node that writes, by its component's label (``L0RESID`` is the input); None: no score.
@@ -200,8 +184,6 @@ class CircuitGraph:
         of = {"head": "L{0.layer}H{0.head}", "mlp": "L{0.layer}MLP", "input": "L0RESID"}
         return {of[node.kind].format(node): score for node, score in marks.items() if node.kind in of}
 
-    # ------------------------------------------------------------------ for formats that hold less
-
     def flat(self) -> CircuitGraph:
         """Without positions and without nodes that are no components.
 
@@ -209,20 +191,23 @@ class CircuitGraph:
         where it is at any position.
         """
         placed = sum(unplaced(name) != name for name in (*self.nodes, *(e.source for e in self.edges)))
-        strange = [name for name in self._names() if node_of(name).kind == "other"]
+        strange = {name: None for name in self._names() if node_of(name).kind == "other"}
         if not placed and not strange:
             return self
-        nodes = _merged((unplaced(n), m) for n, m in self.nodes.items() if node_of(n).kind != "other")
+        nodes = _merged((unplaced(n), m) for n, m in self.nodes.items() if n not in strange)
         edges = _merged(
             (Edge(unplaced(e.source), unplaced(e.target), e.input), mark)
             for e, mark in self.edges.items()
-            if "other" not in (node_of(e.source).kind, node_of(e.target).kind)
+            if e.source not in strange and e.target not in strange
         )
-        notes = [f"the positions of {placed} nodes and edges (the strongest stands for all)"] if placed else []
-        notes += [f"{len(strange)} nodes that are no heads or MLPs ({_some(strange)})"] if strange else []
-        groups = {
-            role: tuple(unplaced(n) for n in names if node_of(n).kind != "other") for role, names in self.groups.items()
-        }
+        some = ", ".join(list(strange)[:4]) + (" ..." if len(strange) > 4 else "")
+        notes = counted(
+            {
+                "the positions of {} nodes and edges (the strongest stands for all)": placed,
+                f"{{}} nodes that are no heads or MLPs ({some})": len(strange),
+            }
+        )
+        groups = {r: tuple(unplaced(n) for n in names if not n.startswith("id:")) for r, names in self.groups.items()}
         return replace(self, nodes=nodes, edges=edges, groups=groups, left_out=(*self.left_out, *notes))
 
     def with_edges(self, score: float | None = None) -> CircuitGraph:
@@ -230,24 +215,16 @@ class CircuitGraph:
 
         Where no edge is flagged, one is in the circuit exactly when both its ends are; embeddings and logits always
         are. Where there are no edges at all, these are all edges of the model for which that holds. This is EAP-IG's
-        reading of a circuit of nodes.
-
-        Args:
-            score: of edges that are made here.
+        reading of a circuit of nodes. ``score`` is that of edges that are made here.
         """
-        if not self.edges:
-            ends = self._ends()
-            edges = {e: Mark(score, True) for e in self.shape.edges() if e.source in ends and e.target in ends}
-            return replace(self, edges=edges)
         if any(mark.in_graph is not None for mark in self.edges.values()):
             return self
-        ends = self._ends()
+        ends = {*(name for name in self.chosen if node_of(name).kind in ("head", "mlp")), *EMBEDDINGS, "logits"}
+        if not self.edges:
+            made = (e for e in self.shape.edges() if e.source in ends and e.target in ends)
+            return replace(self, edges={e: Mark(score, True) for e in made})
         flags = {e: mark._replace(in_graph=e.source in ends and e.target in ends) for e, mark in self.edges.items()}
         return replace(self, edges=flags)
-
-    def _ends(self) -> set[str]:
-        inner = {name for name in self.chosen if node_of(name).kind in ("head", "mlp")}
-        return inner | {*EMBEDDINGS, "logits"}
 
     def with_inputs(self) -> CircuitGraph:
         """With q, k and v told apart: an edge to a head as a whole becomes three, without its score.
@@ -265,8 +242,12 @@ class CircuitGraph:
                     strange += 1
                     break
                 edges[split] = mark._replace(score=None) if vague else mark
-        notes = [f"the weights of {whole} edges to heads as a whole (q, k and v are told apart)"] if whole else []
-        notes += [f"{strange} edges between nodes that do not feed each other at one position"] if strange else []
+        notes = counted(
+            {
+                "the weights of {} edges to heads as a whole (q, k and v are told apart)": whole,
+                "{} edges between nodes that do not feed each other at one position": strange,
+            }
+        )
         return replace(self, edges=edges, left_out=(*self.left_out, *notes)) if notes else self
 
     def joined_embeddings(self) -> CircuitGraph:
@@ -286,41 +267,25 @@ class CircuitGraph:
         return dict.fromkeys([*self.nodes, *(name for e in self.edges for name in (e.source, e.target))])
 
     def with_shape(self, shape: Shape | Any) -> CircuitGraph:
-        """The same nodes and edges in a model's shape, where a file does not tell it.
-
-        Args:
-            shape: a :class:`Shape`, or a TransformerLens model.
+        """The same nodes and edges in the shape of a model (or one given), where a file does not tell it.
 
         Raises:
             ValueError: a node is outside it.
         """
         return replace(self, shape=shape if isinstance(shape, Shape) else self.shape.fits(shape))
 
-    # ------------------------------------------------------------------ from and to a Circuit
-
     @classmethod
     def from_circuit(cls, circuit: Circuit, shape: Shape | Any = None) -> CircuitGraph:
-        """The nodes of one of our circuits; see :func:`tl_multitrace.interop.circuits.graph_of_circuit`.
-
-        Args:
-            circuit: whose components become nodes.
-            shape: the model or a :class:`Shape`, where the circuit does not tell it.
-        """
-        from tl_multitrace.interop.circuits import graph_of_circuit
+        """The nodes of one of our circuits; see ``circuit_conversion.graph_of_circuit``."""
+        from tl_multitrace.interop.circuit_conversion import graph_of_circuit
 
         return graph_of_circuit(circuit, shape)
 
     def to_circuit(self, model: Any = None) -> Circuit:
-        """The chosen heads and MLPs as a circuit; see :func:`tl_multitrace.interop.circuits.circuit_of_graph`.
-
-        Args:
-            model: the model it is of; default: what the shape tells.
-        """
-        from tl_multitrace.interop.circuits import circuit_of_graph
+        """The chosen heads and MLPs as a circuit; see ``circuit_conversion.circuit_of_graph``."""
+        from tl_multitrace.interop.circuit_conversion import circuit_of_graph
 
         return circuit_of_graph(self, model)
-
-    # ------------------------------------------------------------------ showing
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per edge: source, target, input (q, k, v), score, in_graph."""
@@ -339,6 +304,13 @@ class CircuitGraph:
         )
 
 
+def _best(scores: Mapping[Any, float | None], count: int, what: str, signed: bool) -> set[Any]:
+    scored = {key: score for key, score in scores.items() if score is not None}
+    if not 0 < count <= len(scored):
+        raise ValueError(f"{count} {what} cannot be kept: {len(scored)} have a score.")
+    return set(sorted(scored, key=lambda key: scored[key] if signed else abs(scored[key]), reverse=True)[:count])
+
+
 def _merged(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
     """Marks by key, where several share one: the largest score, and in the circuit where any is."""
     found: dict[Any, Any] = {}
@@ -352,37 +324,26 @@ def _merged(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
     return found
 
 
-def _some(names: Iterable[str], most: int = 4) -> str:
-    listed = list(names)
-    return ", ".join(listed[:most]) + (" ..." if len(listed) > most else "")
+def counted(counts: Mapping[str, int]) -> list[str]:
+    """Notes such as ``"the scores of {} nodes"`` with their counts; none for what there is none of."""
+    return [words.replace("{}", str(count), 1) for words, count in counts.items() if count]
 
 
-def unheld(graph: CircuitGraph, *holds: str) -> list[str]:
-    """What of a graph a format cannot hold, in words.
-
-    Args:
-        graph: to be written.
-        holds: of ``"node flags"``, ``"node scores"``, ``"edge flags"``, ``"edge scores"``, ``"dimensions"``,
-            ``"groups"``: what the format does hold.
-    """
+def unheld(graph: CircuitGraph, holds: Sequence[str]) -> list[str]:
+    """What of a graph a format cannot hold that holds of node scores, edge scores, dimensions and groups only these."""
     nodes, edges = graph.nodes.values(), graph.edges.values()
-    both = {
-        "node scores": sum(m.score is not None for m in nodes),
-        "edge scores": sum(m.score is not None for m in edges),
-        "dimensions": sum(m.dims is not None or m.dim_scores is not None for m in nodes),
-        "groups": len(graph.groups),
+    dims = sum(m.dims is not None or m.dim_scores is not None for m in nodes)
+    found = {
+        "node scores": ("the scores of {} nodes", sum(m.score is not None for m in nodes)),
+        "edge scores": ("the scores of {} edges", sum(m.score is not None for m in edges)),
+        "dimensions": ("the chosen output dimensions of {} nodes", dims),
+        "groups": ("the names of {} groups of nodes", len(graph.groups)),
     }
-    words = {
-        "node scores": "the scores of {} nodes",
-        "edge scores": "the scores of {} edges",
-        "dimensions": "the chosen output dimensions of {} nodes",
-        "groups": "the names of {} groups of nodes",
-    }
-    return [words[what].format(count) for what, count in both.items() if count and what not in holds]
+    return counted(dict(found[what] for what in found if what not in holds))
 
 
 def say_left_out(notes: Iterable[str], holder: str) -> None:
     """Warn of what a format (or a circuit) cannot hold, once for all of it."""
     listed = list(dict.fromkeys(notes))
     if listed:
-        warnings.warn(f"{holder} cannot hold: {'; '.join(listed)}.", LeftOut, stacklevel=3)
+        warnings.warn(f"{holder} cannot hold: {'; '.join(listed)}.", LeftOut, stacklevel=4)

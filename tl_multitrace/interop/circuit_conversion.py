@@ -1,7 +1,6 @@
-"""Between a :class:`~tl_multitrace.interop.graph.CircuitGraph` and our own :class:`~tl_multitrace.circuit.Circuit`.
+"""Between a :class:`CircuitGraph` and our own :class:`~tl_multitrace.circuit.Circuit`.
 
-A circuit is a set of components with what was measured of them; a graph is what another tool's file says of nodes and
-edges. Heads are heads at ``z``, MLPs are whole MLP outputs, single output dimensions of an MLP are ``mlp_dims``.
+Heads are heads at ``z``, MLPs are whole MLP outputs, single output dimensions of an MLP are ``mlp_dims``.
 """
 
 from __future__ import annotations
@@ -12,23 +11,18 @@ from typing import Any
 
 from tl_multitrace.circuit import Circuit
 from tl_multitrace.groups import Component, HookGroups
-from tl_multitrace.interop.graph import CircuitGraph, NodeMark, say_left_out
-from tl_multitrace.interop.names import Shape, head_name, mlp_name, node_of
+from tl_multitrace.interop.circuit_graph import CircuitGraph, NodeMark, counted, say_left_out
+from tl_multitrace.interop.node_names import head_name, mlp_name, node_of
+from tl_multitrace.interop.shape import Shape
 from tl_multitrace.models.compat import ModelView
-
-# ---------------------------------------------------------------------- to a circuit
 
 
 def circuit_of_graph(graph: CircuitGraph, model: Any = None) -> Circuit:
     """The chosen heads and MLPs of a graph as a circuit over all heads and MLPs of the model, unmeasured.
 
-    Args:
-        graph: with chosen nodes; see :attr:`CircuitGraph.chosen`.
-        model: the TransformerLens model, to check the circuit against it; default: the shape that the file tells.
-
-    Returns:
-        A circuit whose mask runs over all heads, then all MLPs (then all output dimensions of the MLPs of which only
-        some are chosen). Node scores, as the other tool gave them, stand in ``provenance["imported"]["scores"]``.
+    The mask runs over all heads, then all MLPs (then all output dimensions of the MLPs of which only some are chosen).
+    Node scores, as the other tool gave them, stand in ``provenance["imported"]["scores"]``. Without a model, the shape
+    is what the file tells.
 
     Raises:
         ValueError: the file is of another model, or nothing in it is chosen.
@@ -110,30 +104,26 @@ def _imported(graph: CircuitGraph) -> dict[str, Any]:
 
 
 def _not_components(graph: CircuitGraph) -> list[str]:
-    notes = list(graph.left_out)
-    if graph.edges and not _by_nodes(graph):
-        flagged = sum(bool(m.in_graph) for m in graph.edges.values())
-        notes.append(f"edges ({len(graph.edges)}, {flagged} of them in the circuit)")
-    marks = [(node_of(name).kind, mark) for name, mark in graph.nodes.items()]
-    strange = sum(kind == "other" for kind, _ in marks)
-    notes += [f"{strange} nodes that are no heads or MLPs"] if strange else []
-    parts = sum(bool(m.in_graph) and m.dims is not None and not all(m.dims) for kind, m in marks if kind != "mlp")
-    notes += [f"output dimensions of {parts} heads or embeddings (whole heads are taken)"] if parts else []
-    scored = sum(m.dim_scores is not None for kind, m in marks if kind != "mlp")
-    return notes + ([f"scores of the output dimensions of {scored} nodes"] if scored else [])
+    flagged = sum(bool(m.in_graph) for m in graph.edges.values())
+    others = [(node_of(n).kind, m) for n, m in graph.nodes.items() if node_of(n).kind != "mlp"]
+    parts = sum(bool(m.in_graph) and m.dims is not None and not all(m.dims) for _, m in others)
+    counts = {
+        f"edges ({{}}, {flagged} of them in the circuit)": 0 if _by_nodes(graph) else len(graph.edges),
+        "{} nodes that are no heads or MLPs": sum(kind == "other" for kind, _ in others),
+        "output dimensions of {} heads or embeddings (whole heads are taken)": parts,
+        "scores of the output dimensions of {} nodes": sum(m.dim_scores is not None for _, m in others),
+    }
+    return [*graph.left_out, *counted(counts)]
 
 
 def _by_nodes(graph: CircuitGraph) -> bool:
     """Whether the edges say no more than the nodes do: unscored, and in the circuit exactly where both ends are."""
-    if any(mark.score for mark in graph.edges.values()):
-        return False
+    if not graph.edges or any(mark.score for mark in graph.edges.values()):
+        return not graph.edges
     joined = graph.joined_embeddings()
     kept = {edge for edge, mark in joined.edges.items() if mark.in_graph}
     nodes = {name: NodeMark(in_graph=True) for name in joined.chosen}
     return kept == set(CircuitGraph(graph.shape, nodes).with_edges().edges)
-
-
-# ---------------------------------------------------------------------- from a circuit
 
 
 def as_graph(item: Circuit | CircuitGraph, shape: Shape | Any = None) -> CircuitGraph:
@@ -150,14 +140,8 @@ def graph_of_circuit(circuit: Circuit, shape: Shape | Any = None) -> CircuitGrap
 
     Heads and MLPs are nodes, an attention layer is all its heads, single MLP output dimensions are dimensions of the
     MLP's node. A neuron stands for its MLP. Single token positions stay, other positions and residual states have no
-    node. The score of a node is the component's marginal effect where that was measured.
-
-    Args:
-        circuit: any.
-        shape: a :class:`Shape` or the model; default: what the circuit's provenance tells.
-
-    Returns:
-        A graph without edges whose ``left_out`` lists what has no place in it.
+    node. The score of a node is the component's marginal effect where that was measured. The shape is by default what
+    the circuit's provenance tells; ``left_out`` of the graph lists what has no place in it.
 
     Raises:
         ValueError: the shape is unknown, or too small.
@@ -180,20 +164,13 @@ def _shape_of(circuit: Circuit, facts: Mapping[str, Any]) -> Shape:
     if model is not None:
         return Shape.of(model)
     sites = [s for group in circuit.groups.sites for s in group]
-    layers = facts.get("n_layers") or max((s.layer + 1 for s in sites), default=0)
-    heads = facts.get("n_heads") or max(
-        (s.index + 1 for s in sites if s.kind == "head" and s.index is not None), default=1
-    )
-    if not layers:
+    heads = [s.index + 1 for s in sites if s.kind == "head" and s.index is not None]
+    n_layers = facts.get("n_layers") or max((s.layer + 1 for s in sites), default=0)
+    if not n_layers:
         raise ValueError("an empty circuit of an unknown model has no shape: pass shape= or the model.")
-    return Shape(
-        int(layers),
-        int(heads),
-        facts.get("d_model"),
-        bool(facts.get("parallel_attn_mlp", False)),
-        facts.get("d_mlp") == 0,
-        exact="n_layers" in facts and "n_heads" in facts,
-    )
+    n_heads, exact = facts.get("n_heads") or max(heads, default=1), "n_layers" in facts and "n_heads" in facts
+    parallel, only = bool(facts.get("parallel_attn_mlp", False)), facts.get("d_mlp") == 0
+    return Shape(int(n_layers), int(n_heads), facts.get("d_model"), parallel, only, exact)
 
 
 def _imported_scores(circuit: Circuit) -> dict[str, float]:
@@ -205,16 +182,13 @@ def _imported_scores(circuit: Circuit) -> dict[str, float]:
 
 def _marks(site: Component, score: float | None, shape: Shape) -> Iterator[tuple[str, NodeMark]]:
     at = site.position if isinstance(site.position, int) and site.position >= 0 else None
-    mark = NodeMark(score, True)
     if site.kind == "head" and site.index is not None:
-        yield head_name(site.layer, site.index, at), mark
+        yield head_name(site.layer, site.index, at), NodeMark(score, True)
     elif site.kind == "attn":
         yield from ((head_name(site.layer, h, at), NodeMark(None, True)) for h in range(shape.n_heads))
     elif site.kind == "mlp":
-        yield mlp_name(site.layer, at), mark
-    elif site.kind == "neuron":
-        yield mlp_name(site.layer, at), NodeMark(None, True)
-    elif site.kind == "mlp_dim" and shape.d_model is None:
+        yield mlp_name(site.layer, at), NodeMark(score, True)
+    elif site.kind == "neuron" or (site.kind == "mlp_dim" and shape.d_model is None):
         yield mlp_name(site.layer, at), NodeMark(None, True)
     elif site.kind == "mlp_dim":
         dims = tuple(i == site.index for i in range(shape.d_model or 0))
@@ -238,32 +212,30 @@ def _joined(old: NodeMark | None, new: NodeMark) -> NodeMark:
 
 def _without_node(circuit: Circuit, shape: Shape) -> Iterator[str]:
     """What of the circuit has no place in a graph, in words."""
-    sites = [(c, s) for c, group in zip(circuit.components, circuit.groups.sites, strict=True) for s in group]
-    whole = {s.layer for _, s in sites if s.kind == "mlp"}
+    groups = list(zip(circuit.components, circuit.groups.sites, strict=True))
+    sites = [site for _, group in groups for site in group]
+    covered = {s.layer for s in sites if s.kind in ("mlp", "neuron")}
+
+    def kind(name: str) -> list[Component]:
+        return [s for s in sites if s.kind == name]
+
     lists = {
-        "neurons (their MLP stands for them)": [s.label for _, s in sites if s.kind == "neuron"],
-        "MLP output dimensions beside a whole MLP or neurons": [
-            s.label
-            for _, s in sites
-            if s.kind == "mlp_dim"
-            and (s.layer in whole or any(o.kind == "neuron" and o.layer == s.layer for _, o in sites))
-        ],
-        "MLP output dimensions (the width of the model is not known: pass shape=)": [
-            s.label for _, s in sites if s.kind == "mlp_dim" and shape.d_model is None
-        ],
-        "attention layers as one (all their heads stand for them)": [s.label for _, s in sites if s.kind == "attn"],
-        "residual states": [s.label for _, s in sites if s.kind == "resid"],
+        "neurons (their MLP stands for them)": kind("neuron"),
+        "MLP output dimensions beside a whole MLP or neurons": [s for s in kind("mlp_dim") if s.layer in covered],
+        "MLP output dimensions (the width of the model is not known: pass shape=)": (
+            kind("mlp_dim") if shape.d_model is None else []
+        ),
+        "attention layers as one (all their heads stand for them)": kind("attn"),
+        "residual states": kind("resid"),
         "positions other than single ones": [
-            s.label
-            for _, s in sites
+            s
+            for s in sites
             if s.position is not None and not (isinstance(s.position, int) and s.position >= 0) and s.kind != "resid"
         ],
-        "that only the attention pattern is patched": [s.label for _, s in sites if s.site == "pattern"],
-        "which sites are switched together": [
-            c.label for c, group in zip(circuit.components, circuit.groups.sites, strict=True) if len(group) > 1
-        ],
+        "that only the attention pattern is patched": [s for s in sites if s.site == "pattern"],
+        "which sites are switched together": [c for c, group in groups if len(group) > 1],
     }
-    for what, labels in lists.items():
-        if labels:
-            more = f" and {len(labels) - 6} more" if len(labels) > 6 else ""
-            yield f"{what}: {', '.join(labels[:6])}{more}"
+    for what, parts in lists.items():
+        if parts:
+            more = f" and {len(parts) - 6} more" if len(parts) > 6 else ""
+            yield f"{what}: {', '.join(part.label for part in parts[:6])}{more}"

@@ -7,7 +7,7 @@ import re
 from itertools import islice
 from typing import Any
 
-from tl_multitrace.tasks.readers.records import Record, Table
+from tl_multitrace.records.tables import Record, Table
 
 PREFIX = "hf:"
 MAX_ROWS = 100_000
@@ -17,9 +17,8 @@ _NAME = re.compile(r"(?P<name>[^:@]+)(:(?P<config>[^:@]+))?(@(?P<split>[^@]+))?"
 def hub_records(name: str) -> Table:
     """The rows of a data set, ``"hf:owner/name"``, with a configuration and a split where it has several.
 
-    Args:
-        name: ``"hf:owner/name:config@split"``, for instance ``"hf:mib-bench/ioi@test[:500]"``. Split ``train`` unless
-            named. A local folder of CSV or JSON files is a data set too.
+    The split is ``train`` unless named, as in ``"hf:mib-bench/ioi:config@test[:500]"``. A local folder of CSV or JSON
+    files is a data set too.
 
     Raises:
         ValueError: a name of another form, ``datasets`` is not installed, or the data set cannot be loaded (no network,

@@ -1,4 +1,4 @@
-"""Sets of facts: prompt, subject and answer, from the files that others publish."""
+"""Facts (prompt, subject and answer) from the files that others publish, or a user's own; the same for every reader."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from tl_multitrace.files import naming
-from tl_multitrace.untrusted import checked_path, plain_json, short
+from tl_multitrace.records.tables import TABLES, Record, read_records
+from tl_multitrace.records.text_files import JsonItems, json_lines, read_text
+from tl_multitrace.untrusted import short
+
+PROMPTS, ANSWERS = ("base_prompt", "prompt"), ("answer", "attribute", "target_true")
+"""Columns that hold the prompt, and the answer; the first that is there."""
 
 
 @dataclass(frozen=True)
@@ -65,41 +70,44 @@ def copies_of_facts(facts: Sequence[Fact]) -> list[int]:
 
 
 def load_facts(path: str | Path) -> list[Fact]:
-    """Read facts from JSON (a list) or JSON lines.
+    r"""Read facts from JSON (a list), JSON lines, or a table (``.csv``, ``.tsv``) in any dialect of spreadsheets.
 
     Layouts: ``known_1000`` (prompt, subject, attribute), CounterFact as published (requested_rewrite), its
     single-prompt derivatives (base_prompt, subject, target_true), and plain (prompt, subject, answer).
 
-    Args:
-        path: of the file.
-
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not JSON, or a record of no known layout; the message names the record.
+        ValueError: not such a file, or a record of no known layout; the message names the line or the record.
 
     Examples:
         >>> from pathlib import Path
         >>> from tl_multitrace.causal_trace import load_facts
-        >>> line = '{"prompt": "The Falcon Tower is in", "subject": "Falcon Tower", "answer": " Rome"}'
-        >>> _ = Path("facts.jsonl").write_text(line)
-        >>> [fact.answer for fact in load_facts("facts.jsonl")]
+        >>> _ = Path("facts.csv").write_text("prompt,subject,answer\nThe Falcon Tower is in,Falcon Tower,Rome")
+        >>> [fact.answer for fact in load_facts("facts.csv")]
         [' Rome']
     """
-    path = checked_path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-        lines = (x for x in text.split("\n") if x.strip())  # a text may hold the exotic ends of splitlines
-        records = plain_json(text) if text.lstrip().startswith("[") else [plain_json(x) for x in lines]
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is neither a JSON list nor JSON lines ({error}).") from None
+    if Path(path).suffix.lower() in TABLES:
+        records: list[Any] = list(read_records(path, "facts file").records)
+    else:
+        text = read_text(path, "facts file")
+        items = JsonItems(path, text).records() if text.lstrip().startswith("[") else json_lines(path, text)
+        records = [Record(str(path), n, value) if isinstance(value, dict) else value for n, value in items]
+    made = [fact_of(record, i) if isinstance(record, Record) else record for i, record in enumerate(records)]
     with naming(path):
-        return as_facts(records)
+        return as_facts(made)
 
 
 def fact_of(record: Any, i: int) -> Fact:
     """One record of :func:`load_facts`, number ``i`` of its file; raises ValueError for one of no known layout."""
     if isinstance(record, Fact):
         return record if record.id else Fact(record.prompt, record.subject, record.answer, str(i))
+    if isinstance(record, Record):
+        listed = record.listed("requested_rewrite") if record.has("requested_rewrite") else record
+        empty = [name for name, value in listed.fields.items() if value == "" and name not in (*PROMPTS, "subject")]
+        try:  # an empty cell of a table is no answer and no name
+            return _from_mapping({k: v for k, v in listed.fields.items() if k not in empty}, i)
+        except ValueError as error:
+            raise record.wrong("a fact", str(error).rstrip(".")) from None
     if isinstance(record, Mapping):
         return _from_mapping(record, i)
     if isinstance(record, list | tuple) and len(record) in (2, 3) and all(isinstance(x, str) for x in record[:2]):
@@ -110,33 +118,27 @@ def fact_of(record: Any, i: int) -> Fact:
 
 
 def _from_mapping(record: Mapping[str, Any], i: int) -> Fact:
-    name = str(record.get("known_id", record.get("case_id", record.get("id", i))))
+    name = str(next((record[key] for key in ("known_id", "case_id", "id") if key in record), i))
     rewrite = record.get("requested_rewrite")
+    text: Any
     if isinstance(rewrite, Mapping):
-        return _from_rewrite(rewrite, name, i)
-    text, part = record.get("base_prompt", record.get("prompt")), record.get("subject")
+        target = rewrite.get("target_true")
+        answer = target.get("str") if isinstance(target, Mapping) else None
+        parts: tuple[Any, ...] = (rewrite.get("prompt"), rewrite.get("subject"), answer)
+        if not all(isinstance(part, str) for part in parts):
+            got = short(dict(rewrite), 300)
+            raise ValueError(f"fact {i}: requested_rewrite needs prompt, subject and target_true.str, got {got}.")
+        text, part = parts[0].replace("{}", parts[1]), parts[1]
+    else:
+        text, answer = (next((record[k] for k in keys if k in record), None) for keys in (PROMPTS, ANSWERS))
+        part = record.get("subject")
     if not isinstance(text, str) or not isinstance(part, str):
         raise ValueError(
             f"fact {i} has the keys {short(sorted(map(str, record)), 300)}: it needs prompt and subject, or the layout "
             "of known_1000 or CounterFact."
         )
-    answer = record.get("answer", record.get("attribute", record.get("target_true")))
-    return Fact(text, part, None if answer is None else _answer(str(answer), text), name)
-
-
-def _from_rewrite(rewrite: Mapping[str, Any], name: str, i: int) -> Fact:
-    """A record of CounterFact as published."""
-    target = rewrite.get("target_true")
-    parts = (rewrite.get("prompt"), rewrite.get("subject"), target.get("str") if isinstance(target, Mapping) else None)
-    if not all(isinstance(part, str) for part in parts):
-        raise ValueError(
-            f"fact {i}: requested_rewrite needs prompt, subject and target_true.str, got {short(dict(rewrite), 300)}."
-        )
-    template, subject, answer = map(str, parts)
-    prompt = template.replace("{}", subject)
-    return Fact(prompt, subject, _answer(answer, prompt), name)
-
-
-def _answer(answer: str, prompt: str) -> str:
-    """The answer with the space that separates it from the prompt."""
-    return answer.strip() if prompt[-1:].isspace() else " " + answer.strip()
+    if answer is not None and (isinstance(answer, bool) or not isinstance(answer, str | int)):
+        raise ValueError(f"fact {i} has the answer {short(answer)}, which is no text.")
+    # with the space that separates it from the prompt
+    spaced = None if answer is None else str(answer).strip() if text[-1:].isspace() else f" {str(answer).strip()}"
+    return Fact(text, part, spaced, name)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any, Literal
 
 from tl_multitrace.models.compat import ModelView
@@ -14,7 +15,7 @@ from tl_multitrace.pair_reader import PairReader, PairTokens, Row
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.tokens import LENGTHS, Encoder, UnfitError
 
-__all__ = ["Alignment", "Row", "Sieve", "drawn", "pairs_of", "published_bos", "sieve_of"]
+__all__ = ["Alignment", "Row", "Sieve", "drawn", "every_row", "pairs_of", "published_bos", "sieve_of"]
 
 Alignment = Literal["drop", "right", "left"]
 
@@ -50,6 +51,21 @@ def drawn(rows: Sequence[Row], rng: random.Random | None) -> list[Row]:
     return list(rows) if rng is None else rng.sample(rows, len(rows))
 
 
+def every_row(read: Callable[..., Sequence[Row]], name: str = "") -> Callable[..., Iterator[Row]]:
+    """A maker of every row that ``read(path, **options)`` finds in a file, or in the one of this name in a folder.
+
+    They come in random order, or with ``shuffle=False`` in the file's.
+    """
+
+    def rows(
+        sieve: Sieve, rng: random.Random, *, demo: bool = False, path: str | Path, shuffle: bool = True, **options: Any
+    ) -> Iterator[Row]:
+        file = Path(path) / name if name and Path(path).is_dir() else path
+        yield from drawn(read(file, **options), rng if shuffle else None)
+
+    return rows
+
+
 def sieve_of(
     model: Any,
     *,
@@ -79,16 +95,9 @@ def published_bos(model: Any) -> bool | None:
 
 
 def pairs_of(model: Any, rows: Iterable[Row], sieve: Sieve, n: int | None = None) -> PromptPairs:
-    """Prompt pairs of the rows that tokenise cleanly, up to ``n`` of them.
+    """Prompt pairs of the rows that tokenise cleanly, up to ``n`` of them, in the order they are tried.
 
-    Args:
-        model: a TransformerLens model with a tokenizer.
-        rows: candidates, in the order they are tried.
-        sieve: says which rows are left out.
-        n: pairs wanted; default all.
-
-    Returns:
-        The pairs; ``pairs.dropped`` says how many of the rows tried were left out, by reason.
+    ``pairs.dropped`` says how many of the rows tried were left out, by reason.
 
     Raises:
         ValueError: nothing is left, or ``n`` is below 1.

@@ -8,10 +8,9 @@ tokenizer; where it has token ids alone, they must be those of the model's token
 from __future__ import annotations
 
 from tl_multitrace.metrics import LogitDiff, ProbDiff
-from tl_multitrace.tasks.readers.layout import Layout, RowReader, some, spaced
-from tl_multitrace.tasks.readers.records import Record
-from tl_multitrace.tasks.readers.vocabulary import Vocabulary
-from tl_multitrace.tasks.rows import Row
+from tl_multitrace.pair_reader import Row
+from tl_multitrace.records.tables import Record
+from tl_multitrace.tasks.readers import PromptLayout, RowReader, Vocabulary, some, spaced
 
 YEARS = tuple(f"{year:02d}" for year in range(100))
 SINGULAR = (" is", " was", " has", " does")
@@ -91,9 +90,9 @@ def _number(record: Record, vocabulary: Vocabulary) -> Row:
 
 def _layout(
     name: str, columns: tuple[str, ...], row: RowReader, *, prob: bool = False, also: tuple[str, ...] = ()
-) -> Layout:
+) -> PromptLayout:
     metric = ProbDiff(reduce="sum") if prob else LogitDiff()
-    return Layout(f"EAP-IG, {name}", ("clean", "corrupted", *columns), row, also, metric)
+    return PromptLayout(f"EAP-IG, {name}", ("clean", "corrupted", *columns), row, also, metric)
 
 
 LAYOUTS = (

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from tl_multitrace.tasks.rows import Row
+from tl_multitrace.pair_reader import Row
 
 Pronouns = Literal["own", "she/he"]
+"""``"own"``: the prompt ends in "her" or "his" where the sentence has it, as in Vig et al.; ``"she/he"`` always."""
 
 NOMINATIVE = ("she", "he")
 POSSESSIVE = ("her", "his")
@@ -18,17 +19,11 @@ NOTHING_FOLLOWS = "nothing follows the pronoun, or the same in both sentences"
 
 
 @dataclass(frozen=True)
-class Sentence:
-    """One sentence of a pair, cut at its pronoun.
+class HalfPair:
+    """One sentence of a pair, cut at its pronoun into context and continuation, or why it cannot be cut.
 
-    Attributes:
-        line: where it stands in its file.
-        context: what comes before the pronoun.
-        pronouns: the female and the male one that fit there.
-        continuation: what comes after the pronoun.
-        who: the person that the pronoun stands for.
-        male: whether that person is stereotyped as male.
-        unusable: why it cannot be cut.
+    ``who`` is the person that the pronoun stands for, ``male`` whether that person is stereotyped so; ``pronouns`` are
+    the female and the male one that fit there.
     """
 
     line: int
@@ -40,15 +35,8 @@ class Sentence:
     unusable: str = ""
 
 
-def pair_row(first: Sentence, second: Sentence, label: str, pronouns: Pronouns = "own") -> Row:
-    """Base "... she", source "... he"; the answer is how the sentence about the male-stereotyped person goes on.
-
-    Args:
-        first: one sentence of a pair.
-        second: the other one.
-        label: subgroup.
-        pronouns: ``"own"``, or ``"she/he"`` also where the sentence has "her" or "his".
-    """
+def pair_row(first: HalfPair, second: HalfPair, label: str, pronouns: Pronouns = "own") -> Row:
+    """Base "... she", source "... he"; the answer is how the sentence about the male-stereotyped person goes on."""
     male, female = (first, second) if first.male else (second, first)
     base, source = NOMINATIVE if pronouns == "she/he" else first.pronouns
     return Row(
@@ -61,7 +49,7 @@ def pair_row(first: Sentence, second: Sentence, label: str, pronouns: Pronouns =
     )
 
 
-def _unusable(first: Sentence, second: Sentence) -> str:
+def _unusable(first: HalfPair, second: HalfPair) -> str:
     if first.unusable or second.unusable:
         return first.unusable or second.unusable
     if (first.context, first.pronouns) != (second.context, second.pronouns):
