@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tl_multitrace.files import naming
-from tl_multitrace.untrusted import checked_path, plain_json, short
+from tl_multitrace.records.read import checked_path, naming, plain_json, short
 
 
 @dataclass(frozen=True)

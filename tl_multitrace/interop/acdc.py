@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from tl_multitrace.circuit import Circuit
-from tl_multitrace.files import naming
 from tl_multitrace.interop.circuits import as_graph
 from tl_multitrace.interop.graph import CircuitGraph, Mark, say_left_out, unheld
 from tl_multitrace.interop.hooks import hook, what_is
 from tl_multitrace.interop.names import EMBEDDINGS, QKV, Edge, Shape, checked, head_name, mlp_name, node_of
 from tl_multitrace.interop.reading import flag, load_tensors, save_tensors
+from tl_multitrace.records.read import naming
 
 FORMAT = "acdc"
 Index = tuple[None, None, int] | tuple[None]

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from tl_multitrace.circuit import Circuit
-from tl_multitrace.files import naming
 from tl_multitrace.interop.circuits import as_graph
 from tl_multitrace.interop.eap_ig_pt import compact
 from tl_multitrace.interop.graph import CircuitGraph, Mark, say_left_out, unheld
 from tl_multitrace.interop.hooks import hook, what_is
 from tl_multitrace.interop.names import MAX_PAIRS, QKV, Edge, Shape, head_name, mlp_name, node_of, placed
 from tl_multitrace.interop.reading import load_tensors, mapping, numbers, save_tensors, tensor
+from tl_multitrace.records.read import naming
 
 FORMAT = "auto-circuit"
 TASK, ALGORITHM = "circuit", "tl_multitrace"

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from tl_multitrace.circuit import Circuit
-from tl_multitrace.files import naming
 from tl_multitrace.interop.circuits import as_graph
 from tl_multitrace.interop.graph import CircuitGraph, Mark, NodeMark, say_left_out, unheld
 from tl_multitrace.interop.names import Edge, Shape, edge_of, node_of
 from tl_multitrace.interop.reading import flag, listing, load_json, mapping, save_json, score, whole
+from tl_multitrace.records.read import naming
 
 FORMAT = "eap-ig"
 CFG = ("n_layers", "n_heads", "parallel_attn_mlp", "d_model")

@@ -14,11 +14,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_multitrace.files import naming
 from tl_multitrace.interop import eap_ig
 from tl_multitrace.interop.graph import CircuitGraph, Mark, NodeMark
 from tl_multitrace.interop.names import Edge, Shape
 from tl_multitrace.interop.reading import listing, load_tensors, mapping, numbers, save_tensors, tensor
+from tl_multitrace.records.read import naming
 
 REQUIRED = ("cfg", "src_nodes", "dst_nodes", "edges_scores", "edges_in_graph", "nodes_in_graph")
 OPTIONAL = ("nodes_scores", "neurons_in_graph", "neurons_scores")

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from tl_multitrace.circuit import Circuit
-from tl_multitrace.files import naming
 from tl_multitrace.interop.circuits import as_graph
 from tl_multitrace.interop.graph import CircuitGraph, Mark, say_left_out, unheld
 from tl_multitrace.interop.names import Edge, Shape, checked, node_of
 from tl_multitrace.interop.reading import listing, load_json, save_json, text
+from tl_multitrace.records.read import naming
 
 FORMAT = "edge-pruning"
 LOGITS = "resid_post"

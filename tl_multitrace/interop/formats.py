@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from tl_multitrace.circuit import Circuit
-from tl_multitrace.files import naming
 from tl_multitrace.interop.acdc import from_acdc, to_acdc
 from tl_multitrace.interop.auto_circuit import from_auto_circuit, to_auto_circuit
 from tl_multitrace.interop.circuits import as_graph
@@ -18,6 +17,7 @@ from tl_multitrace.interop.graph import CircuitGraph
 from tl_multitrace.interop.head_lists import from_head_lists, to_head_lists
 from tl_multitrace.interop.names import Shape
 from tl_multitrace.interop.neuronpedia import from_neuronpedia, to_neuronpedia
+from tl_multitrace.records.read import naming
 
 OURS = "circuit"
 """Name of this package's own format, which keeps everything.

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from tl_multitrace.circuit import Circuit
-from tl_multitrace.files import naming
 from tl_multitrace.interop.circuits import as_graph
 from tl_multitrace.interop.graph import CircuitGraph, NodeMark, say_left_out, unheld
 from tl_multitrace.interop.names import Shape, head_name, mlp_name, node_of
 from tl_multitrace.interop.reading import listing, load_json, mapping, save_json, whole
+from tl_multitrace.records.read import naming
 
 FORMAT = "dcm"
 GROUP = "circuit"

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tl_multitrace import untrusted
-from tl_multitrace.files import write_bytes, write_text
-from tl_multitrace.untrusted import MAX_BYTES, MAX_DEPTH, checked_path
+from tl_multitrace.records import read
+from tl_multitrace.records.read import MAX_BYTES, MAX_DEPTH, checked_path
+from tl_multitrace.records.write import write_bytes, write_text
 
 SHOWN = 60
 
@@ -33,7 +33,7 @@ def load_json(path: str | Path) -> Any:
         FileNotFoundError: no such file.
         ValueError: too large, too deeply nested, not UTF-8, not JSON, or with an infinite number.
     """
-    return untrusted.load_json(path, nan=True)
+    return read.load_json(path, nan=True)
 
 
 def too_deep(value: Any) -> bool:

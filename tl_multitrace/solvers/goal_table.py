@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from tl_multitrace.scores import Score
+from tl_multitrace.records.stats import Score
 
 if TYPE_CHECKING:
     import pandas as pd

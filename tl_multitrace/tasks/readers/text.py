@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tl_multitrace.untrusted import MAX_BYTES
+from tl_multitrace.records.read import MAX_BYTES
 
 
 def wrong(path: str | Path, line: int, expected: str, found: object = "nothing") -> ValueError:
