@@ -17,53 +17,18 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "tl_multitrace"
 
-# A room may import those above it in this list, and never one below. A new room is a new line.
-ROOMS = [
-    "_version",
-    "cost",
-    "progress",
-    "tensors",
-    "identity",
-    "models",
-    "machine",
-    "distributed",
-    "token_ids",
-    "tokens",
-    "loading",
-    "pair_reader",
-    "copies",
-    "prompts",
-    "groups",
-    "records",
-    "spec",
-    "packing",
-    "rows",
-    "interventions",
-    "answers",
-    "metric_base",
-    "metrics",
-    "validate",
-    "engine",
-    "tracer",
-    "self_test",
-    "doctor",
-    "objective",
-    "switching",
-    "circuit",
-    "solvers",
-    "causal_trace",
-    "flow",
-    "evaluation",
-    "interop",
-    "tasks",
-    "render",
-    "demo",
-    "runs",
-    "reproduce",
-    "cli",
-    "__init__",
-    "__main__",
-]
+
+def pyproject() -> dict[str, Any]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+# A room may import those above it in this list, and never one below; `lint-imports` says the same of `pyproject.toml`.
+(CONTRACT,) = pyproject()["tool"]["importlinter"]["contracts"]
+ROOMS = [*reversed(CONTRACT["layers"]), "__init__", "__main__"]
 
 # The exceptions: who may reach down to a room below, inside a function only, never when it is imported.
 # The demo model is found by its name.
@@ -324,14 +289,6 @@ def test_no_file_is_two_rooms() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------- packaging
-def project() -> dict[str, Any]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-
-
 def test_the_version_stands_in_one_place() -> None:
     version = ast.literal_eval((PACKAGE / "_version.py").read_text(encoding="utf-8").partition("__version__ = ")[2])
     holders = [ROOT / "pyproject.toml", ROOT / "CITATION.cff", *PACKAGE.rglob("*.py")]
@@ -353,9 +310,9 @@ def test_the_package_tells_its_version() -> None:
 
 
 def test_only_transformer_lens_is_bounded_above() -> None:
-    bounded = [d for d in project()["dependencies"] if re.search(r"<|==|~=", d)]
+    bounded = [d for d in pyproject()["project"]["dependencies"] if re.search(r"<|==|~=", d)]
     assert bounded == ["transformer-lens>=2.16,<5"]
-    assert "numpy" in project()["dependencies"]
+    assert "numpy" in pyproject()["project"]["dependencies"]
 
 
 def test_typed_marker_and_licence() -> None:
