@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tl_multitrace.records.read import checked_path, naming, plain_json, short
+from tl_multitrace.records.read import load_records, naming, short
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,6 @@ def load_facts(path: str | Path) -> list[Fact]:
     Layouts: ``known_1000`` (prompt, subject, attribute), CounterFact as published (requested_rewrite), its
     single-prompt derivatives (base_prompt, subject, target_true), and plain (prompt, subject, answer).
 
-    Args:
-        path: of the file.
-
     Raises:
         FileNotFoundError: no such file.
         ValueError: not JSON, or a record of no known layout; the message names the record.
@@ -84,13 +81,7 @@ def load_facts(path: str | Path) -> list[Fact]:
         >>> [fact.answer for fact in load_facts("facts.jsonl")]
         [' Rome']
     """
-    path = checked_path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-        lines = (x for x in text.split("\n") if x.strip())  # a text may hold the exotic ends of splitlines
-        records = plain_json(text) if text.lstrip().startswith("[") else [plain_json(x) for x in lines]
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is neither a JSON list nor JSON lines ({error}).") from None
+    records = load_records(path)
     with naming(path):
         return as_facts(records)
 

@@ -178,11 +178,7 @@ class CircuitReport(Result):
         return self.verdict_of(self.ablations[0])
 
     def verdict_of(self, scores: AblationScores) -> Verdict:
-        """The same under another ablation.
-
-        Args:
-            scores: of that ablation.
-        """
+        """The same under another ablation."""
         return beyond_chance(scores.effect, scores.chance, direction=self.direction, full=scores.full_effect)
 
     @property
@@ -263,10 +259,6 @@ class CircuitReport(Result):
 
     def write_html(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write one self-contained HTML page with the figure and all tables.
-
-        Args:
-            path: of the file.
-            overwrite: replace an existing file.
 
         Raises:
             FileExistsError: the file exists and ``overwrite`` is False.

@@ -220,10 +220,6 @@ def _is(component: Component, truth: Component) -> bool:
 def read_truth(path: str | Path, name: str) -> dict[str, list[tuple[int, int | None]]]:
     """One published circuit from a JSON file ``{name: {class: [[layer, head or null], ...]}}``.
 
-    Args:
-        path: of the file.
-        name: of the circuit in the file.
-
     Raises:
         FileNotFoundError: no such file.
         ValueError: not such a file, or no circuit of that name.

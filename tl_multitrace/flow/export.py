@@ -110,9 +110,6 @@ def save_graph(graph: nx.Graph, path: str | Path, *, overwrite: bool = False) ->
 def load_graph(path: str | Path) -> nx.Graph:
     """Read a graph from the JSON that :func:`save_graph` wrote.
 
-    Args:
-        path: of the file.
-
     Raises:
         FileNotFoundError: no such file.
         ValueError: cut off, of another format or a newer version, or an edge between nodes that are not there.
@@ -153,9 +150,6 @@ def _edges(graph: nx.Graph) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
 def to_graphml(graph: nx.Graph) -> str:
     """The graph as GraphML text; the input of an edge is its attribute, and every edge has an id of its own.
 
-    Args:
-        graph: of :func:`information_flow` or :func:`knowledge_graph`.
-
     Examples:
         >>> from tl_multitrace.flow import to_graphml
         >>> "<graphml" in to_graphml(mt.information_flow(circuit))
@@ -184,9 +178,6 @@ def _text(value: Any) -> str:
 
 def to_dot(graph: nx.Graph) -> str:
     """The graph as DOT text for Graphviz: layers from left to right, width for size, blue positive, red negative.
-
-    Args:
-        graph: of :func:`information_flow` or :func:`knowledge_graph`.
 
     Examples:
         >>> from tl_multitrace.flow import to_dot

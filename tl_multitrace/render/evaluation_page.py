@@ -37,11 +37,6 @@ MEANINGS = {
 def write_evaluation(report: CircuitReport, path: str | Path, *, overwrite: bool = False) -> Path:
     """Write an evaluation as one self-contained HTML page.
 
-    Args:
-        report: what :func:`tl_multitrace.evaluate` returned.
-        path: of the file.
-        overwrite: replace an existing file.
-
     Raises:
         FileExistsError: the file exists and ``overwrite`` is False.
 

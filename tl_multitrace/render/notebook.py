@@ -45,12 +45,7 @@ class Shown:
         return page(self.title, body, scripts=(bundle(), asset("report.js")))
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write the page; raises FileExistsError unless ``overwrite``.
-
-        Args:
-            path: of the file.
-            overwrite: replace an existing file.
-        """
+        """Write the page; raises FileExistsError unless ``overwrite``."""
         return write_text(Path(path), self.html, overwrite=overwrite)
 
     def _repr_html_(self) -> str:

@@ -111,11 +111,6 @@ class Views(Record):
 def save_views(views: Views, path: str | Path, *, overwrite: bool = False) -> Path:
     """Write views as JSON; raises FileExistsError unless ``overwrite``.
 
-    Args:
-        views: of one circuit.
-        path: of the file.
-        overwrite: replace an existing file.
-
     Examples:
         >>> from tl_multitrace.render import save_views
         >>> save_views(circuit.show(examples=1).views, "views.json").name
@@ -126,9 +121,6 @@ def save_views(views: Views, path: str | Path, *, overwrite: bool = False) -> Pa
 
 def load_views(path: str | Path) -> Views:
     """Read views.
-
-    Args:
-        path: of the file.
 
     Raises:
         FileNotFoundError: no such file.

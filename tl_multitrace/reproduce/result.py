@@ -184,12 +184,7 @@ class Reproduction(Result):
         return "\n".join([self.headline(), *lines, *[f"  note: {note}" for note in self.notes]])
 
     def write(self, folder: str | Path, *, overwrite: bool = False) -> Path:
-        """Write record, tables (CSV, markdown) and curve into a folder; raises FileExistsError unless ``overwrite``.
-
-        Args:
-            folder: made where it is not there.
-            overwrite: replace an earlier reproduction.
-        """
+        """Write record, tables (CSV, markdown) and curve into a folder; raises FileExistsError unless ``overwrite``."""
         place = Path(folder)
         check_free(place, overwrite=overwrite)
         self.save(place / RECORD, overwrite=overwrite)

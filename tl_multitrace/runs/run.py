@@ -196,10 +196,6 @@ class Run:
     def from_folder(cls, folder: str | Path, *, title: str = "") -> Run:
         """Read what :meth:`save` wrote; no model is needed.
 
-        Args:
-            folder: that :meth:`save` wrote.
-            title: of the report.
-
         Raises:
             FileNotFoundError: the folder has no ``circuit.json`` or ``path.json``.
             ValueError: a file is cut off, foreign, of a newer version, or a link out of the folder; ``effects.csv``
