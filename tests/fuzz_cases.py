@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,12 @@ from tl_multitrace.cli.show import shown
 from tl_multitrace.evaluation.pareto import Front
 from tl_multitrace.evaluation.recovery import read_truth
 from tl_multitrace.evaluation.side_effects import SideEffect, SideEffects
-from tl_multitrace.files import read_json
 from tl_multitrace.flow import load_graph, save_graph
-from tl_multitrace.render import Run, load_views
-from tl_multitrace.render.run import read_effects
+from tl_multitrace.render import load_views
 from tl_multitrace.reproduce.mediation import read_effects as read_published
 from tl_multitrace.reproduce.result import Curve, Published, Reproduction, Row
 from tl_multitrace.runs.folder import RunFile, read_record, read_run
+from tl_multitrace.runs.run import Run, read_effects
 from tl_multitrace.solvers.compare_solvers import SolverComparison
 
 DOCUMENTED = (ValueError, FileNotFoundError)
@@ -145,11 +144,11 @@ def record() -> RunFile:
 
 
 def trace_settings() -> FactsRunFile:
-    return FactsRunFile(format=FactsRunFile.FORMAT, version=1, settings={"samples": 10}, facts="ab", model="cd")
+    return FactsRunFile(settings={"samples": 10}, facts="ab", model="cd")
 
 
 def written_record(folder: Path) -> None:
-    (folder / "run.json").write_text(record().model_dump_json())
+    record().save(folder / "run.json")
 
 
 RUN_FILES = ("circuit.json", "path.json", "path-1.json", "effects.csv", "views.json", "flow.json", "evaluation.json")
@@ -159,14 +158,15 @@ RUN_FILES += ("stability.json", "side_effects.json", "run.json")
 def run_folder(folder: Path) -> None:
     """What a run leaves, with few and small files."""
     full = measured()
-    views = full.views.model_copy(update={"examples": full.views.examples[:1]}) if full.views else None
+    views = replace(full.views, examples=full.views.examples[:1]) if full.views else None
     judged = {"evaluation": result("report"), "stability": result("stability"), "side_effects": side_effects()}
     small_run = Run(full.path, full.circuit, others=full.others, effects=full.effects, views=views, **judged)
     for name in ("circuit", "path", "evaluation", "stability", "side_effects"):
         getattr(small_run, name).save(folder / f"{name}.json")
     small_run.others[0].save(folder / "path-1.json")
     (folder / "effects.csv").write_text(full.effects.to_csv(index=False) if full.effects is not None else "")
-    (folder / "views.json").write_text(views.model_dump_json() if views else "")
+    if views:
+        views.save(folder / "views.json")
     save_graph(small(), folder / "flow.json")
     written_record(folder)
 
@@ -199,10 +199,7 @@ OWN: dict[str, Loader] = {
     "trace of windows": Loader(saving(lambda: made(kind="mlp", window=3)), one("a.json", TraceGrid.load)),
     "trace of heads": Loader(saving(lambda: made(units=2)), one("a.json", TraceGrid.load)),
     "causal tokens": Loader(saving(tokens), one("a.json", CausalTokens.load)),
-    "settings of traces": Loader(
-        lambda: {"a.json": trace_settings().model_dump_json().encode()},
-        lambda folder: read_json(folder / "a.json", FactsRunFile),
-    ),
+    "settings of traces": Loader(saving(trace_settings), one("a.json", FactsRunFile.load)),
     "flow": Loader(of(lambda folder: save_graph(small(), folder / "a.json")), one("a.json", load_graph)),
     "evaluation": Loader(saving(lambda: result("report")), one("a.json", mt.CircuitReport.load)),
     "mib": Loader(saving(lambda: result("mib")), one("a.json", mt.MibScores.load)),

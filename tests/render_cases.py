@@ -67,16 +67,16 @@ def evil_run() -> Run:
     effects["label"] = [f"{EVIL_IMAGE} ${label}$" for label in effects["label"]]
     examples = []
     for example in known.views.examples:
-        runs = {k: r.model_copy(update={"words": [EVIL, EVIL_IMAGE, *r.words[2:]]}) for k, r in example.runs.items()}
+        runs = {k: replace(r, words=[EVIL, EVIL_IMAGE, *r.words[2:]]) for k, r in example.runs.items()}
         answers = [EVIL, EVIL_IMAGE][: len(example.answers)]
-        examples.append(example.model_copy(update={"runs": runs, "label": EVIL, "answers": answers}))
+        examples.append(replace(example, runs=runs, label=EVIL, answers=answers))
     facts = {**known.circuit.provenance, "model": {**known.circuit.provenance["model"], "name": EVIL}}
     return replace(
         known,
         tracer=None,
         title=EVIL,
         effects=effects,
-        views=known.views.model_copy(update={"examples": examples, "left_out": [EVIL_IMAGE]}),
+        views=replace(known.views, examples=examples, left_out=[EVIL_IMAGE]),
         circuit=replace(known.circuit, provenance=facts, certificate=EVIL),
         facts={EVIL: EVIL_IMAGE},
     )

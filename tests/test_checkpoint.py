@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from tl_multitrace.cli import app as cli
 from tl_multitrace.engine import cache
-from tl_multitrace.files import locked
+from tl_multitrace.records.write import locked
 
 QUICK = ["run", "--task", "ioi", "--components", "heads", "--budget", "2", "--n", "16", "--device", "cpu"]
 QUICK += ["--solver", "greedy", "--stability", "0", "--quiet"]

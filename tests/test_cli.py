@@ -267,7 +267,7 @@ def test_files_that_are_no_results(tmp_path: Path, finished: tuple[Path, Any]) -
     foreign.write_text('{"format": "other"}')
     for path, message in (
         (cut, "not complete JSON"),
-        (foreign, "not a tl_multitrace.circuit"),
+        (foreign, "not a file of tl_multitrace (format: 'other')"),
         (tmp_path, "no run.json"),
     ):
         result = call("show", path)

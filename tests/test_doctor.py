@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_package import project
+from test_package import pyproject
 from typer.testing import CliRunner
 
 import tl_multitrace as mt
@@ -107,7 +107,7 @@ def test_error_messages_are_cleaned(text: str, told: str) -> None:
 
 def test_supported_versions_are_those_that_are_required() -> None:
     first, end = (".".join(map(str, v)) for v in SUPPORTED)
-    assert f"transformer-lens>={first},<{end}" in project()["dependencies"]
+    assert f"transformer-lens>={first},<{end}" in pyproject()["project"]["dependencies"]
 
 
 @pytest.mark.parametrize("text", ["NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue", "nonsense"])

@@ -15,7 +15,7 @@ import pytest
 from render_cases import EVIL, EVIL_IMAGE, prompts, run
 
 import tl_multitrace as mt
-from tl_multitrace.evaluation.result import Result
+from tl_multitrace.records.record import Result
 from tl_multitrace.render import Run
 from tl_multitrace.render.report import report_html
 

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tl_multitrace as mt
-from tl_multitrace.files import CircuitFile, read_json, write_json, write_text
 from tl_multitrace.groups import SITES, Component
-from tl_multitrace.scores import Score
+from tl_multitrace.records.stats import Score
+from tl_multitrace.records.write import write_json, write_text
 
 # --------------------------------------------------------------------------------------------- random circuits
 POSITIONS = st.one_of(
@@ -166,9 +166,9 @@ def test_missing_and_huge_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(FileNotFoundError, match="no file"):
         mt.Circuit.load(tmp_path)
     path = a_circuit().save(tmp_path / "a.json")
-    monkeypatch.setattr("tl_multitrace.untrusted.MAX_BYTES", 10)
+    monkeypatch.setattr("tl_multitrace.records.read.MAX_BYTES", 10)
     with pytest.raises(ValueError, match=r"has \d+ bytes; at most 10 are read"):
-        read_json(path, CircuitFile)
+        mt.Circuit.load(path)
 
 
 def test_unknown_fields_of_this_version_are_ignored(tmp_path: Path) -> None:

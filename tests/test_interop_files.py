@@ -20,10 +20,9 @@ from test_interop_layout import SHAPE, graph
 from typer.testing import CliRunner
 
 import tl_multitrace as mt
-from tl_multitrace import untrusted
 from tl_multitrace.cli import app as cli
 from tl_multitrace.interop import FORMATS, convert, write_circuit
-from tl_multitrace.records import tensor_files
+from tl_multitrace.records import read, tensor_files
 
 PT = {"eap-ig": ".pt", "auto-circuit": ".pt", "acdc": ".pth"}
 JSON = ("eap-ig", "edge-pruning", "dcm", "neuronpedia")
@@ -105,7 +104,7 @@ def test_a_missing_file_and_one_that_is_too_large(tmp_path: Path, monkeypatch: p
         with pytest.raises(FileNotFoundError, match="no file"):
             FORMATS[name].read(tmp_path / "none.json")
     (tmp_path / "a.json").write_text("{}" + " " * 100)
-    monkeypatch.setattr(untrusted, "MAX_BYTES", 50)
+    monkeypatch.setattr(read, "MAX_BYTES", 50)
     with pytest.raises(ValueError, match="has 102 bytes; at most 50 are read"):
         mt.from_eap_ig(tmp_path / "a.json")
 

@@ -152,7 +152,7 @@ def nasty_pages(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path
         circuit=replace(found.circuit, groups=groups, provenance=facts),
         path=replace(found.path, provenance=facts, notes=(NASTY,)),
         others=(),
-        views=found.views.model_copy(update={"heads": heads, "neurons": [NASTY] * len(found.views.neurons)}),
+        views=replace(found.views, heads=heads, neurons=[NASTY] * len(found.views.neurons)),
         side_effects=SideEffects(tuple(named), NASTY, NASTY, (effect,), (NASTY,), facts),
     )
     grid = made(words=(NASTY, " b", " c", " d"), answer=NASTY, notes=(NASTY,), provenance=facts)

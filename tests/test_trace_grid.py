@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 
 import tl_multitrace as mt
 from tiny_models import MODEL_NAMES, build, word_tokenizer
-from tl_multitrace.causal_trace import TokenReplacement, TraceGrid, causal_trace, store
+from tl_multitrace.causal_trace import TokenReplacement, TraceGrid, causal_trace
 from tl_multitrace.causal_trace.cells import SITE, Cells
+from tl_multitrace.records import record
 from trace_oracle import PlainTrace, window_cells
 
 pytestmark = [
@@ -120,7 +121,7 @@ def test_the_text_says_what_was_done() -> None:
     grid = traced("mlp", severed="attn")
     for part in ("windows of 2 layers", "attn severed", "gaussian noise of 3 x", "whole embedding matrix", "4 samples"):
         assert part in repr(grid), part
-    assert "<b>TraceGrid</b>" in grid._repr_html_()
+    assert "<b>TraceGrid of" in grid._repr_html_() and grid._repr_html_().count("<tr") < 24
     evil = made(words=("<script>alert(1)</script>", "b", "c", "d"), notes=("<img src=x>",))
     assert "<script>" not in evil._repr_html_() and "<img" not in evil._repr_html_()
 
@@ -296,7 +297,7 @@ def test_where_the_description_is_the_trace_is_complete(
         raise OSError("no space left on device")
 
     with monkeypatch.context() as broken:
-        broken.setattr(store, writer, full)
+        broken.setattr(record, writer, full)
         with pytest.raises(OSError, match="no space left"):
             traced().save(tmp_path / "a.json")
     assert not (tmp_path / "a.json").exists()

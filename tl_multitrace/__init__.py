@@ -98,8 +98,9 @@ from tl_multitrace.metrics import (
 from tl_multitrace.models.compat import ModelView
 from tl_multitrace.objective import Constraint, DemographicParityGap, EqualizedOddsGap, Goal, Mean, Objective
 from tl_multitrace.prompts import PromptPairs
+from tl_multitrace.records.stats import Score
 from tl_multitrace.reproduce import Reproduction, reproduce
-from tl_multitrace.scores import Score
+from tl_multitrace.runs.folder import load
 from tl_multitrace.solvers import (
     PGBCT,
     AttributionPatching,
@@ -208,6 +209,7 @@ __all__ = [
     "information_flow",
     "interop",
     "knowledge_graph",
+    "load",
     "load_graph",
     "load_model",
     "mib_groups",

@@ -6,25 +6,25 @@ its ``repr`` what is needed to judge it (effect with interval, held-out effect, 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor
 
-from tl_multitrace.circuit_text import as_html, as_text
-from tl_multitrace.files import CircuitFile, GroupsRecord, ScoreRecord, naming, read_json, stored_score, write_json
 from tl_multitrace.groups import Component, HookGroups, mask_of
 from tl_multitrace.models.ambient import neutral
 from tl_multitrace.models.compat import HookFn, ModelView
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.records.chance import Verdict, beyond_chance
+from tl_multitrace.records.provenance import Provenance
+from tl_multitrace.records.record import Result, result
 from tl_multitrace.records.stats import Score, undefined
+from tl_multitrace.records.stored import Measured, StoredGroups, Unsaved
 from tl_multitrace.records.when_read import later, when_read
 from tl_multitrace.switching import How, Switch, ablation, steering, switched_groups
 
@@ -32,9 +32,17 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+MOST = 30
+"""Components that its text lists; the others are counted."""
+
+MAX_GROUPS = 1 << 26
+"""More entries of a mask than any search has."""
+
+
 @when_read("chance", "marginals")
-@dataclass(frozen=True)
-class Circuit:
+@result("tl_multitrace.circuit")
+@dataclass(frozen=True, repr=False)
+class Circuit(Result):
     """A chosen set of hook groups.
 
     Attributes:
@@ -62,21 +70,25 @@ class Circuit:
         ['L0H1', 'L0H3']
     """
 
-    groups: HookGroups
+    groups: StoredGroups
     indices: tuple[int, ...]
-    n_groups: int
-    effect: float
+    n_groups: Annotated[int, Field(ge=0, le=MAX_GROUPS)]
+    effect: Measured
     score: Score | None = None
     held_out: Score | None = None
     chance: Score | None = None
     full_effect: float | None = None
     marginals: tuple[float, ...] = ()
     certificate: str = "not certified"
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-    tracer: Any = field(default=None, repr=False, compare=False)
+    provenance: Provenance = field(default_factory=dict)
+    tracer: Unsaved[Any] = field(default=None, repr=False, compare=False)
     full_score: Score | None = None
 
+    WIDTH: ClassVar[int] = 9
+
     def __post_init__(self) -> None:
+        if any(not 0 <= i < self.n_groups for i in self.indices) or len(set(self.indices)) != len(self.indices):
+            raise ValueError(f"indices must be distinct numbers below {self.n_groups}, got {list(self.indices[:8])}.")
         if len(self.indices) != len(self.groups):
             raise ValueError(f"{len(self.indices)} indices for {len(self.groups)} components.")
         if not self.unread and self.marginals and len(self.marginals) != len(self.groups):
@@ -268,26 +280,6 @@ class Circuit:
                 )
         HookGroups.of(model, [s for sites in self.groups.sites for s in sites])
 
-    # ------------------------------------------------------------------ files
-
-    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write versioned JSON to ``path``; an existing file is kept unless ``overwrite``.
-
-        Raises:
-            FileExistsError: the file exists.
-        """
-        return write_json(Path(path), _to_file(self).model_dump(), overwrite=overwrite)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Circuit:
-        """Read the circuit file at ``path``.
-
-        Raises:
-            FileNotFoundError: no such file.
-            ValueError: truncated, of another format, or of a newer version; the message says which.
-        """
-        return _from_file(read_json(Path(path), CircuitFile), path)
-
     # ------------------------------------------------------------------ showing
 
     def to_dataframe(self) -> pd.DataFrame:
@@ -336,23 +328,21 @@ class Circuit:
         spent = f"{cost.get('equivalents', 0):.0f} forward equivalents, {cost.get('seconds', 0):.1f} s{table}"
         return [*lines, ("cost", spent)] if cost else lines
 
-    def __repr__(self) -> str:
-        return as_text(self)
+    def headline(self) -> str:
+        """How many of how many components."""
+        return f"Circuit of {len(self)} of {self.n_groups} components"
 
-    def _repr_html_(self) -> str:
-        return as_html(self)
-
-    def plot(self, **options: Any) -> Any:
-        """Layer by head map of the chosen components; see :func:`tl_multitrace.render.plot_circuit`."""
-        from tl_multitrace.render import plot_circuit
-
-        return plot_circuit(self, **options)
+    def table_lines(self) -> list[str]:
+        """The components, the strongest first, with marginal effect and share."""
+        frame = self.to_dataframe().head(MOST)
+        told = [(r.component, _number(r.marginal), _percent(r.share)) for r in frame.itertuples()]
+        lines = [f"  {name:>12s}  {marginal:>10s}  {share:>6s}" for name, marginal, share in told]
+        table = [f"  {'component':>12s}  {'marginal':>10s}  {'share':>6s}", *lines] if lines else []
+        return [*table, *([f"  ... and {len(self) - MOST} more"] if len(self) > MOST else [])]
 
     def show(self, model: Any = None, pairs: Any = None, **options: Any) -> Any:
         """Circuitsvis views; ``model``, ``pairs`` and options as in :func:`tl_multitrace.render.show`."""
-        from tl_multitrace.render import show
-
-        return show(self, model, pairs, **options)
+        return self.drawn("show", model, pairs, **options)
 
     def with_scores(self, **scores: Any) -> Circuit:
         """A copy with some fields (``scores``) replaced, such as ``held_out=``; it measures nothing."""
@@ -360,40 +350,9 @@ class Circuit:
         return later(replace(self, **{name: getattr(Circuit, name) for name in unread} | scores), unread)
 
 
-def _to_file(circuit: Circuit) -> CircuitFile:
-    return CircuitFile(
-        format="tl_multitrace.circuit",
-        version=CircuitFile.VERSION,
-        groups=GroupsRecord.of(circuit.groups),
-        indices=list(circuit.indices),
-        n_groups=circuit.n_groups,
-        effect=circuit.effect if math.isfinite(circuit.effect) else None,
-        score=ScoreRecord.of(circuit.score),
-        held_out=ScoreRecord.of(circuit.held_out),
-        chance=ScoreRecord.of(circuit.chance),
-        full_effect=circuit.full_effect,
-        full_score=ScoreRecord.of(circuit.full_score),
-        marginals=list(circuit.marginals),
-        certificate=circuit.certificate,
-        provenance=dict(circuit.provenance),
-    )
+def _number(value: Any) -> str:
+    return "-" if value is None or value != value else f"{value:.3g}"
 
 
-def _from_file(file: CircuitFile, path: str | Path) -> Circuit:
-    if any(not 0 <= i < file.n_groups for i in file.indices) or len(set(file.indices)) != len(file.indices):
-        raise ValueError(f"{path}: indices must be distinct numbers below {file.n_groups}, got {file.indices[:8]}.")
-    with naming(path):
-        return Circuit(
-            groups=file.groups.groups(),
-            indices=tuple(file.indices),
-            n_groups=file.n_groups,
-            effect=math.nan if file.effect is None else file.effect,
-            score=stored_score(file.score),
-            held_out=stored_score(file.held_out),
-            chance=stored_score(file.chance),
-            full_effect=file.full_effect,
-            full_score=stored_score(file.full_score),
-            marginals=tuple(file.marginals),
-            certificate=file.certificate,
-            provenance=file.provenance,
-        )
+def _percent(value: Any) -> str:
+    return "-" if value is None or value != value else f"{value:.0%}"

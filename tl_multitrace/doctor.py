@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,17 +18,21 @@ from tl_multitrace import machine
 from tl_multitrace.loading import load_model
 from tl_multitrace.models import memory
 from tl_multitrace.models.compat import ModelView, installed_version
+from tl_multitrace.records.record import Result, result
 from tl_multitrace.self_test import Check, SelfTest, public, tried
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SUPPORTED = ((2, 16), (5,))
 """TransformerLens from the first version to before the second."""
 
 LITTLE_MEMORY = 1 << 30
-FORMAT = "tl_multitrace.diagnosis"
 
 
+@result("tl_multitrace.diagnosis")
 @dataclass(frozen=True, repr=False)
-class Diagnosis:
+class Diagnosis(Result):
     """What :func:`doctor` found.
 
     Attributes:
@@ -61,14 +65,22 @@ class Diagnosis:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, for JSON."""
-        facts = {section: dict(lines) for section, lines in self.facts.items()}
-        return {
-            "format": FORMAT,
-            "version": 1,
-            "ok": self.ok,
-            "facts": facts,
-            "checks": [asdict(c) for c in self.checks],
-        }
+        return {**self.content(), "ok": self.ok}
+
+    def headline(self) -> str:
+        """How the checks ended."""
+        ended = f"{len(self.failed)} of {len(self.checks)} checks failed" if self.failed else "All checks passed"
+        return ended + (f", {len(self.warnings)} with a warning" if self.warnings else "")
+
+    def summary(self) -> list[tuple[str, str]]:
+        """The facts, section after section."""
+        return [(name, str(value)) for lines in self.facts.values() for name, value in lines.items()]
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per check: name, status, what was found, and what to do about it."""
+        import pandas as pd
+
+        return pd.DataFrame([asdict(check) for check in self.checks])
 
     def __repr__(self) -> str:
         return "\n".join(self._lines())
@@ -83,8 +95,7 @@ class Diagnosis:
             yield f"  {check.status:<8}  {check.name}: {check.found}"
             if check.status in ("failed", "warning"):
                 yield f"            -> {check.remedy}"
-        ended = f"{len(self.failed)} of {len(self.checks)} checks failed" if self.failed else "All checks passed"
-        yield ended + (f", {len(self.warnings)} with a warning" if self.warnings else "")
+        yield self.headline()
 
 
 def doctor(

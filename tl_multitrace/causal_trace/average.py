@@ -22,13 +22,15 @@ from tl_multitrace.causal_trace.grid import TraceGrid
 from tl_multitrace.causal_trace.question import Question
 from tl_multitrace.causal_trace.sweep import UNCHANGED, check_samples, trace_question, window_doubt
 from tl_multitrace.distributed import ALONE, Ranks, ranks_of
-from tl_multitrace.files import File, GroupsRecord, locked, read_json, write_json
 from tl_multitrace.groups import HookGroups
 from tl_multitrace.interventions import NoiseCorruption
 from tl_multitrace.models.ambient import neutral
 from tl_multitrace.models.compat import ModelView
 from tl_multitrace.progress import bar, ticking
 from tl_multitrace.records.fact_files import Fact, as_facts, copies_of_facts
+from tl_multitrace.records.record import Record, result
+from tl_multitrace.records.stored import groups_content
+from tl_multitrace.records.write import locked
 
 logger = logging.getLogger(__name__)
 
@@ -158,14 +160,15 @@ def _recorded(value: Any) -> Any:
     if isinstance(value, int | float | str | bool | type(None)):
         return value
     if isinstance(value, HookGroups):
-        return f"{len(value)} hook groups {_digest(GroupsRecord.of(value).model_dump())}"
+        return f"{len(value)} hook groups {_digest(groups_content(value))}"
     return [_recorded(v) for v in value] if isinstance(value, Iterable) else str(value)
 
 
-class FactsRunFile(File):
+@result("tl_multitrace.trace_run")
+@dataclass(frozen=True)
+class FactsRunFile(Record):
     """What a folder of traces was made with."""
 
-    FORMAT = "tl_multitrace.trace_run"
     settings: dict[str, Any]
     facts: str
     model: str
@@ -217,8 +220,6 @@ class FactRuns:
     def _claim(self, folder: Path) -> None:
         digest = _digest([vars(f) for f in self.facts])
         mine = FactsRunFile(
-            format=FactsRunFile.FORMAT,
-            version=FactsRunFile.VERSION,
             settings=self.options.record(),
             facts=digest,
             model=str(self.record["digest"]),
@@ -227,7 +228,7 @@ class FactRuns:
         if not path.exists():
             self.unwritten = (path, mine)
             return
-        there = read_json(path, FactsRunFile)
+        there = FactsRunFile.load(path)
         differing = [k for k in ("model", "facts") if getattr(there, k) != getattr(mine, k)]
         differing += [k for k, v in mine.settings.items() if there.settings.get(k) != v]
         if differing:
@@ -295,7 +296,7 @@ class FactRuns:
             return
         if self.unwritten is not None:  # not before there is a result: what fails at once leaves nothing behind
             settings, record = self.unwritten
-            write_json(settings, record.model_dump(mode="json"))
+            record.save(settings)
             self.unwritten = None
         grid.save(path)
 

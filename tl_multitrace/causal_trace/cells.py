@@ -14,6 +14,8 @@ from torch import Tensor
 
 from tl_multitrace.groups import Component, HookGroups, Points, Position
 from tl_multitrace.models.compat import ModelView
+from tl_multitrace.records.read import short
+from tl_multitrace.records.stored import StoredGroups
 
 SITE = {"resid": "post", "mlp": "out", "attn": "out", "head": "z", "neuron": "post"}
 """What is restored of each kind; a residual state is the output of its block, as in Meng et al. 2022."""
@@ -45,8 +47,19 @@ class Cells:
     window: int = 1
     n_layers: int = 0
     size: int = 1
-    own: HookGroups | None = None
+    own: StoredGroups | None = None
     lacking: tuple[tuple[str, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        unknown = [k for k in self.kinds if k not in SITE]
+        if unknown or not (self.kinds or self.own):
+            raise ValueError(f"cells of unknown kind {short(unknown or self.kinds)}.")
+        if any(not 0 <= layer < self.n_layers for layer in self.layers):
+            raise ValueError(f"layers {self.layers[:4]} lie outside a model of {self.n_layers}.")
+        if any(not 0 <= unit < self.size for unit in self.units):
+            raise ValueError(f"units {self.units[:4]} lie outside layers of {self.size}.")
+        if self.window < 1:
+            raise ValueError(f"a window of {self.window} layers.")
 
     @property
     def dims(self) -> tuple[str, ...]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,16 +13,19 @@ from torch import Tensor
 
 from tl_multitrace.causal_trace.cells import Cells
 from tl_multitrace.circuit import Circuit
+from tl_multitrace.records.provenance import Provenance
+from tl_multitrace.records.record import Result, result
 from tl_multitrace.records.stats import Score, redraws, undefined
+from tl_multitrace.records.stored import Beside, Unsaved
+from tl_multitrace.tracer import Tracer
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from tl_multitrace.tracer import Tracer
 
-
-@dataclass(frozen=True, eq=False)  # tensors have no single truth to compare by
-class TraceGrid:
+@result("tl_multitrace.trace", arrays=("restored", "corrupted", "clean"))
+@dataclass(frozen=True, repr=False, eq=False)  # tensors have no single truth to compare by
+class TraceGrid(Result):
     """Probability of the answer in the clean run, the corrupted run, and with each cell restored.
 
     Its axes are :attr:`dims`: sample (one draw of the corruption each; one fact each in an average), then position and
@@ -31,7 +33,8 @@ class TraceGrid:
 
         total_effect = clean - corrupted        indirect_effect = restored - corrupted
 
-    Both are positive where corruption hurts and restoration helps. Unit: probability.
+    Both are positive where corruption hurts and restoration helps. Unit: probability. :meth:`save` writes the arrays
+    into a safetensors file of the same name beside the JSON.
 
     Attributes:
         restored: p(answer) with one cell restored; NaN where an average has no such token.
@@ -57,17 +60,19 @@ class TraceGrid:
         ['L3@8']
     """
 
-    restored: Float[Tensor, "sample ..."]
-    corrupted: Float[Tensor, " sample"]
-    clean: Float[Tensor, " sample"]
+    restored: Beside[Float[Tensor, "sample ..."]]
+    corrupted: Beside[Float[Tensor, " sample"]]
+    clean: Beside[Float[Tensor, " sample"]]
     cells: Cells
     tokens: tuple[str, ...]
     subject: tuple[int, int]
     answer: str
     severed: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-    tracer: Tracer | None = field(default=None, repr=False, compare=False)
+    provenance: Provenance = field(default_factory=dict)
+    tracer: Unsaved[Tracer | None] = field(default=None, repr=False, compare=False)
+
+    WIDTH: ClassVar[int] = 9
 
     def __post_init__(self) -> None:
         n = len(self.corrupted)
@@ -235,43 +240,22 @@ class TraceGrid:
 
     # ------------------------------------------------------------------ files and showing
 
-    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write ``PATH`` (JSON) and the arrays beside it (safetensors); see :mod:`tl_multitrace.causal_trace.store`.
-
-        Args:
-            path: of the file.
-            overwrite: replace an existing file.
-        """
-        from tl_multitrace.causal_trace.store import save_grid
-
-        return save_grid(self, Path(path), overwrite=overwrite)
-
-    @classmethod
-    def load(cls, path: str | Path) -> TraceGrid:
-        """Read what :meth:`save` wrote.
-
-        Args:
-            path: of the file.
-
-        Raises:
-            FileNotFoundError: no such file, or its arrays are missing.
-            ValueError: cut off, of another program or a newer version, or arrays that do not fit the description.
-        """
-        from tl_multitrace.causal_trace.store import load_grid
-
-        return load_grid(Path(path))
-
-    def plot(self, **options: Any) -> Any:
-        """Heat map of tokens and layers, subject tokens starred; see :func:`tl_multitrace.render.trace.plot_trace`."""
-        from tl_multitrace.render.trace import plot_trace
-
-        return plot_trace(self, **options)
+    def check_whole(self) -> None:
+        """Refuse positions outside the prompt, and arrays of anything but probabilities; raises ValueError."""
+        n, (start, stop) = len(self.tokens), self.subject
+        outside = [p for p in self.cells.positions if not 0 <= p < n]
+        if outside or not 0 <= start <= stop <= n:
+            raise ValueError(f"position {outside[:1] or self.subject} lies outside {n} tokens.")
+        for name in ("restored", "corrupted", "clean"):
+            values = getattr(self, name)
+            # an average has no number where no fact has such a token
+            bad = values.isinf() if self.averaged and name == "restored" else ~values.isfinite()
+            if not values.is_floating_point() or bool(bad.any()):
+                raise ValueError(f"{name} holds numbers that are no probabilities.")
 
     def show(self, **options: Any) -> Any:
         """Circuitsvis token view; see :func:`tl_multitrace.render.trace.show_trace`."""
-        from tl_multitrace.render.trace import show_trace
-
-        return show_trace(self, **options)
+        return self.drawn("show", **options)
 
     def summary(self) -> list[tuple[str, str]]:
         """What is known about the trace, line by line: name and value."""
@@ -289,12 +273,20 @@ class TraceGrid:
         shape = " x ".join(f"{n} {d}s" for n, d in zip(self.cells.shape, self.cells.dims, strict=True))
         return f"{self.kind}{window}{severed}: {shape}"
 
-    def __repr__(self) -> str:
-        head = f"TraceGrid of {''.join(self.tokens)!r}" if not self.averaged else "TraceGrid, average over facts"
-        lines = [f"  {name:9s} {value}" for name, value in self.summary()]
-        return "\n".join([head, *lines, *self._best_lines()])
+    def headline(self) -> str:
+        """The prompt, if it is one."""
+        return "TraceGrid, average over facts" if self.averaged else f"TraceGrid of {''.join(self.tokens)!r}"
 
-    def _best_lines(self) -> list[str]:
+    def shown(self) -> pd.DataFrame:
+        """The cells of the largest effect."""
+        return self.best(8)
+
+    def remarks(self) -> tuple[str, ...]:
+        """None: the notes stand in the summary."""
+        return ()
+
+    def table_lines(self) -> list[str]:
+        """The cells of the largest effect."""
         order = self.effect.flatten().nan_to_num(-np.inf).argsort(descending=True, stable=True)[:5]
         low, high = (x.flatten() for x in self.interval(resamples=500))
         rows = []
@@ -306,15 +298,6 @@ class TraceGrid:
             ends = f" [{low[cell]:.3f}, {high[cell]:.3f}]" if low[cell] == low[cell] else ""
             rows.append(f"  {float(self.effect.flatten()[cell]):8.3f}{ends}  {name}{unit}")
         return ["  largest indirect effects", *rows]
-
-    def _repr_html_(self) -> str:
-        from html import escape
-
-        facts = "".join(
-            f"<tr><th style='text-align:left'>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in self.summary()
-        )
-        table = self.best(8).to_html(index=False, float_format=lambda x: f"{x:.3g}")
-        return f"<b>TraceGrid</b><table>{facts}</table>{table}"
 
 
 def _quantiles(means: Float[np.ndarray, "resample cell"], at: Sequence[float]) -> Float[np.ndarray, "two cell"]:

@@ -37,7 +37,7 @@ from tl_multitrace.metrics import AnswerProb
 from tl_multitrace.models.ambient import neutral
 from tl_multitrace.models.compat import ModelView
 from tl_multitrace.progress import bar, ticking
-from tl_multitrace.scores import Score
+from tl_multitrace.records.stats import Score
 from tl_multitrace.tracer import Tracer
 
 MASK_ENTRIES = 1 << 22

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -16,12 +14,14 @@ from tl_multitrace.causal_trace.corruption import Corrupted, Corruption, describ
 from tl_multitrace.causal_trace.question import Question
 from tl_multitrace.causal_trace.reading import Answer, Prompt, Subject
 from tl_multitrace.causal_trace.sweep import Sweep, check_samples, warn_unchanged
-from tl_multitrace.files import File, Provenance, naming, read_json, write_json
 from tl_multitrace.groups import residual
 from tl_multitrace.metrics import AnswerProb
 from tl_multitrace.models.ambient import neutral
 from tl_multitrace.models.compat import ModelView
+from tl_multitrace.records.provenance import Provenance
+from tl_multitrace.records.record import Result, result
 from tl_multitrace.records.stats import Score
+from tl_multitrace.records.stored import NUMBERS, TABLE, Unsaved
 from tl_multitrace.solvers import SubsetPath, select
 from tl_multitrace.tracer import Tracer
 
@@ -29,23 +29,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-class TokensFile(File):
-    """A :class:`CausalTokens` on disk; its subset path has a file of its own."""
-
-    FORMAT: ClassVar[str] = "tl_multitrace.causal_tokens"
-    format: Literal["tl_multitrace.causal_tokens"]
-    tokens: list[str]
-    positions: list[int]
-    clean: float
-    corrupted: list[float]
-    corrupt: list[list[float]]
-    restore: list[list[float]]
-    answer: str
-    provenance: Provenance
-
-
-@dataclass(frozen=True, eq=False)  # tensors have no single truth to compare by
-class CausalTokens:
+@result("tl_multitrace.causal_tokens")
+@dataclass(frozen=True, repr=False, eq=False)  # tensors have no single truth to compare by
+class CausalTokens(Result):
     """Effect of every input token on the answer's probability.
 
     Attributes:
@@ -57,7 +43,7 @@ class CausalTokens:
         restore: change of p(answer) when one token of the corrupted prompt is restored; positive: the token is enough
             for that much.
         answer: the answer as text.
-        path: the tokens that matter jointly, for every budget, where budgets were given.
+        path: the tokens that matter jointly, for every budget, where budgets were given; saved by ``path.save``.
         provenance: model, prompt, corruption, cost, versions.
 
     Examples:
@@ -72,16 +58,20 @@ class CausalTokens:
     tokens: tuple[str, ...]
     positions: tuple[int, ...]
     clean: float
-    corrupted: Float[Tensor, " sample"]
-    corrupt: Float[Tensor, "sample position"]
-    restore: Float[Tensor, "sample position"]
+    corrupted: Annotated[Float[Tensor, " sample"], NUMBERS]
+    corrupt: Annotated[Float[Tensor, "sample position"], TABLE]
+    restore: Annotated[Float[Tensor, "sample position"], TABLE]
     answer: str
-    path: SubsetPath | None = None
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    path: Unsaved[SubsetPath | None] = None
+    provenance: Provenance = field(default_factory=dict)
+
+    WIDTH: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
+        if any(not 0 <= p < len(self.tokens) for p in self.positions):
+            raise ValueError(f"positions {self.positions[:4]} lie outside {len(self.tokens)} tokens.")
         shape = (len(self.corrupted), len(self.positions))
-        if tuple(self.corrupt.shape) != shape or tuple(self.restore.shape) != shape:
+        if not shape[0] or tuple(self.corrupt.shape) != shape or tuple(self.restore.shape) != shape:
             raise ValueError(f"effects of shape {tuple(self.corrupt.shape)} for (samples, positions) {shape}.")
         if not all(bool(x.isfinite().all()) for x in (self.corrupted, self.corrupt, self.restore)):
             raise ValueError("an effect is not finite.")
@@ -99,84 +89,28 @@ class CausalTokens:
             rows.append(row)
         return pd.DataFrame(rows)
 
-    def __repr__(self) -> str:
-        head = f"CausalTokens of {''.join(self.tokens)!r} -> {self.answer!r}"
-        total = f"  p {self.clean:.3g} clean, {float(self.corrupted.mean()):.3g} with all tested tokens corrupted"
+    def headline(self) -> str:
+        """What was asked."""
+        return f"CausalTokens of {''.join(self.tokens)!r} -> {self.answer!r}"
+
+    def summary(self) -> list[tuple[str, str]]:
+        """The probability with all tokens as they are, and with all that were tested corrupted."""
+        return [("p", f"{self.clean:.3g} clean, {float(self.corrupted.mean()):.3g} with all tested tokens corrupted")]
+
+    def table_lines(self) -> list[str]:
+        """Both effects of every token, then the sets that matter jointly."""
         frame = self.to_dataframe()[["position", "token", "corrupt", "restore"]]
         table = frame.to_string(index=False, float_format=lambda x: f"{x:.3f}")
-        sets = (
-            [f"  {len(self.path[s])} tokens: {', '.join(self._named(s))}" for s in self.path.sizes] if self.path else []
-        )
-        return "\n".join([head, total, table, *sets])
+        sizes = self.path.sizes if self.path else []
+        return [table, *[f"  {len(self.path[s])} tokens: {', '.join(self._named(s))}" for s in sizes if self.path]]
 
     def _named(self, size: int) -> list[str]:
         assert self.path is not None
         return [f"{self.tokens[self.positions[i]]!r}" for i in self.path[size].indices]
 
-    def _repr_html_(self) -> str:
-        return str(self.to_dataframe().to_html(index=False, float_format=lambda x: f"{x:.3g}"))
-
-    def plot(self, **options: Any) -> Any:
-        """Bars per token; see :func:`tl_multitrace.render.trace.plot_tokens`."""
-        from tl_multitrace.render.trace import plot_tokens
-
-        return plot_tokens(self, **options)
-
     def show(self, **options: Any) -> Any:
         """Circuitsvis token view; see :func:`tl_multitrace.render.trace.show_tokens`."""
-        from tl_multitrace.render.trace import show_tokens
-
-        return show_tokens(self, **options)
-
-    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write versioned JSON; the subset path is saved by ``tokens.path.save``.
-
-        Args:
-            path: of the file.
-            overwrite: replace an existing file.
-        """
-        record = TokensFile(
-            format="tl_multitrace.causal_tokens",
-            version=TokensFile.VERSION,
-            tokens=list(self.tokens),
-            positions=list(self.positions),
-            clean=self.clean,
-            corrupted=self.corrupted.tolist(),
-            corrupt=self.corrupt.tolist(),
-            restore=self.restore.tolist(),
-            answer=self.answer,
-            provenance=dict(self.provenance),
-        )
-        return write_json(Path(path), record.model_dump(mode="json"), overwrite=overwrite)
-
-    @classmethod
-    def load(cls, path: str | Path) -> CausalTokens:
-        """Read what :meth:`save` wrote.
-
-        Args:
-            path: of the file.
-
-        Raises:
-            FileNotFoundError: no such file.
-            ValueError: cut off, of another program or a newer version, or numbers that do not fit together.
-        """
-        file = read_json(Path(path), TokensFile)
-        if any(not 0 <= p < len(file.tokens) for p in file.positions):
-            raise ValueError(f"{path}: positions {file.positions[:4]} lie outside {len(file.tokens)} tokens.")
-        if not 0 < len(file.corrupted) == len(file.corrupt) == len(file.restore):
-            raise ValueError(f"{path}: effects of {len(file.corrupt)} and {len(file.restore)} samples, which differ.")
-        with naming(path):
-            arrays = {n: torch.tensor(getattr(file, n)) for n in ("corrupted", "corrupt", "restore")}
-            return cls(
-                tokens=tuple(file.tokens),
-                positions=tuple(file.positions),
-                clean=file.clean,
-                answer=file.answer,
-                provenance=file.provenance,
-                corrupted=arrays["corrupted"],
-                corrupt=arrays["corrupt"],
-                restore=arrays["restore"],
-            )
+        return self.drawn("show", **options)
 
 
 @neutral()

@@ -25,6 +25,7 @@ from tl_multitrace.distributed import Ranks, leave, ranks_of, started_by_torchru
 from tl_multitrace.engine.budget import bytes_from
 from tl_multitrace.interventions import intervention_by_name
 from tl_multitrace.metrics import BY_NAME, metric_by_name
+from tl_multitrace.records.read import printable
 from tl_multitrace.runs.bounds import bound_from_text
 from tl_multitrace.runs.folder import is_complete, rewrite_report, write_run, writing
 from tl_multitrace.runs.job import Job, Log, run_job
@@ -32,7 +33,6 @@ from tl_multitrace.solvers import SOLVERS, solver_by_name
 from tl_multitrace.spec import Spec, budgets_from_text
 from tl_multitrace.tasks import tasks as task_table
 from tl_multitrace.tasks.registry import info_of
-from tl_multitrace.untrusted import printable
 
 INTERRUPTED = 130
 

@@ -9,23 +9,19 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from tl_multitrace.causal_trace import CausalTokens, TraceGrid
 from tl_multitrace.circuit import Circuit
 from tl_multitrace.evaluation import SideEffects
+from tl_multitrace.records.read import printable
 from tl_multitrace.records.stats import FEW, Score
-from tl_multitrace.render import Run
-from tl_multitrace.reproduce import Reproduction
-from tl_multitrace.runs.folder import REPORT, read_record, read_run
+from tl_multitrace.runs.folder import REPORT, load, read_record
 from tl_multitrace.runs.job import Log
+from tl_multitrace.runs.run import Run
 from tl_multitrace.solvers import SubsetPath
-from tl_multitrace.untrusted import load_json, printable
 
 if TYPE_CHECKING:
     import pandas as pd
 
 TOP = 5
-RESULTS: dict[str, Any] = {kind.FILE.FORMAT: kind for kind in (Reproduction, SideEffects)}
-"""Results that print themselves, by the format of their file."""
 
 
 def closing_lines(run: Run, log: Log, out: Path) -> Iterator[str]:
@@ -107,38 +103,22 @@ def _seconds(log: Log) -> str:
 
 
 def shown(path: Path) -> Iterator[Any]:
-    """What to print about a run folder, or the file of a circuit, path, causal trace, side effects or reproduction.
+    """What to print about a run folder, or any file that :func:`tl_multitrace.load` reads.
 
     Raises:
         FileNotFoundError: there is nothing.
         ValueError: none of these, or not as it was written.
     """
-    if path.is_dir():
-        record, run = read_record(path), read_run(path)
+    found = load(path)
+    if isinstance(found, Run):
+        record = read_record(path)
         yield f"Run {path}: {record.status}, {printable(record.finished)}, {sum(record.timings.values()):.1f} s"
-        yield from _circuit(run.circuit, verdict=str(run.verdict))
+        yield from _circuit(found.circuit, verdict=str(found.verdict))
         yield f"Report: {path / REPORT}"
-        return
-    kind = _format(path)
-    if kind == "tl_multitrace.path":
-        yield printable(repr(SubsetPath.load(path)))
-    elif kind == "tl_multitrace.trace":
-        yield printable(repr(TraceGrid.load(path)))
-    elif kind in RESULTS:
-        yield printable(repr(RESULTS[kind].load(path)))
-    elif kind == "tl_multitrace.causal_tokens":
-        yield printable(repr(CausalTokens.load(path)))
+    elif isinstance(found, Circuit):
+        yield from _circuit(found)
     else:
-        yield from _circuit(Circuit.load(path))
-
-
-def _format(path: Path) -> str:
-    """What a file says it is; reading it properly is left to its own loader."""
-    try:
-        content = load_json(path)
-    except (OSError, ValueError):
-        return ""
-    return str(content.get("format", "")) if isinstance(content, dict) else ""
+        yield printable(repr(found))
 
 
 def _circuit(circuit: Circuit, **known: str) -> Iterator[Any]:

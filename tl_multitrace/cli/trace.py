@@ -15,8 +15,8 @@ from tl_multitrace.causal_trace import TraceGrid, average_causal_trace, causal_t
 from tl_multitrace.causal_trace.cells import check_kinds
 from tl_multitrace.cli.logs import Level, LogFile, LogLevel
 from tl_multitrace.engine.budget import bytes_from
-from tl_multitrace.files import write_text
 from tl_multitrace.loading import load_model, set_bos
+from tl_multitrace.records.write import write_text
 
 Reported = Callable[[bool, bool, Level | None, Path | None], AbstractContextManager[None]]
 Say = Callable[[str], None]

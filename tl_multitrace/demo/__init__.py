@@ -6,7 +6,6 @@ network, in every supported TransformerLens.
 
 from __future__ import annotations
 
-import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 from tl_multitrace.loading import checked_device
+from tl_multitrace.records.read import load_json
 
 __all__ = ["DEMO_FOLDER", "demo_card", "load_demo_model", "load_hf_model"]
 
@@ -35,7 +35,7 @@ def demo_card() -> dict[str, Any]:
         >>> demo_card()["name"], demo_card()["parameters"]
         ('tl-multitrace-demo', 881280)
     """
-    card: dict[str, Any] = json.loads((DEMO_FOLDER / "metrics.json").read_text())
+    card: dict[str, Any] = load_json(DEMO_FOLDER / "metrics.json")
     return card
 
 
@@ -56,7 +56,7 @@ def load_hf_model(folder: Path = DEMO_FOLDER) -> Any:
     from safetensors.torch import load_file
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    config = GPT2Config.from_dict(json.loads((folder / "config.json").read_text()))
+    config = GPT2Config.from_dict(load_json(folder / "config.json"))
     # Fused attention has no attention weights to look at or to patch.
     config._attn_implementation = "eager"
     with torch.random.fork_rng(devices=[]):  # making the model draws weights that are overwritten below

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tl_multitrace.records.read import load_json
 from tl_multitrace.tasks.corpus import DEMO_TOKENIZER
 
 BOS, PAD, UNK = "<|bos|>", "<|pad|>", "<|unk|>"
@@ -60,6 +61,6 @@ def load_tokenizer(folder: Path) -> Any:
     """Load the saved tokenizer as a ``PreTrainedTokenizerFast``, without any look-up by name."""
     from transformers import PreTrainedTokenizerFast
 
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings = load_json(folder / "tokenizer_config.json")
     del settings["tokenizer_class"]
     return PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), name_or_path=NAME, **settings)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tl_multitrace.evaluation.result import Result, ResultFile, intervention_name
-from tl_multitrace.files import Provenance
 from tl_multitrace.groups import Component
 from tl_multitrace.records.chance import Verdict, beyond_chance
+from tl_multitrace.records.provenance import Provenance
+from tl_multitrace.records.record import Result, intervention_name, result
 from tl_multitrace.records.stats import Estimate, Score, undefined
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ class AblationScores:
         return tuple(name for name, s in self.subgroups.items() if s.mean * self.effect.mean < 0)
 
 
+@result("tl_multitrace.evaluation", key="result")
 @dataclass(frozen=True, repr=False)
 class CircuitReport(Result):
     """Scores of one circuit on one prompt set, under one ablation or several.
@@ -128,8 +129,6 @@ class CircuitReport(Result):
     ablations: tuple[AblationScores, ...]
     notes: tuple[str, ...] = ()
     provenance: Provenance = field(default_factory=dict)
-
-    FILE: ClassVar[type[ResultFile]]
 
     # ------------------------------------------------------------------ the first ablation's scores
 
@@ -179,11 +178,7 @@ class CircuitReport(Result):
         return self.verdict_of(self.ablations[0])
 
     def verdict_of(self, scores: AblationScores) -> Verdict:
-        """The same under another ablation.
-
-        Args:
-            scores: of that ablation.
-        """
+        """The same under another ablation."""
         return beyond_chance(scores.effect, scores.chance, direction=self.direction, full=scores.full_effect)
 
     @property
@@ -262,36 +257,14 @@ class CircuitReport(Result):
         """Every score under every ablation, line by line."""
         return [line for a in self.ablations for line in _lines(self, a)]
 
-    def plot(self, **options: Any) -> Any:
-        """Effect by subgroup, faithfulness by ablation, minimality; see :func:`tl_multitrace.render.plot_report`."""
-        from tl_multitrace.render import plot_report
-
-        return plot_report(self, **options)
-
     def write_html(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write one self-contained HTML page with the figure and all tables.
-
-        Args:
-            path: of the file.
-            overwrite: replace an existing file.
 
         Raises:
             FileExistsError: the file exists and ``overwrite`` is False.
         """
-        from tl_multitrace.render import write_evaluation
-
-        return write_evaluation(self, path, overwrite=overwrite)
-
-
-class ReportFile(ResultFile):
-    """A :class:`CircuitReport` on disk."""
-
-    FORMAT: ClassVar[str] = "tl_multitrace.evaluation"
-    format: Literal["tl_multitrace.evaluation"]
-    result: CircuitReport
-
-
-CircuitReport.FILE = ReportFile
+        written: Path = self.drawn("write_html", path, overwrite=overwrite)
+        return written
 
 
 def _rows(report: CircuitReport, scores: AblationScores) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
@@ -12,11 +12,11 @@ from scipy import stats
 
 from tl_multitrace.circuit import Circuit
 from tl_multitrace.copies import copies_of
-from tl_multitrace.evaluation.result import Result, ResultFile, intervention_name
 from tl_multitrace.evaluation.target import places_of
-from tl_multitrace.files import Provenance
 from tl_multitrace.groups import Component, HookGroups
 from tl_multitrace.prompts import PromptPairs
+from tl_multitrace.records.provenance import Provenance
+from tl_multitrace.records.record import Result, intervention_name, result
 from tl_multitrace.records.stats import Estimate, Score, estimates, undefined
 from tl_multitrace.tracer import Tracer
 
@@ -50,6 +50,7 @@ class Transfer:
     ratio: Estimate | None
 
 
+@result("tl_multitrace.circuit_comparison", key="result")
 @dataclass(frozen=True, repr=False)
 class CircuitComparison(Result):
     """Two circuits side by side.
@@ -84,8 +85,6 @@ class CircuitComparison(Result):
     transfers: tuple[Transfer, ...]
     notes: tuple[str, ...] = ()
     provenance: Provenance = field(default_factory=dict)
-
-    FILE: ClassVar[type[ResultFile]]
 
     def __getitem__(self, ground: str) -> Transfer:
         """What both do on the ground of ``"a"`` or ``"b"``; raises KeyError where that was not measured."""
@@ -140,23 +139,6 @@ class CircuitComparison(Result):
             ratio = t.ratio or "undefined: the own circuit's effect may be 0"
             lines.append((f"on {t.ground}", f"own {t.own}, other {t.other}, ratio {ratio} ({how})"))
         return lines
-
-    def plot(self, **options: Any) -> Any:
-        """Effect of both circuits on both grounds; see :func:`tl_multitrace.render.plot_comparison`."""
-        from tl_multitrace.render import plot_comparison
-
-        return plot_comparison(self, **options)
-
-
-class ComparisonFile(ResultFile):
-    """A :class:`CircuitComparison` on disk."""
-
-    FORMAT: ClassVar[str] = "tl_multitrace.circuit_comparison"
-    format: Literal["tl_multitrace.circuit_comparison"]
-    result: CircuitComparison
-
-
-CircuitComparison.FILE = ComparisonFile
 
 
 def compare(

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,12 +25,12 @@ from scipy.integrate import trapezoid
 
 from tl_multitrace.copies import copies_of
 from tl_multitrace.evaluation.evaluate import rounded
-from tl_multitrace.evaluation.result import Result, ResultFile, intervention_name
 from tl_multitrace.evaluation.target import Interventions, importances, target_of
-from tl_multitrace.files import Provenance
 from tl_multitrace.groups import HookGroups, mib_groups
 from tl_multitrace.models.ambient import neutral
 from tl_multitrace.prompts import PromptPairs
+from tl_multitrace.records.provenance import Provenance
+from tl_multitrace.records.record import Result, intervention_name, result
 from tl_multitrace.records.stats import Copies, Estimate, Score, Statistic, estimates, once, prompt_notes, undefined
 from tl_multitrace.solvers import SubsetPath
 from tl_multitrace.solvers.search import Subset
@@ -87,6 +87,7 @@ class FaithfulnessCurve:
     log_cmd: Estimate | None
 
 
+@result("tl_multitrace.mib", key="result")
 @dataclass(frozen=True, repr=False)
 class MibScores(Result):
     """CPR and CMD of a ranking or a path, with the curves behind them.
@@ -115,8 +116,6 @@ class MibScores(Result):
     intervention: Mapping[str, Any]
     notes: tuple[str, ...] = ()
     provenance: Provenance = field(default_factory=dict)
-
-    FILE: ClassVar[type[ResultFile]]
 
     def __getitem__(self, ranking: str) -> FaithfulnessCurve:
         """The curve of a ranking; raises KeyError where there is none of that name."""
@@ -175,23 +174,6 @@ class MibScores(Result):
             ("log CPR", f"{self.log_cpr} (mean over the log of the fraction)"),
             ("log CMD", f"{self.log_cmd} (likewise)"),
         ]
-
-    def plot(self, **options: Any) -> Any:
-        """Faithfulness against the kept fraction; see :func:`tl_multitrace.render.plot_mib`."""
-        from tl_multitrace.render import plot_mib
-
-        return plot_mib(self, **options)
-
-
-class MibFile(ResultFile):
-    """A :class:`MibScores` on disk."""
-
-    FORMAT: ClassVar[str] = "tl_multitrace.mib"
-    format: Literal["tl_multitrace.mib"]
-    result: MibScores
-
-
-MibScores.FILE = MibFile
 
 
 @neutral()

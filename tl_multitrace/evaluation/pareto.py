@@ -9,25 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
 from tl_multitrace.circuit import Circuit
-from tl_multitrace.evaluation.result import Result, ResultFile
-from tl_multitrace.files import Provenance
 from tl_multitrace.groups import mask_of
 from tl_multitrace.objective import Objective
 from tl_multitrace.prompts import PromptPairs
+from tl_multitrace.records.provenance import Provenance
+from tl_multitrace.records.record import Result, result
 from tl_multitrace.records.stats import Score
 from tl_multitrace.solvers.path import marginal_effects
 from tl_multitrace.solvers.select import Solver, default_solver, select
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
 
 UNBOUND = 1e30
 WEIGHTS = (0.1, 0.3, 3.0, 10.0)
@@ -79,6 +78,7 @@ class FrontPoint:
     held_out: Mapping[str, Score] = field(default_factory=dict)
 
 
+@result("tl_multitrace.front", key="result")
 @dataclass(frozen=True, repr=False)
 class Front(Result):
     """Sets of at most ``budget`` components of which none is beaten in everything by another set that was seen.
@@ -109,8 +109,6 @@ class Front(Result):
     evaluated: int
     notes: tuple[str, ...] = ()
     provenance: Provenance = field(default_factory=dict)
-
-    FILE: ClassVar[type[ResultFile]]
 
     def __len__(self) -> int:
         return len(self.points)
@@ -166,23 +164,6 @@ class Front(Result):
         lines = [(f"{i}", _line(self.points[i], self.axes)) for i in picks if 0 <= i < len(self)]
         cost = dict(self.provenance.get("cost", {})).get("equivalents", 0.0)
         return [*lines, ("cost", f"{cost:.0f} forward equivalents, {self.evaluated} sets")]
-
-    def plot(self, **options: Any) -> Figure:
-        """The first two axes against each other; see :func:`tl_multitrace.render.plot_front`."""
-        from tl_multitrace.render import plot_front
-
-        return plot_front(self, **options)
-
-
-class FrontFile(ResultFile):
-    """A :class:`Front` on disk."""
-
-    FORMAT: ClassVar[str] = "tl_multitrace.front"
-    format: Literal["tl_multitrace.front"]
-    result: Front
-
-
-Front.FILE = FrontFile
 
 
 def pareto(

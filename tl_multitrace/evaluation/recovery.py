@@ -13,19 +13,19 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool, Float
 from scipy import stats
 
 from tl_multitrace.circuit import Circuit
-from tl_multitrace.evaluation.result import Result, ResultFile
 from tl_multitrace.evaluation.target import importances
 from tl_multitrace.groups import Component, HookGroups
 from tl_multitrace.models.ambient import neutral
+from tl_multitrace.records.read import load_json, short
+from tl_multitrace.records.record import Result, result
 from tl_multitrace.solvers import SubsetPath
-from tl_multitrace.untrusted import load_json, short
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,6 +35,7 @@ Truth = Any
 lists of these (the classes of a published circuit); or a circuit."""
 
 
+@result("tl_multitrace.recovery", key="result")
 @dataclass(frozen=True, repr=False)
 class Recovery(Result):
     """How well a truth was found.
@@ -71,8 +72,6 @@ class Recovery(Result):
     ranking: str
     roc_curve: tuple[tuple[float, float], ...]
     pr_curve: tuple[tuple[float, float], ...]
-
-    FILE: ClassVar[type[ResultFile]]
 
     @property
     def precision(self) -> float:
@@ -112,23 +111,6 @@ class Recovery(Result):
         if not self.outside:
             return ()
         return (f"not among the hook groups, and not counted: {', '.join(self.outside)}",)
-
-    def plot(self, **options: Any) -> Any:
-        """ROC and precision-recall curves; see :func:`tl_multitrace.render.plot_recovery`."""
-        from tl_multitrace.render import plot_recovery
-
-        return plot_recovery(self, **options)
-
-
-class RecoveryFile(ResultFile):
-    """A :class:`Recovery` on disk."""
-
-    FORMAT: ClassVar[str] = "tl_multitrace.recovery"
-    format: Literal["tl_multitrace.recovery"]
-    result: Recovery
-
-
-Recovery.FILE = RecoveryFile
 
 
 @neutral()
@@ -237,10 +219,6 @@ def _is(component: Component, truth: Component) -> bool:
 
 def read_truth(path: str | Path, name: str) -> dict[str, list[tuple[int, int | None]]]:
     """One published circuit from a JSON file ``{name: {class: [[layer, head or null], ...]}}``.
-
-    Args:
-        path: of the file.
-        name: of the circuit in the file.
 
     Raises:
         FileNotFoundError: no such file.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -12,14 +12,14 @@ from pydantic import Field
 
 from tl_multitrace.circuit import Circuit
 from tl_multitrace.copies import copies_of
-from tl_multitrace.evaluation.result import Result, ResultFile
-from tl_multitrace.files import Provenance
 from tl_multitrace.groups import Component, HookGroups
 from tl_multitrace.interventions import GivenAblation, Intervention, ZeroAblation
 from tl_multitrace.metrics import KLDivergence, Metric
 from tl_multitrace.models.ambient import neutral
 from tl_multitrace.models.compat import ModelView
 from tl_multitrace.prompts import PromptPairs
+from tl_multitrace.records.provenance import Provenance
+from tl_multitrace.records.record import Result, result
 from tl_multitrace.records.stats import FEW, Score
 from tl_multitrace.switching import How, means, missing_reference, switched_groups
 from tl_multitrace.tracer import Tracer
@@ -79,6 +79,7 @@ class SideEffect:
         return self.change.clear and self.change.n >= FEW
 
 
+@result("tl_multitrace.side_effects", key="result")
 @dataclass(frozen=True, repr=False)
 class SideEffects(Result):
     """What switching a circuit off does to several behaviours.
@@ -103,8 +104,6 @@ class SideEffects(Result):
     effects: Annotated[tuple[SideEffect, ...], Field(min_length=1)]
     notes: tuple[str, ...] = ()
     provenance: Provenance = field(default_factory=dict)
-
-    FILE: ClassVar[type[ResultFile]]
 
     def __getitem__(self, name: str) -> SideEffect:
         """The effect on a behaviour; raises KeyError for one that was not measured."""
@@ -140,23 +139,6 @@ class SideEffects(Result):
             (e.name, f"{e.metric} {e.before.mean:.3g} -> {e.after}; change {e.change} {e.unit}; KL {e.kl.mean:.3g}")
             for e in self.effects
         ]
-
-    def plot(self, **options: Any) -> Any:
-        """Behaviours before and after; see :func:`tl_multitrace.render.plot_side_effects`."""
-        from tl_multitrace.render import plot_side_effects
-
-        return plot_side_effects(self, **options)
-
-
-class SideEffectsFile(ResultFile):
-    """:class:`SideEffects` on disk."""
-
-    FORMAT: ClassVar[str] = "tl_multitrace.side_effects"
-    format: Literal["tl_multitrace.side_effects"]
-    result: SideEffects
-
-
-SideEffects.FILE = SideEffectsFile
 
 
 @neutral()

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,12 +23,12 @@ from scipy import stats
 
 from tl_multitrace.copies import copies_of
 from tl_multitrace.evaluation.evaluate import log_effects, mean_effects, rounded, seen_before
-from tl_multitrace.evaluation.result import Result, ResultFile, intervention_name
 from tl_multitrace.evaluation.target import Judged, Target, target_of
-from tl_multitrace.files import Provenance
 from tl_multitrace.groups import Component, HookGroups
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.records.chance import FEW_SETS, chance_p
+from tl_multitrace.records.provenance import Provenance
+from tl_multitrace.records.record import Result, intervention_name, result
 from tl_multitrace.records.stats import coins, prompt_notes, random_sets, sign_flip_p, some_of
 from tl_multitrace.tracer import Tracer
 
@@ -60,6 +60,7 @@ class ComponentTest:
         return max(self.p_zero, self.p_chance)
 
 
+@result("tl_multitrace.significance", key="result")
 @dataclass(frozen=True, repr=False)
 class Significance(Result):
     """P-values of a circuit and of its components, one-sided in the direction of the search.
@@ -94,8 +95,6 @@ class Significance(Result):
     intervention: Mapping[str, Any]
     notes: tuple[str, ...] = ()
     provenance: Provenance = field(default_factory=dict)
-
-    FILE: ClassVar[type[ResultFile]]
 
     @property
     def p_value(self) -> float:
@@ -153,23 +152,6 @@ class Significance(Result):
             ("p", f"{self.p_value:.3g} (zero effect {self.p_zero:.3g}, random sets {self.p_chance:.3g})"),
             ("components", f"{len(kept)} of {len(self.tests)} at a false discovery rate of 5 %: {labels or 'none'}"),
         ]
-
-    def plot(self, **options: Any) -> Any:
-        """Drop and corrected p-value per component; see :func:`tl_multitrace.render.plot_significance`."""
-        from tl_multitrace.render import plot_significance
-
-        return plot_significance(self, **options)
-
-
-class SignificanceFile(ResultFile):
-    """A :class:`Significance` on disk."""
-
-    FORMAT: ClassVar[str] = "tl_multitrace.significance"
-    format: Literal["tl_multitrace.significance"]
-    result: Significance
-
-
-Significance.FILE = SignificanceFile
 
 
 def significance(

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,13 +14,13 @@ from scipy import stats
 
 from tl_multitrace.circuit import Circuit
 from tl_multitrace.copies import copies_of
-from tl_multitrace.evaluation.result import Result, ResultFile, intervention_name
-from tl_multitrace.files import Provenance
 from tl_multitrace.groups import Component, mask_of
 from tl_multitrace.interventions import ResampleAblation
 from tl_multitrace.models.ambient import neutral
 from tl_multitrace.objective import Objective, aim_of
 from tl_multitrace.progress import bar, tell
+from tl_multitrace.records.provenance import Provenance
+from tl_multitrace.records.record import Result, intervention_name, result
 from tl_multitrace.records.stats import Estimate, Score, frequency, prompt_notes, redrawn_rows
 from tl_multitrace.solvers.path import marginal_effects
 from tl_multitrace.solvers.search import Direction, Subset
@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 BUDGET = 10
 
 
+@result("tl_multitrace.stability", key="result")
 @dataclass(frozen=True, repr=False)
 class Stability(Result):
     """How much of a circuit comes back on other draws of the prompts.
@@ -79,8 +80,6 @@ class Stability(Result):
     intervention: Mapping[str, Any]
     notes: tuple[str, ...] = ()
     provenance: Provenance = field(default_factory=dict)
-
-    FILE: ClassVar[type[ResultFile]]
 
     @property
     def stable(self) -> tuple[Component, ...]:
@@ -137,23 +136,6 @@ class Stability(Result):
             ("stable", f"{len(self.stable)} in {self.threshold:.0%} of the runs or more: {labels or 'none'}"),
             ("frequency", ", ".join(often[:12]) + (" ..." if len(often) > 12 else "")),
         ]
-
-    def plot(self, **options: Any) -> Any:
-        """Inclusion frequency per component; see :func:`tl_multitrace.render.plot_stability`."""
-        from tl_multitrace.render import plot_stability
-
-        return plot_stability(self, **options)
-
-
-class StabilityFile(ResultFile):
-    """A :class:`Stability` on disk."""
-
-    FORMAT: ClassVar[str] = "tl_multitrace.stability"
-    format: Literal["tl_multitrace.stability"]
-    result: Stability
-
-
-Stability.FILE = StabilityFile
 
 
 @neutral()

@@ -8,49 +8,74 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, Field, FiniteFloat
+from pydantic import FiniteFloat
 
-from tl_multitrace.files import File, read_json, write_json, write_text
 from tl_multitrace.flow.nodes import MLP
-from tl_multitrace.untrusted import short
+from tl_multitrace.records.read import short
+from tl_multitrace.records.record import Record, result
+from tl_multitrace.records.write import write_text
 
 if TYPE_CHECKING:
     import networkx as nx
 
 Value = bool | int | FiniteFloat | str
+RISES, FALLS = "#0072B2", "#D55E00"  # as in the figures
 WIDEST = 5.0
 """Width in points of the strongest edge of a DOT file."""
 
 
-class NodeRecord(BaseModel):
+@dataclass(frozen=True)
+class NodeRecord:
     """A node in a file."""
 
     id: str
-    attributes: dict[str, Value] = Field(default_factory=dict)
+    attributes: Mapping[str, Value] = field(default_factory=dict)
 
 
-class EdgeRecord(BaseModel):
+@dataclass(frozen=True)
+class EdgeRecord:
     """An edge in a file; ``key`` tells edges of the same two nodes apart."""
 
     source: str
     target: str
     key: str = ""
-    attributes: dict[str, Value] = Field(default_factory=dict)
+    attributes: Mapping[str, Value] = field(default_factory=dict)
 
 
-class GraphFile(File):
-    """A graph on disk."""
+@result("tl_multitrace.graph")
+@dataclass(frozen=True)
+class GraphRecord(Record):
+    """A graph in a file."""
 
-    FORMAT: ClassVar[str] = "tl_multitrace.graph"
-    format: Literal["tl_multitrace.graph"] = "tl_multitrace.graph"
-    version: int = 1
     directed: bool
-    attributes: dict[str, Value] = Field(default_factory=dict)
-    nodes: list[NodeRecord]
-    edges: list[EdgeRecord]
+    nodes: tuple[NodeRecord, ...]
+    edges: tuple[EdgeRecord, ...]
+    attributes: Mapping[str, Value] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        there = {node.id for node in self.nodes}
+        absent = [n for edge in self.edges for n in (edge.source, edge.target) if n not in there]
+        if absent:
+            raise ValueError(f"an edge names {short(absent[0])}, which is not among the nodes.")
+
+    def opened(self) -> nx.Graph:
+        """The graph itself."""
+        import networkx as nx
+
+        graph = nx.MultiDiGraph() if self.directed else nx.Graph()
+        graph.graph.update(self.attributes)
+        for node in self.nodes:
+            graph.add_node(node.id)
+            graph.nodes[node.id].update(node.attributes)  # not as keywords: a file may name one of networkx' own
+        for edge in self.edges:
+            ends = (edge.source, edge.target, edge.key) if self.directed else (edge.source, edge.target)
+            graph.add_edge(*ends)
+            graph.edges[ends].update(edge.attributes)
+        return graph
 
 
 def save_graph(graph: nx.Graph, path: str | Path, *, overwrite: bool = False) -> Path:
@@ -74,7 +99,7 @@ def save_graph(graph: nx.Graph, path: str | Path, *, overwrite: bool = False) ->
     place = Path(path)
     record = _record(graph, place)
     if place.suffix == ".json":
-        return write_json(place, record.model_dump(mode="json"), overwrite=overwrite)
+        return record.save(place, overwrite=overwrite)
     if place.suffix == ".graphml":
         return write_text(place, to_graphml(graph), overwrite=overwrite)
     if place.suffix in (".dot", ".gv"):
@@ -84,9 +109,6 @@ def save_graph(graph: nx.Graph, path: str | Path, *, overwrite: bool = False) ->
 
 def load_graph(path: str | Path) -> nx.Graph:
     """Read a graph from the JSON that :func:`save_graph` wrote.
-
-    Args:
-        path: of the file.
 
     Raises:
         FileNotFoundError: no such file.
@@ -98,34 +120,21 @@ def load_graph(path: str | Path) -> nx.Graph:
         >>> set(again.nodes) == set(graph.nodes)
         True
     """
-    import networkx as nx
-
-    file = read_json(Path(path), GraphFile)
-    graph = nx.MultiDiGraph() if file.directed else nx.Graph()
-    graph.graph.update(file.attributes)
-    for node in file.nodes:
-        graph.add_node(node.id)
-        graph.nodes[node.id].update(node.attributes)  # not as keywords: a file may name one of networkx' own
-    for edge in file.edges:
-        absent = [n for n in (edge.source, edge.target) if n not in graph]
-        if absent:
-            raise ValueError(f"{path}: an edge names {short(absent[0])}, which is not among the nodes.")
-        ends = (edge.source, edge.target, edge.key) if file.directed else (edge.source, edge.target)
-        graph.add_edge(*ends)
-        graph.edges[ends].update(edge.attributes)
-    return graph
+    return GraphRecord.load(path).opened()
 
 
-def _record(graph: nx.Graph, path: Path) -> GraphFile:
+def _record(graph: nx.Graph, path: Path) -> GraphRecord:
+    given = {
+        "directed": graph.is_directed(),
+        "attributes": dict(graph.graph),
+        "nodes": [{"id": str(n), "attributes": d} for n, d in graph.nodes(data=True)],
+        "edges": [{"source": str(a), "target": str(b), "key": k, "attributes": d} for a, b, k, d in _edges(graph)],
+    }
     try:
-        return GraphFile(
-            directed=graph.is_directed(),
-            attributes=dict(graph.graph),
-            nodes=[NodeRecord(id=str(n), attributes=d) for n, d in graph.nodes(data=True)],
-            edges=[EdgeRecord(source=str(a), target=str(b), key=k, attributes=d) for a, b, k, d in _edges(graph)],
-        )
+        record: GraphRecord = GraphRecord.FILE.adapter.validate_python(given)
     except ValueError as error:  # pydantic's own is one
         raise ValueError(f"{path} was not written: {error}") from None
+    return record
 
 
 def _edges(graph: nx.Graph) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
@@ -140,9 +149,6 @@ def _edges(graph: nx.Graph) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
 
 def to_graphml(graph: nx.Graph) -> str:
     """The graph as GraphML text; the input of an edge is its attribute, and every edge has an id of its own.
-
-    Args:
-        graph: of :func:`information_flow` or :func:`knowledge_graph`.
 
     Examples:
         >>> from tl_multitrace.flow import to_graphml
@@ -173,9 +179,6 @@ def _text(value: Any) -> str:
 def to_dot(graph: nx.Graph) -> str:
     """The graph as DOT text for Graphviz: layers from left to right, width for size, blue positive, red negative.
 
-    Args:
-        graph: of :func:`information_flow` or :func:`knowledge_graph`.
-
     Examples:
         >>> from tl_multitrace.flow import to_dot
         >>> to_dot(mt.information_flow(circuit)).splitlines()[0]
@@ -200,12 +203,10 @@ def _label(name: str, attributes: Mapping[str, Any]) -> str:
 
 
 def _look(attributes: Mapping[str, Any], widest: float) -> dict[str, Any]:
-    from tl_multitrace.render.style import COLOURS
-
     effect = float(attributes.get("effect", 0.0))
     label = f"{attributes.get('input', '')} {effect:.3g}".strip()
     width = max(0.3, WIDEST * abs(effect) / widest)
-    return {"label": label, "penwidth": round(width, 3), "color": COLOURS[int(effect < 0)]}
+    return {"label": label, "penwidth": round(width, 3), "color": FALLS if effect < 0 else RISES}
 
 
 def _ranks(graph: nx.Graph) -> list[list[str]]:

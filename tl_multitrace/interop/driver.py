@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tl_multitrace.circuit import Circuit
-from tl_multitrace.files import naming, write_text
 from tl_multitrace.interop.circuit_conversion import as_graph
 from tl_multitrace.interop.circuit_graph import CircuitGraph, say_left_out, unheld
+from tl_multitrace.records.read import load_json, naming
 from tl_multitrace.records.tensor_files import load_tensors, save_tensors
-from tl_multitrace.untrusted import load_json
+from tl_multitrace.records.write import write_text
 
 TENSORS, KINDS = (".pt", ".pth"), ("json", "tensors")
 Item = Circuit | CircuitGraph

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from tl_multitrace.circuit import Circuit
-from tl_multitrace.files import naming
 from tl_multitrace.interop import acdc, auto_circuit, eap_ig, edge_pruning, head_lists, neuronpedia
 from tl_multitrace.interop.circuit_conversion import as_graph
 from tl_multitrace.interop.circuit_graph import CircuitGraph
 from tl_multitrace.interop.driver import Format
 from tl_multitrace.interop.shape import Shape
+from tl_multitrace.records.read import naming
 
 OURS = "circuit"
 """Name of this package's own format, which keeps everything.

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tl_multitrace.files import naming
+from tl_multitrace.records.read import naming, short
 from tl_multitrace.records.tables import TABLES, Record, read_records
 from tl_multitrace.records.text_files import JsonItems, json_lines, read_text
-from tl_multitrace.untrusted import short
 
 PROMPTS, ANSWERS = ("base_prompt", "prompt"), ("answer", "attribute", "target_true")
 """Columns that hold the prompt, and the answer; the first that is there."""

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from tl_multitrace.files import write_bytes
-from tl_multitrace.untrusted import MAX_BYTES, MAX_DEPTH, checked_path
+from tl_multitrace.records.read import MAX_BYTES, MAX_DEPTH, checked_path
+from tl_multitrace.records.write import write_bytes
 
 
 def load_tensors(path: str | Path) -> Any:

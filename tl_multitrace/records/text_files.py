@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tl_multitrace.untrusted import MAX_BYTES
+from tl_multitrace.records.read import MAX_BYTES
 
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _SPACE = re.compile(r"[ \t\n\r]*")

@@ -10,6 +10,7 @@ from jaxtyping import Float
 
 from tl_multitrace.circuit import Circuit
 from tl_multitrace.copies import copies_of
+from tl_multitrace.records.record import draws
 from tl_multitrace.records.stats import Copies, Score, by_label
 from tl_multitrace.render.style import COLOURS, GREY, MARKERS, bars, new_axes, styled
 from tl_multitrace.solvers import SubsetPath
@@ -58,6 +59,7 @@ def chance_by_size(path: SubsetPath, most: int = CHANCE_SIZES) -> dict[int, Scor
 # ---------------------------------------------------------------------- effect against budget
 
 
+@draws(SubsetPath)
 def plot_path(path: SubsetPath, *others: SubsetPath, log_scale: bool = False, ax: Axes | None = None) -> Figure:
     """Effect against budget with 95% bands; held-out prompts dashed, random sets dotted, other solvers over it.
 

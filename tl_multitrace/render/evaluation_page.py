@@ -9,8 +9,9 @@ from tl_multitrace._version import __version__
 from tl_multitrace.evaluation.circuit_report import CircuitReport
 from tl_multitrace.evaluation.side_effects import SideEffects
 from tl_multitrace.evaluation.stability import Stability
-from tl_multitrace.files import write_text
+from tl_multitrace.records.record import draws
 from tl_multitrace.records.stats import FEW
+from tl_multitrace.records.write import write_text
 from tl_multitrace.render.embed import asset, page
 from tl_multitrace.render.html import Markup, Percent, between, join, table, tag
 from tl_multitrace.render.judged import plot_report, plot_side_effects, plot_stability
@@ -32,13 +33,9 @@ MEANINGS = {
 }
 
 
+@draws(CircuitReport, "write_html")
 def write_evaluation(report: CircuitReport, path: str | Path, *, overwrite: bool = False) -> Path:
     """Write an evaluation as one self-contained HTML page.
-
-    Args:
-        report: what :func:`tl_multitrace.evaluate` returned.
-        path: of the file.
-        overwrite: replace an existing file.
 
     Raises:
         FileExistsError: the file exists and ``overwrite`` is False.

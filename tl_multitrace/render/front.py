@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tl_multitrace.evaluation.pareto import Axis, Front
+from tl_multitrace.records.record import draws
 from tl_multitrace.render.style import COLOURS, GREY, bars, new_axes, styled
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ APART = 0.3
 """Least distance of two of them across, as a share of the front's extent."""
 
 
+@draws(Front)
 def plot_front(front: Front, x: str | None = None, y: str | None = None, *, ax: Axes | None = None) -> Figure:
     """One axis of a front against another, with 95 % intervals; held-out prompts as open circles.
 

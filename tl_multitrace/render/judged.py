@@ -14,6 +14,7 @@ from tl_multitrace.evaluation.recovery import Recovery
 from tl_multitrace.evaluation.side_effects import SideEffect, SideEffects
 from tl_multitrace.evaluation.significance import Significance
 from tl_multitrace.evaluation.stability import Stability
+from tl_multitrace.records.record import draws
 from tl_multitrace.records.stats import Estimate, Score
 from tl_multitrace.render.style import COLOURS, GREY, MARKERS, bars, new_axes, styled
 
@@ -27,6 +28,7 @@ MOST_ROWS = 30
 Number = Score | Estimate
 
 
+@draws(CircuitReport)
 def plot_report(report: CircuitReport, *, fig: Figure | None = None) -> Figure:
     """Effect by subgroup, faithfulness and completeness by ablation, and minimality by component, with 95% intervals.
 
@@ -115,6 +117,7 @@ def _name_rows(ax: Axes, names: Sequence[str]) -> None:
 # ---------------------------------------------------------------------- the others
 
 
+@draws(MibScores)
 def plot_mib(scores: MibScores, *, ax: Axes | None = None) -> Figure:
     """Faithfulness against the kept fraction of components, one curve per ranking.
 
@@ -145,6 +148,7 @@ def plot_mib(scores: MibScores, *, ax: Axes | None = None) -> Figure:
     return figure
 
 
+@draws(Recovery)
 def plot_recovery(found: Recovery, *, fig: Figure | None = None) -> Figure:
     """ROC and precision-recall curves.
 
@@ -169,6 +173,7 @@ def plot_recovery(found: Recovery, *, fig: Figure | None = None) -> Figure:
     return made
 
 
+@draws(Stability)
 def plot_stability(found: Stability, *, ax: Axes | None = None) -> Figure:
     """In which share of the searches each component was chosen, with 95% intervals; filled where it is stable.
 
@@ -196,6 +201,7 @@ def plot_stability(found: Stability, *, ax: Axes | None = None) -> Figure:
     return figure
 
 
+@draws(CircuitComparison)
 def plot_comparison(found: CircuitComparison, *, fig: Figure | None = None) -> Figure:
     """Effect of both circuits on each ground, with 95% intervals; one panel per ground, since units may differ.
 
@@ -223,6 +229,7 @@ def plot_comparison(found: CircuitComparison, *, fig: Figure | None = None) -> F
     return made
 
 
+@draws(SideEffects)
 def plot_side_effects(found: SideEffects, *, fig: Figure | None = None) -> Figure:
     """How far the next token moves in each behaviour, and each metric before and after; one panel per unit.
 
@@ -262,6 +269,7 @@ def _draw_before_after(ax: Axes, effects: Sequence[SideEffect], unit: str) -> No
     ax.set_xlabel(unit or "metric")
 
 
+@draws(Significance)
 def plot_significance(found: Significance, *, ax: Axes | None = None) -> Figure:
     """What the circuit loses without each component; filled where that is more than chance after correction.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tl_multitrace.circuit import Circuit
 from tl_multitrace.groups import Component
+from tl_multitrace.records.record import draws
 from tl_multitrace.render.style import GREY, diverging, new_axes, styled
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ class Grid:
         return min(0.52, max(0.075, min(9.0 / self.right, 8.0 / self.n_layers)))
 
 
+@draws(Circuit)
 def plot_circuit(circuit: Circuit, ax: Axes | None = None) -> Figure:
     """Layer by head map of the chosen components, coloured by marginal effect.
 

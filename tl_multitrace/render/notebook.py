@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from tl_multitrace.circuit import Circuit
-from tl_multitrace.files import write_text
 from tl_multitrace.interventions import intervention_by_name
 from tl_multitrace.metrics import AnswerLogProb
 from tl_multitrace.prompts import PromptPairs
+from tl_multitrace.records.record import draws
+from tl_multitrace.records.write import write_text
 from tl_multitrace.render.capture import make_views
 from tl_multitrace.render.embed import asset, bundle, page
 from tl_multitrace.render.html import tag
@@ -44,12 +45,7 @@ class Shown:
         return page(self.title, body, scripts=(bundle(), asset("report.js")))
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write the page; raises FileExistsError unless ``overwrite``.
-
-        Args:
-            path: of the file.
-            overwrite: replace an existing file.
-        """
+        """Write the page; raises FileExistsError unless ``overwrite``."""
         return write_text(Path(path), self.html, overwrite=overwrite)
 
     def _repr_html_(self) -> str:
@@ -65,6 +61,7 @@ class Shown:
         return f"Shown({self.title}: {', '.join(shown)}; {len(self.views.examples)} prompts; .save(path) writes it)"
 
 
+@draws(Circuit, "show")
 def show(
     circuit: Circuit,
     model: Any = None,

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tl_multitrace._version import __version__
-from tl_multitrace.files import write_text
 from tl_multitrace.records.stats import Score
+from tl_multitrace.records.write import write_text
 from tl_multitrace.render import sections
 from tl_multitrace.render.curves import plot_path, plot_subgroups, solver_name, subgroup_scores, unit_of
 from tl_multitrace.render.embed import asset, bundle, page
@@ -16,13 +16,14 @@ from tl_multitrace.render.evaluation_page import evaluation_section, side_effect
 from tl_multitrace.render.flow import check_flow, plot_flow
 from tl_multitrace.render.html import Markup, between, join, number, table, tag
 from tl_multitrace.render.maps import plot_circuit
-from tl_multitrace.render.run import Run
 from tl_multitrace.render.sections import csv_link, section
 from tl_multitrace.render.style import inked, to_svg
 
 if TYPE_CHECKING:
     import networkx as nx
     import pandas as pd
+
+    from tl_multitrace.runs.run import Run
 
 MAX_PAGE = 6_000_000
 """Bytes that a page stays below."""

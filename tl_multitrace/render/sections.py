@@ -12,11 +12,12 @@ from tl_multitrace.records.stats import FEW, Score
 from tl_multitrace.render.curves import solver_name, unit_of
 from tl_multitrace.render.embed import RUN_TITLES, answer_view, attention_views, neuron_view
 from tl_multitrace.render.html import Markup, Percent, between, join, number, table, tag
-from tl_multitrace.render.run import Run
 from tl_multitrace.render.views import ExampleView, Views
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from tl_multitrace.runs.run import Run
 
 MOST_ROWS = 400
 """Rows of the per-prompt table; the downloadable table has all."""

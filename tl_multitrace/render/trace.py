@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Float
 
 from tl_multitrace.causal_trace import CausalTokens, TraceGrid
-from tl_multitrace.files import write_text
+from tl_multitrace.records.record import draws
+from tl_multitrace.records.write import write_text
 from tl_multitrace.render.embed import asset, bundle, page, view
 from tl_multitrace.render.html import Markup, tag
 from tl_multitrace.render.style import COLOURS, GREY, diverging, new_axes, styled
@@ -30,6 +31,7 @@ ROWS = 100
 """Tokens that are named in a map; of longer prompts every second, third ... is."""
 
 
+@draws(TraceGrid)
 def plot_trace(grid: TraceGrid, *, lines: bool = False, position: int | None = None, ax: Axes | None = None) -> Figure:
     """The mean indirect effect of every cell.
 
@@ -215,6 +217,7 @@ def _bars(grid: TraceGrid, ax: Axes | None) -> Figure:
     return figure
 
 
+@draws(CausalTokens)
 def plot_tokens(tokens: CausalTokens, ax: Axes | None = None) -> Figure:
     """What corrupting and restoring each token alone does to the answer's probability, with 95 % intervals.
 
@@ -274,6 +277,7 @@ class ShownTokens:
         return f"ShownTokens({self.title}; .save(path) writes it)"
 
 
+@draws(TraceGrid, "show")
 def show_trace(grid: TraceGrid) -> ShownTokens:
     """The prompt's tokens coloured by the effect of restoring them, one layer at a time (circuitsvis).
 
@@ -290,6 +294,7 @@ def show_trace(grid: TraceGrid) -> ShownTokens:
     return _shown("Causal trace", words, effect, labels, caption)
 
 
+@draws(CausalTokens, "show")
 def show_tokens(tokens: CausalTokens) -> ShownTokens:
     """The prompt's tokens coloured by what corrupting, and restoring, each alone does (circuitsvis)."""
     values = np.stack([tokens.corrupt.double().mean(0).numpy(), tokens.restore.double().mean(0).numpy()], -1)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, FiniteFloat, model_validator
+from pydantic import Field, FiniteFloat
 
-from tl_multitrace.files import File, read_json, write_json
+from tl_multitrace.records.record import Record, result
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 RunName = Literal["base", "source", "patched"]
@@ -16,7 +18,8 @@ MAX_BYTES = 3_000_000
 """Ceiling of the data of all views on one page; what does not fit is left out and named."""
 
 
-class RunView(BaseModel):
+@dataclass(frozen=True)
+class RunView:
     """One run of one prompt.
 
     Attributes:
@@ -27,51 +30,50 @@ class RunView(BaseModel):
     """
 
     words: list[str]
-    attention: list[list[list[Share]]] = Field(default_factory=list)
-    neurons: list[list[FiniteFloat]] = Field(default_factory=list)
-    answers: list[list[Share]] = Field(default_factory=list)
+    attention: list[list[list[Share]]] = field(default_factory=list)
+    neurons: list[list[FiniteFloat]] = field(default_factory=list)
+    answers: list[list[Share]] = field(default_factory=list)
 
-    @model_validator(mode="after")
-    def _square(self) -> RunView:
+    def __post_init__(self) -> None:
         n = len(self.words)
         if any(len(p) != n or any(len(row) != n for row in p) for p in self.attention):
             raise ValueError(f"an attention pattern is not {n} by {n}, the number of tokens")
         if any(rows and len(rows) != n for rows in (self.neurons, self.answers)):
             raise ValueError(f"activations or answers are not of {n} tokens")
-        return self
 
 
-class ExampleView(BaseModel):
+@dataclass(frozen=True)
+class ExampleView:
     """One prompt pair: its runs, and what the circuit does to it.
 
     Attributes:
         pair: its number in the prompt set.
-        label: its subgroup.
         answers: the answers whose probability is shown, right ones first.
         n_right: how many of them are right.
         effect: the circuit's effect on it.
         read: position whose next token is the answer.
         runs: base, source (where there is a source prompt) and patched.
+        label: its subgroup.
     """
 
     pair: int
-    label: str = ""
     answers: list[str]
     n_right: int
     effect: FiniteFloat
     read: int
     runs: dict[RunName, RunView]
+    label: str = ""
 
-    @model_validator(mode="after")
-    def _fits(self) -> ExampleView:
+    def __post_init__(self) -> None:
         if "base" not in self.runs or "patched" not in self.runs:
             raise ValueError("the base run or the patched run is missing")
         if not 0 <= self.read < len(self.runs["base"].words):
             raise ValueError(f"position {self.read} is outside the prompt")
-        return self
 
 
-class Views(File):
+@result("tl_multitrace.views")
+@dataclass(frozen=True)
+class Views(Record):
     """Everything that the views of one circuit show.
 
     Attributes:
@@ -86,16 +88,12 @@ class Views(File):
         (['L0H3', 'L0H1'], [], 1)
     """
 
-    FORMAT: ClassVar[str] = "tl_multitrace.views"
-    format: Literal["tl_multitrace.views"] = "tl_multitrace.views"
-    version: int = 1
-    heads: list[str] = Field(default_factory=list)
-    neurons: list[str] = Field(default_factory=list)
-    examples: list[ExampleView] = Field(default_factory=list)
-    left_out: list[str] = Field(default_factory=list)
+    heads: list[str] = field(default_factory=list)
+    neurons: list[str] = field(default_factory=list)
+    examples: list[ExampleView] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
 
-    @model_validator(mode="after")
-    def _counts(self) -> Views:
+    def __post_init__(self) -> None:
         for example in self.examples:
             for run in example.runs.values():
                 if run.attention and len(run.attention) != len(self.heads):
@@ -104,34 +102,25 @@ class Views(File):
                     raise ValueError(f"pair {example.pair}: activations are not of {len(self.neurons)} neurons")
                 if any(len(row) != len(example.answers) for row in run.answers):
                     raise ValueError(f"pair {example.pair}: probabilities are not of {len(example.answers)} answers")
-        return self
 
     def size(self) -> int:
         """Bytes as JSON."""
-        return len(self.model_dump_json())
+        return len(json.dumps(self.content(), separators=(",", ":")))
 
 
 def save_views(views: Views, path: str | Path, *, overwrite: bool = False) -> Path:
     """Write views as JSON; raises FileExistsError unless ``overwrite``.
-
-    Args:
-        views: of one circuit.
-        path: of the file.
-        overwrite: replace an existing file.
 
     Examples:
         >>> from tl_multitrace.render import save_views
         >>> save_views(circuit.show(examples=1).views, "views.json").name
         'views.json'
     """
-    return write_json(Path(path), views.model_dump(mode="json"), overwrite=overwrite)
+    return views.save(path, overwrite=overwrite)
 
 
 def load_views(path: str | Path) -> Views:
     """Read views.
-
-    Args:
-        path: of the file.
 
     Raises:
         FileNotFoundError: no such file.
@@ -143,7 +132,7 @@ def load_views(path: str | Path) -> Views:
         >>> load_views(file).heads
         ['L0H3', 'L0H1']
     """
-    return read_json(Path(path), Views)
+    return Views.load(path)
 
 
 def trim(views: Views, most: int = MAX_BYTES) -> Views:
@@ -160,12 +149,12 @@ def trim(views: Views, most: int = MAX_BYTES) -> Views:
 
 
 def _with(views: Views, note: str, **changes: Any) -> Views:
-    return views.model_copy(update={**changes, "left_out": [*views.left_out, note]})
+    return replace(views, **changes, left_out=[*views.left_out, note])
 
 
 def _with_heads(views: Views, keep: int, note: str) -> Views:
     def cut(example: ExampleView) -> ExampleView:
-        runs = {k: r.model_copy(update={"attention": r.attention[:keep]}) for k, r in example.runs.items()}
-        return example.model_copy(update={"runs": runs})
+        runs = {k: replace(r, attention=r.attention[:keep]) for k, r in example.runs.items()}
+        return replace(example, runs=runs)
 
     return _with(views, note, heads=views.heads[:keep], examples=[cut(e) for e in views.examples])

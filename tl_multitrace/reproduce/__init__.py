@@ -11,6 +11,7 @@ from typing import Any
 
 from tl_multitrace.loading import load_model
 from tl_multitrace.reproduce import binding, circuits, facts, mediation, multi_component
+from tl_multitrace.reproduce import plot as plot  # registers itself as what draws a reproduction
 from tl_multitrace.reproduce.experiment import Experiment, Request, Work, as_published
 from tl_multitrace.reproduce.result import Curve, Published, Reproduction, Row, check_free
 

@@ -23,10 +23,10 @@ from torch import Tensor
 
 from tl_multitrace.groups import HookGroups
 from tl_multitrace.metrics import Accuracy
+from tl_multitrace.records.stats import Score
 from tl_multitrace.reproduce.experiment import Request, Work, scored
 from tl_multitrace.reproduce.multi_component import PAPER
 from tl_multitrace.reproduce.result import Curve, Reproduction
-from tl_multitrace.scores import Score
 from tl_multitrace.spec import describe_components, groups_from_text
 from tl_multitrace.tasks import Task, task
 from tl_multitrace.tasks.registry import info_of

@@ -23,9 +23,9 @@ from tl_multitrace.groups import HookGroups, mask_of
 from tl_multitrace.interventions import Interchange, Intervention, MeanAblation
 from tl_multitrace.metrics import Accuracy, AnswerProb, Metric
 from tl_multitrace.prompts import PromptPairs
+from tl_multitrace.records.stats import Score
 from tl_multitrace.reproduce.experiment import Request, Work, scored
 from tl_multitrace.reproduce.result import Curve, Published, Reproduction, Row
-from tl_multitrace.scores import Score
 from tl_multitrace.solvers import select, solver_by_name
 from tl_multitrace.spec import budgets_from_text, describe_components, groups_from_text
 from tl_multitrace.tasks import Task, task

@@ -9,8 +9,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from tl_multitrace.machine import versions
 from tl_multitrace.models.compat import ModelView
+from tl_multitrace.records.stats import Score
 from tl_multitrace.reproduce.result import Curve, Reproduction, Row
-from tl_multitrace.scores import Score
 from tl_multitrace.tasks.sieve import published_bos
 
 Tell = Callable[[str], None]

@@ -22,12 +22,12 @@ from scipy import stats
 from tl_multitrace.groups import heads
 from tl_multitrace.metrics import LogitDiff, OddsRatio
 from tl_multitrace.prompts import PromptPairs
+from tl_multitrace.records.read import load_json
+from tl_multitrace.records.stats import Score
 from tl_multitrace.reproduce.experiment import Request, Work, scored
 from tl_multitrace.reproduce.result import Curve, Published, Reproduction, Row
-from tl_multitrace.scores import Score
 from tl_multitrace.tasks import task
 from tl_multitrace.tracer import Tracer
-from tl_multitrace.untrusted import load_json
 
 SOURCE = "Vig et al., NeurIPS 2020, arXiv:2004.12265"
 WHERE = "attention_intervention_<model>_filtered_dev.json, from github.com/sebastianGehrmann/CausalMediationAnalysis"

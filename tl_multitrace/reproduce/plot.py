@@ -6,7 +6,8 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tl_multitrace.files import write_bytes
+from tl_multitrace.records.record import draws
+from tl_multitrace.records.write import write_bytes
 from tl_multitrace.render.style import COLOURS, GREY, MARKERS, new_axes, styled
 from tl_multitrace.reproduce.result import Curve, Reproduction
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 DPI = 160
 
 
+@draws(Reproduction)
 def plot_reproduction(found: Reproduction, *, ax: Axes | None = None) -> Figure:
     """Our curves with 95 % bands, held-out prompts dashed in the same colour, published numbers in grey.
 
@@ -55,6 +57,7 @@ def _draw(ax: Axes, curve: Curve, number: int) -> None:
         ax.fill_between(curve.x, curve.low, curve.high, color=style["color"], alpha=0.15, linewidth=0)
 
 
+@draws(Reproduction, "png")
 def png_of(found: Reproduction, path: Path, *, overwrite: bool = False) -> Path:
     """Write the figure as PNG; raises FileExistsError unless ``overwrite``."""
     import matplotlib.pyplot as plt

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from tl_multitrace.evaluation.result import Result, ResultFile
-from tl_multitrace.files import Provenance, write_text
+from tl_multitrace.records.provenance import Provenance
+from tl_multitrace.records.record import Result, result
+from tl_multitrace.records.write import write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -95,6 +96,7 @@ class Curve:
     high: tuple[float, ...] = ()
 
 
+@result("tl_multitrace.reproduction", key="result")
 @dataclass(frozen=True, repr=False)
 class Reproduction(Result):
     """A published experiment, run again.
@@ -129,8 +131,6 @@ class Reproduction(Result):
     notes: tuple[str, ...] = ()
     cost: Mapping[str, float] = field(default_factory=dict)
     provenance: Provenance = field(default_factory=dict)
-
-    FILE: ClassVar[type[ResultFile]]
 
     def __getitem__(self, quantity: str) -> Row:
         """A row by its quantity; raises KeyError for one that is not in the table."""
@@ -183,39 +183,15 @@ class Reproduction(Result):
         lines = [f"  {name:{width}s}  {value}" for name, value in self.summary()]
         return "\n".join([self.headline(), *lines, *[f"  note: {note}" for note in self.notes]])
 
-    def plot(self, **options: Any) -> Any:
-        """The curves, ours in colour and theirs in grey; see :func:`tl_multitrace.reproduce.plot.plot_reproduction`."""
-        from tl_multitrace.reproduce.plot import plot_reproduction
-
-        return plot_reproduction(self, **options)
-
     def write(self, folder: str | Path, *, overwrite: bool = False) -> Path:
-        """Write record, tables (CSV, markdown) and curve into a folder; raises FileExistsError unless ``overwrite``.
-
-        Args:
-            folder: made where it is not there.
-            overwrite: replace an earlier reproduction.
-        """
-        from tl_multitrace.reproduce.plot import png_of
-
+        """Write record, tables (CSV, markdown) and curve into a folder; raises FileExistsError unless ``overwrite``."""
         place = Path(folder)
         check_free(place, overwrite=overwrite)
         self.save(place / RECORD, overwrite=overwrite)
         write_text(place / TABLE, self.to_dataframe().to_csv(index=False, lineterminator="\n"), overwrite=overwrite)
         write_text(place / MARKDOWN, self.to_markdown(), overwrite=overwrite)
-        png_of(self, place / CURVE, overwrite=overwrite)
+        self.drawn("png", place / CURVE, overwrite=overwrite)
         return place
-
-
-class ReproductionFile(ResultFile):
-    """A :class:`Reproduction` on disk."""
-
-    FORMAT: ClassVar[str] = "tl_multitrace.reproduction"
-    format: Literal["tl_multitrace.reproduction"]
-    result: Reproduction
-
-
-Reproduction.FILE = ReproductionFile
 
 
 def check_free(folder: Path, *, overwrite: bool = False) -> None:

@@ -14,24 +14,23 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 from tl_multitrace.distributed import ALONE, Ranks
-from tl_multitrace.files import File, read_json, write_json
 from tl_multitrace.machine import versions
-from tl_multitrace.untrusted import member
+from tl_multitrace.records.read import member
+from tl_multitrace.records.record import Record, result
 
 NAME = "checkpoint"
 MUST_AGREE = ("tl_multitrace", "transformer_lens", "torch")
 """Versions that decide about rounding: results of two of them are not mixed."""
 
 
-class CheckpointFile(File):
+@result("tl_multitrace.checkpoint")
+@dataclass(frozen=True)
+class CheckpointFile(Record):
     """What a run was asked for."""
 
-    FORMAT: ClassVar[str] = "tl_multitrace.checkpoint"
-    format: Literal["tl_multitrace.checkpoint"] = "tl_multitrace.checkpoint"
-    version: int = 1
     arguments: dict[str, Any]
     versions: dict[str, str]
     model: dict[str, Any] | None = None
@@ -83,14 +82,14 @@ class Checkpoint:
             ValueError: the unfinished run was asked for something else, or is of other versions.
         """
         if self.exists:
-            self._check(read_json(member(self.place, "run.json"), CheckpointFile))
+            self._check(CheckpointFile.load(member(self.place, "run.json")))
         else:
             self._write(None)
         shutil.rmtree(self.result, ignore_errors=True)
         self.result.mkdir()
 
     def _check(self, there: CheckpointFile) -> None:
-        mine = CheckpointFile(arguments=dict(self.arguments), versions=versions()).model_dump(mode="json")
+        mine = CheckpointFile(arguments=dict(self.arguments), versions=versions()).content()
         for name, value in mine["arguments"].items():
             if there.arguments.get(name) != value:
                 raise ValueError(
@@ -113,7 +112,7 @@ class Checkpoint:
         """
         if not self.ranks.first:
             return
-        there = read_json(member(self.place, "run.json"), CheckpointFile)
+        there = CheckpointFile.load(member(self.place, "run.json"))
         if there.model is None:
             self._write(model)
         elif there.model.get("digest") != model.get("digest"):
@@ -124,10 +123,8 @@ class Checkpoint:
             )
 
     def _write(self, model: Mapping[str, Any] | None) -> None:
-        record = CheckpointFile(
-            arguments=dict(self.arguments), versions=versions(), model=None if model is None else dict(model)
-        )
-        write_json(self.place / "run.json", record.model_dump(mode="json"), overwrite=True)
+        record = CheckpointFile(dict(self.arguments), versions(), None if model is None else dict(model))
+        record.save(self.place / "run.json", overwrite=True)
 
     def drop(self) -> None:
         """Remove it."""

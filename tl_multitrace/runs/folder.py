@@ -21,21 +21,21 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, ClassVar, Literal
-
-from pydantic import Field
+from typing import Any, Literal
 
 from tl_multitrace import machine
 from tl_multitrace.distributed import ALONE, Ranks
-from tl_multitrace.files import File, locked, read_json, write_json
 from tl_multitrace.machine import versions
-from tl_multitrace.render import Run, write_report
+from tl_multitrace.records.read import member
+from tl_multitrace.records.record import Record, load_record, result
+from tl_multitrace.records.write import locked
+from tl_multitrace.render import write_report
 from tl_multitrace.runs.checkpoint import NAME, Checkpoint
 from tl_multitrace.runs.job import Job, Log
-from tl_multitrace.untrusted import member
+from tl_multitrace.runs.run import Run
 
 JUDGED = ("evaluation.json", "stability.json", "side_effects.json")
 RECORD, REPORT, FIGURES = "run.json", "report.html", "figures"
@@ -57,27 +57,26 @@ PNG_DPI = 160
 Status = Literal["running", "complete", "interrupted"]
 
 
-class RunFile(File):
+@result("tl_multitrace.run")
+@dataclass(frozen=True)
+class RunFile(Record):
     """``run.json``: what was asked for, with what, how long it took, and how it ended.
 
     ``cost`` is the search's, in forwards over its prompts; ``steps`` counts everything that ran, step by step, in runs
     of single prompt pairs; ``timings`` are seconds.
     """
 
-    FORMAT: ClassVar[str] = "tl_multitrace.run"
-    format: Literal["tl_multitrace.run"] = "tl_multitrace.run"
-    version: int = 1
     status: Status
     started: str
     finished: str
     seed: int
     arguments: dict[str, Any]
     versions: dict[str, str]
-    machine: dict[str, Any] = Field(default_factory=dict)
-    timings: dict[str, float] = Field(default_factory=dict)
-    cost: dict[str, float] = Field(default_factory=dict)
-    steps: dict[str, dict[str, float]] = Field(default_factory=dict)
-    facts: dict[str, Any] = Field(default_factory=dict)
+    machine: dict[str, Any] = field(default_factory=dict)
+    timings: dict[str, float] = field(default_factory=dict)
+    cost: dict[str, float] = field(default_factory=dict)
+    steps: dict[str, dict[str, float]] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 def check_place(out: Path, *, overwrite: bool = False, resume: bool = False) -> None:
@@ -112,7 +111,7 @@ def is_complete(out: Path, job: Job) -> bool:
     if not (out / RECORD).is_file() or (out / NAME).is_dir():
         return False
     there = read_record(out)
-    asked = RunFile.model_validate(_record(job, Log(), "complete", "")).arguments
+    asked = _record(job, Log(), "complete", "").content()["arguments"]
     differing = [name for name, value in asked.items() if there.arguments.get(name) != value]
     if there.status == "complete" and differing:
         raise FileExistsError(
@@ -136,7 +135,7 @@ def writing(
         FileExistsError: see :func:`check_place`; or another process works there.
         ValueError: the unfinished run is not this job's.
     """
-    checkpoint = Checkpoint(out, _record(job, log, "running", "")["arguments"], ranks)
+    checkpoint = Checkpoint(out, _record(job, log, "running", "").content()["arguments"], ranks)
     if not ranks.first:
         ranks.after_first(lambda: None)
         yield checkpoint
@@ -189,11 +188,11 @@ def _publish(checkpoint: Checkpoint) -> None:
 
 
 def _write_record(place: Path, job: Job, log: Log, status: Status, started: str) -> None:
-    write_json(place / RECORD, _record(job, log, status, started), overwrite=True)
+    _record(job, log, status, started).save(place / RECORD, overwrite=True)
 
 
-def _record(job: Job, log: Log, status: Status, started: str) -> dict[str, Any]:
-    record = RunFile(
+def _record(job: Job, log: Log, status: Status, started: str) -> RunFile:
+    return RunFile(
         status=status,
         started=started,
         finished=_now(),
@@ -206,7 +205,6 @@ def _record(job: Job, log: Log, status: Status, started: str) -> dict[str, Any]:
         steps=log.steps,
         facts=log.facts,
     )
-    return record.model_dump(mode="json")
 
 
 def _now() -> str:
@@ -236,6 +234,32 @@ def _write_pngs(run: Run, figures: Path) -> None:
         plt.close(figure)
 
 
+def load(path: str | Path) -> Any:
+    """Whatever result a file of this package holds, or the run of a run folder; no model is needed.
+
+    A graph comes as networkx has it, everything else as the class whose ``save`` wrote it, a run folder as
+    :class:`tl_multitrace.render.Run`. Files of other tools are read by :mod:`tl_multitrace.interop`.
+
+    Args:
+        path: of the file or folder; of a causal trace the JSON file.
+
+    Raises:
+        FileNotFoundError: there is nothing, or a folder that is not a run's.
+        ValueError: not a file of this package, cut off, of a newer version, or a run without a result.
+
+    Examples:
+        >>> mt.load(circuit.save("found.json")).labels
+        ['L0H1', 'L0H3']
+        >>> mt.load(path.save("path.json")).sizes
+        [1, 2]
+        >>> grid = mt.causal_trace(model, "The Falcon Tower is in the city of", subject="Falcon Tower", samples=2)
+        >>> type(mt.load(grid.save("trace.json"))).__name__
+        'TraceGrid'
+    """
+    place = Path(path)
+    return read_run(place) if place.is_dir() else load_record(place)
+
+
 def read_record(folder: Path) -> RunFile:
     """``run.json`` of a run folder.
 
@@ -245,7 +269,7 @@ def read_record(folder: Path) -> RunFile:
     """
     if not (folder / RECORD).is_file():
         raise FileNotFoundError(f"{folder} has no {RECORD}, so it is not a run folder.")
-    return read_json(member(folder, RECORD), RunFile)
+    return RunFile.load(member(folder, RECORD))
 
 
 def read_run(folder: Path) -> Run:

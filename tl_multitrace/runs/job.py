@@ -24,9 +24,9 @@ from tl_multitrace.metrics import LogitDiff, OddsRatio, metric_by_name
 from tl_multitrace.models.compat import ModelView
 from tl_multitrace.objective import Goal, Objective
 from tl_multitrace.prompts import PromptPairs
-from tl_multitrace.render import Run
 from tl_multitrace.runs.bounds import constraints_of
 from tl_multitrace.runs.checkpoint import Checkpoint
+from tl_multitrace.runs.run import Run
 from tl_multitrace.solvers import Solver, SubsetPath, select, solver_by_name
 from tl_multitrace.spec import budgets_from_text, describe_components, groups_from_text
 from tl_multitrace.tasks import Task, task, task_from_file, tasks

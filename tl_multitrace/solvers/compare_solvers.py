@@ -10,20 +10,19 @@ import html
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, Field
+from pydantic import Field
 from scipy.integrate import trapezoid
 
-from tl_multitrace.files import File, GroupsRecord, Provenance, naming, read_json, write_json
 from tl_multitrace.groups import Component
 from tl_multitrace.objective import Objective, aim_of
 from tl_multitrace.prompts import PromptPairs
+from tl_multitrace.records.record import Record, result
 from tl_multitrace.solvers.names import solver_by_name
-from tl_multitrace.solvers.path import ChoiceRecord, SubsetPath, check_members
+from tl_multitrace.solvers.path import SubsetPath
 from tl_multitrace.solvers.search import Direction
 from tl_multitrace.solvers.select import Solver, select
 from tl_multitrace.tracer import Tracer
@@ -35,38 +34,22 @@ Named = Solver | str
 COSTS = ("forwards", "backwards", "equivalents", "seconds")
 
 
-class RunRecord(BaseModel):
-    """One search in a file; its groups stand once for all."""
-
-    choices: list[ChoiceRecord] = Field(min_length=1)
-    full_effect: float
-    notes: list[str] = Field(default_factory=list)
-    provenance: Provenance = Field(default_factory=dict)
-
-    @classmethod
-    def of(cls, path: SubsetPath) -> RunRecord:
-        """From a path."""
-        return cls(**path._file().model_dump(include=set(cls.model_fields)))
-
-    def path(self, groups: Any) -> SubsetPath:
-        """The path over these groups."""
-        choices = tuple(c.choice() for c in self.choices)
-        return SubsetPath(groups, choices, self.full_effect, tuple(self.notes), self.provenance)
+def _groups_once(content: dict[str, Any]) -> dict[str, Any]:
+    """The groups, which all searches share, stand once."""
+    runs = {name: [{k: v for k, v in run.items() if k != "groups"} for run in r] for name, r in content["runs"].items()}
+    return {**content, "groups": next(iter(content["runs"].values()))[0]["groups"], "runs": runs}
 
 
-class ComparisonFile(File):
-    """A :class:`SolverComparison` on disk."""
-
-    FORMAT: ClassVar[str] = "tl_multitrace.comparison"
-    format: Literal["tl_multitrace.comparison"]
-    groups: GroupsRecord
-    runs: dict[str, list[RunRecord]]
-    objectives: dict[str, str] = Field(default_factory=dict)
-    losses: str = ""
+def _groups_in_each(content: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(runs := content.get("runs"), dict) or not all(isinstance(r, list) for r in runs.values()):
+        return content  # which validation refuses
+    given = {"groups": content.get("groups")}
+    return {**content, "runs": {n: [{**r, **given} if isinstance(r, dict) else r for r in x] for n, x in runs.items()}}
 
 
-@dataclass(frozen=True)
-class SolverComparison:
+@result("tl_multitrace.comparison", pack=_groups_once, upgrade=_groups_in_each)
+@dataclass(frozen=True, repr=False)
+class SolverComparison(Record):
     """What several solvers found on one problem.
 
     Attributes:
@@ -82,7 +65,7 @@ class SolverComparison:
         [366.0, 378.0]
     """
 
-    runs: Mapping[str, tuple[SubsetPath, ...]]
+    runs: Annotated[Mapping[str, Annotated[tuple[SubsetPath, ...], Field(min_length=1)]], Field(min_length=1)]
     objectives: Mapping[str, str] = field(default_factory=dict)
     losses: str = ""
 
@@ -196,32 +179,6 @@ class SolverComparison:
         """Effect against budget, the solvers over each other with their cost; see ``SubsetPath.plot``."""
         first, *others = self.paths.values()
         return first.plot(*others, **options)
-
-    # ------------------------------------------------------------------ files
-
-    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write versioned JSON; raises FileExistsError unless ``overwrite``."""
-        file = ComparisonFile(
-            format="tl_multitrace.comparison",
-            version=ComparisonFile.VERSION,
-            groups=GroupsRecord.of(next(iter(self.paths.values())).groups),
-            runs={name: [RunRecord.of(p) for p in paths] for name, paths in self.runs.items()},
-            objectives=dict(self.objectives),
-            losses=self.losses,
-        )
-        return write_json(Path(path), file.model_dump(), overwrite=overwrite)
-
-    @classmethod
-    def load(cls, path: str | Path) -> SolverComparison:
-        """Read a comparison; raises FileNotFoundError and ValueError as :meth:`Circuit.load` does."""
-        file = read_json(Path(path), ComparisonFile)
-        with naming(path):
-            groups = file.groups.groups()
-            check_members((c for records in file.runs.values() for r in records for c in r.choices), len(groups))
-        if not file.runs or not all(file.runs.values()):
-            raise ValueError(f"{path}: a comparison without solvers, or a solver without a search.")
-        runs = {name: tuple(record.path(groups) for record in found) for name, found in file.runs.items()}
-        return cls(runs, file.objectives, file.losses)
 
 
 def area(rows: pd.DataFrame) -> dict[str, float]:

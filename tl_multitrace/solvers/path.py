@@ -3,96 +3,33 @@
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from tl_multitrace.circuit import Circuit
-from tl_multitrace.files import File, GroupsRecord, Provenance, ScoreRecord, naming, read_json, stored_score, write_json
-from tl_multitrace.groups import HookGroups, mask_of
+from tl_multitrace.groups import mask_of
 from tl_multitrace.models.ambient import neutral
 from tl_multitrace.objective import Objective, aim_of
+from tl_multitrace.records.provenance import Provenance
+from tl_multitrace.records.record import Record, result
 from tl_multitrace.records.stats import Score, random_sets
+from tl_multitrace.records.stored import IfFinite, StoredGroups, Unsaved
 from tl_multitrace.records.when_read import later
 from tl_multitrace.solvers.search import Subset
+from tl_multitrace.tracer import Tracer
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from tl_multitrace.tracer import Tracer
 
 T = TypeVar("T")
 CHANCE_DRAWS = 20
 CHANCE_TRIES = 5
 FEWEST_DRAWS = 3
 HELD_OUT = {"": "mean", "_low": "low", "_high": "high"}
-
-
-class ChoiceRecord(BaseModel):
-    """One budget's choice in a file."""
-
-    size: int
-    members: list[int]
-    score: ScoreRecord
-    loss: float | None = None
-    held_out: ScoreRecord | None = None
-    chance: ScoreRecord | None = None
-    certificate: str = "not certified"
-    goals: dict[str, ScoreRecord] = Field(default_factory=dict)
-    held_out_goals: dict[str, ScoreRecord] = Field(default_factory=dict)
-
-    @classmethod
-    def of(cls, c: Choice) -> ChoiceRecord:
-        """From a choice."""
-        return cls(
-            size=c.size,
-            members=list(c.members),
-            score=ScoreRecord(**c.score.to_dict()),
-            loss=c.loss if c.loss is not None and math.isfinite(c.loss) else None,
-            held_out=ScoreRecord.of(c.held_out),
-            chance=ScoreRecord.of(c.chance),
-            certificate=c.certificate,
-            goals={name: ScoreRecord(**score.to_dict()) for name, score in c.goals.items()},
-            held_out_goals={name: ScoreRecord(**score.to_dict()) for name, score in c.held_out_goals.items()},
-        )
-
-    def choice(self) -> Choice:
-        """The choice."""
-        return Choice(
-            size=self.size,
-            members=tuple(self.members),
-            score=self.score.score(),
-            loss=self.loss,
-            held_out=stored_score(self.held_out),
-            chance=stored_score(self.chance),
-            certificate=self.certificate,
-            goals={name: record.score() for name, record in self.goals.items()},
-            held_out_goals={name: record.score() for name, record in self.held_out_goals.items()},
-        )
-
-
-def check_members(choices: Iterable[ChoiceRecord], n_groups: int) -> None:
-    """Refuse choices of groups that are not there; raises ValueError."""
-    if any(not 0 <= i < n_groups for c in choices for i in c.members):
-        raise ValueError(f"a chosen index is outside the {n_groups} hook groups.")
-
-
-class PathFile(File):
-    """A :class:`SubsetPath` on disk."""
-
-    FORMAT: ClassVar[str] = "tl_multitrace.path"
-    format: Literal["tl_multitrace.path"]
-    groups: GroupsRecord
-    choices: list[ChoiceRecord] = Field(min_length=1)
-    full_effect: float
-    full_score: ScoreRecord | None = None
-    notes: list[str] = Field(default_factory=list)
-    provenance: Provenance = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -120,7 +57,7 @@ class Choice:
     size: int
     members: Subset
     score: Score
-    loss: float | None = None
+    loss: IfFinite = None
     held_out: Score | None = None
     chance: Score | None = None
     certificate: str = "not certified"
@@ -128,8 +65,9 @@ class Choice:
     held_out_goals: Mapping[str, Score] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class SubsetPath:
+@result("tl_multitrace.path")
+@dataclass(frozen=True, repr=False)
+class SubsetPath(Record):
     """The best subset seen for every budget; ``path[S]`` is a :class:`Circuit` of at most S groups.
 
     Attributes:
@@ -152,15 +90,19 @@ class SubsetPath:
         [1, 2]
     """
 
-    groups: HookGroups
-    choices: tuple[Choice, ...]
+    groups: StoredGroups
+    choices: Annotated[tuple[Choice, ...], Field(min_length=1)]
     full_effect: float
     notes: tuple[str, ...] = ()
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-    tracer: Tracer | None = field(default=None, repr=False, compare=False)
-    objective: Objective | None = field(default=None, repr=False, compare=False)
+    provenance: Provenance = field(default_factory=dict)
+    tracer: Unsaved[Tracer | None] = field(default=None, repr=False, compare=False)
+    objective: Unsaved[Objective | None] = field(default=None, repr=False, compare=False)
     full_score: Score | None = None
-    _circuits: dict[int, Circuit] = field(default_factory=dict, repr=False, compare=False)
+    _circuits: Unsaved[dict[int, Circuit]] = field(default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if any(not 0 <= i < len(self.groups) for c in self.choices for i in c.members):
+            raise ValueError(f"a chosen index is outside the {len(self.groups)} hook groups.")
 
     def __getstate__(self) -> dict[str, Any]:
         known = {size: circuit for size, circuit in self._circuits.items() if not circuit.unread}
@@ -296,9 +238,7 @@ class SubsetPath:
 
     def plot(self, *others: SubsetPath, **options: Any) -> Any:
         """Effect against budget, ``others`` over it; options: see :func:`tl_multitrace.render.plot_path`."""
-        from tl_multitrace.render import plot_path
-
-        return plot_path(self, *others, **options)
+        return self.drawn("plot", *others, **options)
 
     def goals(self) -> pd.DataFrame:
         """Under an objective: one row per budget and goal or constraint, with intervals, bounds and what was kept.
@@ -309,35 +249,6 @@ class SubsetPath:
         from tl_multitrace.solvers.goal_table import goal_table
 
         return goal_table(self)
-
-    # ------------------------------------------------------------------ files
-
-    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write versioned JSON to ``path``; raises FileExistsError unless ``overwrite``."""
-        return write_json(Path(path), self._file().model_dump(), overwrite=overwrite)
-
-    def _file(self) -> PathFile:
-        return PathFile(
-            format="tl_multitrace.path",
-            version=PathFile.VERSION,
-            groups=GroupsRecord.of(self.groups),
-            choices=[ChoiceRecord.of(c) for c in self.choices],
-            full_effect=self.full_effect,
-            full_score=ScoreRecord.of(self.full_score),
-            notes=list(self.notes),
-            provenance=dict(self.provenance),
-        )
-
-    @classmethod
-    def load(cls, path: str | Path) -> SubsetPath:
-        """Read the path file at ``path``; raises FileNotFoundError or ValueError as :meth:`Circuit.load` does."""
-        file = read_json(Path(path), PathFile)
-        with naming(path):
-            groups = file.groups.groups()
-            check_members(file.choices, len(groups))
-        choices = tuple(c.choice() for c in file.choices)
-        full = stored_score(file.full_score)
-        return cls(groups, choices, file.full_effect, tuple(file.notes), file.provenance, full_score=full)
 
 
 # ---------------------------------------------------------------------- what a circuit's table needs

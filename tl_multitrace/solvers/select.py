@@ -17,7 +17,7 @@ from tl_multitrace.groups import Component, HookGroups
 from tl_multitrace.models.ambient import neutral
 from tl_multitrace.objective import Aim, Objective, aim_of
 from tl_multitrace.prompts import PromptPairs
-from tl_multitrace.scores import Score
+from tl_multitrace.records.stats import Score
 from tl_multitrace.solvers.certify import certificate
 from tl_multitrace.solvers.path import Choice, SubsetPath
 from tl_multitrace.solvers.screened import ScreenedSearch

@@ -1,13 +1,24 @@
-"""Reading what may be anybody's: within bounds of size, depth and range, and never outside of a folder."""
+"""Reading what may be anybody's: within bounds of size, depth and range, and never outside of a folder.
+
+Nothing that is read is ever run or unpickled.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import re
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MAX_BYTES = 256 << 20
 MAX_DEPTH = 24
@@ -15,6 +26,10 @@ MAX_NUMBER = 1 << 128
 """Above every seed and count, and small enough to be a floating-point number."""
 
 MAX_NAME = 255
+
+MAX_SAID = 1000
+"""Characters of an error about a file's contents."""
+
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -28,6 +43,16 @@ def short(value: Any, most: int = 80) -> str:
 def printable(text: str) -> str:
     """Text as a terminal may be given it: control characters, which it would obey, are spelt out."""
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """What is wrong with a file's contents is said with the file's name in front."""
+    try:
+        yield
+    except ValueError as error:
+        said = str(error)  # which may name a key of the file, however long
+        raise ValueError(f"{path}: {said if len(said) <= MAX_SAID else said[:MAX_SAID] + ' ...'}") from None
 
 
 def checked_path(path: str | Path) -> Path:
@@ -63,32 +88,73 @@ def member(folder: Path, name: str) -> Path:
 def load_json(path: str | Path, *, nan: bool = False) -> Any:
     """The content of a JSON file of anybody's, within bounds.
 
-    Args:
-        path: of the file.
-        nan: read a bare ``NaN``, which Python writes where there is no number, as None.
+    With ``nan`` a bare ``NaN``, which Python writes where there is no number, comes as None.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: too large, too deeply nested, not UTF-8, not JSON, or with a number that is not finite.
     """
-    return parsed(checked_path(path), nan)[1]
+    place = checked_path(path)
+    try:
+        return plain_json(place.read_text(encoding="utf-8"), nan=nan)
+    except RecursionError:
+        raise ValueError(f"{place} is nested deeper than {MAX_DEPTH} levels.") from None
+    except _UnsoundError as error:
+        raise ValueError(f"{place} {error}.") from None
+    except ValueError as error:  # also what is not UTF-8, and numbers of thousands of digits
+        raise ValueError(f"{place} is not complete JSON ({error}): the file is cut off or of another kind.") from None
 
 
-def parsed(path: Path, nan: bool = False) -> tuple[str, Any]:
-    """A JSON file's text and content.
+def load_records(path: str | Path) -> list[Any]:
+    """The items of a JSON list, or of JSON lines, within the same bounds.
 
     Raises:
-        ValueError: as :func:`load_json`.
+        FileNotFoundError: no such file.
+        ValueError: as :func:`load_json`, or neither of the two.
     """
+    place = checked_path(path)
     try:
-        text = path.read_text(encoding="utf-8")
-        return text, plain_json(text, nan=nan)
-    except RecursionError:
-        raise ValueError(f"{path} is nested deeper than {MAX_DEPTH} levels.") from None
-    except _UnsoundError as error:
-        raise ValueError(f"{path} {error}.") from None
-    except ValueError as error:  # also what is not UTF-8, and numbers of thousands of digits
-        raise ValueError(f"{path} is not complete JSON ({error}): the file is cut off or of another kind.") from None
+        text = place.read_text(encoding="utf-8")
+        if text.lstrip().startswith("["):
+            return list(plain_json(text))
+        # not by splitlines, whose exotic ends a text may hold
+        return [plain_json(line) for line in text.split("\n") if line.strip()]
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{place} is neither a JSON list nor JSON lines ({error}).") from None
+
+
+def load_arrays(path: str | Path, names: Collection[str], sha256: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, by name, of any shapes.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: too large, cut off, not the file of this SHA-256, or with other names.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    content = checked_path(path).read_bytes()
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise ValueError(f"{path} is not the array file that is described (cut off, or of another trace).")
+    try:
+        found: dict[str, Tensor] = load(content)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a safetensors file ({str(error)[:160]}).") from None
+    if set(found) != set(names):
+        raise ValueError(f"{path} holds {short(sorted(found))} instead of {sorted(names)}.")
+    return found
+
+
+def load_table(path: str | Path) -> pd.DataFrame:
+    """A CSV table with a header, every cell as its text: numbers then come back bit by bit.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: too large, or not a table.
+    """
+    import pandas as pd
+
+    return pd.read_csv(checked_path(path), dtype=str, keep_default_na=False)
 
 
 def plain_json(text: str, *, nan: bool = False) -> Any:

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tl_multitrace.circuit import Circuit
 from tl_multitrace.copies import copies_of
 from tl_multitrace.evaluation import CircuitReport, SideEffects, Stability
-from tl_multitrace.files import naming, write_text
 from tl_multitrace.flow import load_graph, save_graph
 from tl_multitrace.metrics import Metric
 from tl_multitrace.prompts import PromptPairs
 from tl_multitrace.records.chance import Verdict
+from tl_multitrace.records.read import load_table, member, naming
 from tl_multitrace.records.stats import Score
+from tl_multitrace.records.write import write_text
 from tl_multitrace.render.capture import make_views
 from tl_multitrace.render.curves import chance_by_size, plot_path, plot_subgroups, unit_of
 from tl_multitrace.render.flow import check_flow, plot_flow
@@ -25,7 +26,6 @@ from tl_multitrace.render.style import to_file
 from tl_multitrace.render.views import Views, load_views, save_views
 from tl_multitrace.solvers import SubsetPath
 from tl_multitrace.tracer import Tracer
-from tl_multitrace.untrusted import checked_path, member
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -196,10 +196,6 @@ class Run:
     def from_folder(cls, folder: str | Path, *, title: str = "") -> Run:
         """Read what :meth:`save` wrote; no model is needed.
 
-        Args:
-            folder: that :meth:`save` wrote.
-            title: of the report.
-
         Raises:
             FileNotFoundError: the folder has no ``circuit.json`` or ``path.json``.
             ValueError: a file is cut off, foreign, of a newer version, or a link out of the folder; ``effects.csv``
@@ -282,12 +278,9 @@ def read_effects(path: Path) -> pd.DataFrame:
         ValueError: not a table, a missing column, or an effect that is not a finite number.
     """
     import numpy as np
-    import pandas as pd
 
     try:
-        # text first: numbers then come back bit by bit
-        frame = pd.read_csv(checked_path(path), dtype=str, keep_default_na=False)
-        typed = frame[list(EFFECT_COLUMNS)].astype({"pair": int, "metric": float, "effect": float})
+        typed = load_table(path)[list(EFFECT_COLUMNS)].astype({"pair": int, "metric": float, "effect": float})
     except (ValueError, KeyError, OverflowError) as error:
         raise ValueError(f"{path} is not a table of effects ({str(error)[:160]}).") from None
     if not bool(np.isfinite(typed[["metric", "effect"]].to_numpy()).all()):
