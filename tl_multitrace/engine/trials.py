@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
-from weakref import ReferenceType, WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from jaxtyping import Float
@@ -61,7 +61,7 @@ class Trials:
         done: outcomes so far, by name.
     """
 
-    model: ReferenceType[Any]
+    model: Callable[[], Any]
     prompt: tuple[int, ...]
     done: dict[str, Trial] = field(default_factory=dict)
 
