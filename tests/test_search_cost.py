@@ -79,7 +79,7 @@ def test_ranks_measure_at_once_so_that_the_first_alone_may_print() -> None:
     toy = Toy(weighed)
     path = searched(toy)
     spent = toy.cost.equivalents
-    toy.ranks = Ranks(1, 2)
+    toy.ranks = Ranks(1, 2, shared=True)
     assert not path[2].unread and toy.cost.equivalents - spent == path[2].cost["table"] == 3 + CHANCE_SETS
 
 

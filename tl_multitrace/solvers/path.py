@@ -157,8 +157,8 @@ class SubsetPath(Record):
     def __getitem__(self, size: int) -> Circuit:
         """The circuit for a budget. It runs nothing: marginal effects and chance are measured when they are read.
 
-        Where several processes share the prompts they are measured at once, so that only this, and not every ``print``,
-        has to be done on all of them.
+        Where the tracer is ``distributed`` they are measured at once, so that only this, and not every ``print``, has to
+        be done on all ranks.
         """
         if size not in self._circuits:
             self._circuits[size] = self._circuit(self.choice(size))
@@ -196,7 +196,7 @@ class SubsetPath(Record):
             tracer=self.tracer,
         )
         circuit = later(made, table)
-        if aim is not None and any(tracer.ranks.size > 1 for tracer in aim_of(aim).tracers):
+        if aim is not None and any(tracer.ranks.shared for tracer in aim_of(aim).tracers):
             _ = circuit.marginals, circuit.chance
         return circuit
 
