@@ -154,5 +154,5 @@ def test_what_goes_on_where_it_stopped_is_read(tmp_path: Path) -> None:
         Checkpoint(tmp_path / "run", {"model": "demo", "n": 13}).start()
     shutil.copytree(OLD / "traces", tmp_path / "traces")
     facts = [("The Falcon Tower is in the city of", "Falcon Tower", " Rome")]
-    with pytest.raises(ValueError, match="holds the traces of a run with other (model, )?facts"):
+    with pytest.raises(ValueError, match=r"holds the traces of a run with other (model, )?facts"):
         mt.average_causal_trace(mt.load_model("demo"), facts, samples=2, folder=tmp_path / "traces")

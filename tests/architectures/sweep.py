@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
+import pytest
 import torch
 from plain import Loop, Pair, random_pairs
 from torch import Tensor
 
 import tl_multitrace as mt
+from tl_multitrace.models.embeddings import has_embeddings
 
 KINDS: dict[str, Callable[..., mt.HookGroups]] = {
     "heads": mt.heads,
@@ -212,6 +214,10 @@ class Sweep:
             return
         groups = mt.HookGroups.of(self.model, dict.fromkeys(part.at(2).components[-1] for part in cells))
         noise = mt.NoiseCorruption(noise=1.0, std=1.0, seed=3)
+        if not has_embeddings(mt.ModelView(self.model)):  # then refused, in words
+            with pytest.raises(ValueError, match=r"token embeddings of .* cannot be corrupted"):
+                mt.causal_trace(self.model, tokens, subject=span, answer=[answer], restore=groups, corruption=noise)
+            return
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             grid = mt.causal_trace(

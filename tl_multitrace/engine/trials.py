@@ -24,7 +24,7 @@ from tl_multitrace.engine.exhausted import is_out_of_memory
 from tl_multitrace.engine.forward import Forward, Start, leave_untold, padded, run, session
 from tl_multitrace.engine.past import Past
 from tl_multitrace.models.compat import BLOCK_INPUT, ModelView
-from tl_multitrace.models.embeddings import embedding_width
+from tl_multitrace.models.embeddings import embedding_width, has_embeddings
 from tl_multitrace.rows import Attention
 
 logger = logging.getLogger(__name__)
@@ -118,7 +118,7 @@ class Trials:
             except Exception as error:  # every model refuses in its own way; the plain way always works
                 if is_out_of_memory(error):
                     raise
-                found, why = otherwise, f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+                found, why = otherwise, f"{type(error).__name__}: {' '.join(str(error).split())[:160].rstrip('.')}"
         self.done[name] = Trial(name, bool(found), why)
         if not found:
             logger.warning(
@@ -137,7 +137,11 @@ class Trials:
         return padded(self._rows, self.view.device)
 
     def _changed(self, column: int = 0) -> Forward:
-        """The prompts with other embeddings from a column on."""
+        """The prompts with other embeddings from a column on; with other tokens where nothing reaches those."""
+        if not has_embeddings(self.view):
+            tokens = self._plain.tokens.clone()
+            tokens[:, column:] = (tokens[:, column:] + 1) % self.view.d_vocab
+            return replace(self._plain, tokens=tokens)
         spread = float(self.view.embed(self._plain.tokens[0]).float().std()) or 1.0
         draw = torch.Generator().manual_seed(0)
         noise = SIZE * spread * torch.randn(*self._plain.tokens.shape, embedding_width(self.view), generator=draw)
@@ -209,8 +213,8 @@ class Trials:
         ran = run(view, replace(changed, keep=frozenset([name] if layer else [])))
         wanted = self._logp(ran.logits[:, column:], column)
         plain = self._logp(run(view, self._plain).logits[:, column:], column)
-        assert changed.noise is not None
-        cut = replace(changed, tokens=changed.tokens[:, column:], noise=changed.noise[:, column:])
+        noise = None if changed.noise is None else changed.noise[:, column:]
+        cut = replace(changed, tokens=changed.tokens[:, column:], noise=noise)
         starts = [replace(cut, start=Start(column=column, past=past.cache(slice(None), column, 1)))]
         if layer:
             at = Start(layer, ran.kept[name][:, column:], column, past.cache(slice(None), column, 1))

@@ -9,14 +9,19 @@ from torch import Tensor
 from tl_multitrace.models.compat import ModelView
 
 
+def has_embeddings(view: ModelView) -> bool:
+    """Whether a hook reaches the token embeddings, before any norm that follows them."""
+    behind_norm = not view.is_bridge and getattr(view.model.cfg, "post_embedding_ln", False)
+    return not behind_norm and view.has_point(view.embedding_point)
+
+
 def embedding_width(view: ModelView) -> int:
     """Numbers in a token's embedding, which a model may project to its own width (OPT).
 
     Raises:
         ValueError: no hook reaches the token embedding, so no noise can be added to it.
     """
-    behind_norm = not view.is_bridge and getattr(view.model.cfg, "post_embedding_ln", False)
-    if behind_norm or not view.has_point(view.embedding_point):
+    if not has_embeddings(view):
         raise ValueError(
             f"the token embeddings of {view.name} cannot be corrupted: its {type(view.model).__name__} has no hook "
             "point between them and what follows. Load it as a TransformerBridge (TransformerLens 3 or later), or "

@@ -157,8 +157,8 @@ class SubsetPath(Record):
     def __getitem__(self, size: int) -> Circuit:
         """The circuit for a budget. It runs nothing: marginal effects and chance are measured when they are read.
 
-        Where the tracer is ``distributed`` they are measured at once, so that only this, and not every ``print``, has to
-        be done on all ranks.
+        Where the tracer is ``distributed`` they are measured at once, so that only this, and not every ``print``, has
+        to be done on all ranks.
         """
         if size not in self._circuits:
             self._circuits[size] = self._circuit(self.choice(size))
