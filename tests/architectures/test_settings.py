@@ -29,4 +29,7 @@ WITHOUT = {
 def test_every_number_is_the_plain_loops(name: str) -> None:
     row = Sweep(build(name), tolerance=1e-6 if dtype_of(name) == torch.float64 else 1e-4).run()
     assert set(row.refused) == WITHOUT.get(name, set())
-    assert {"flow", "trace"} <= set(row.works)
+    noise = (
+        {"trace"} if name != "norm after the embedding" else set()
+    )  # which leaves no place for noise; refused in words
+    assert {"flow"} | noise == {"flow", "trace"} & set(row.works)
