@@ -154,6 +154,7 @@ class SubsetPath(Record):
                 return choice
         raise KeyError(f"budget {size} was not asked for; this path has {_ranges(self.sizes)}.")
 
+    @neutral()
     def __getitem__(self, size: int) -> Circuit:
         """The circuit for a budget. It runs nothing: marginal effects and chance are measured when they are read.
 
