@@ -1,4 +1,4 @@
-"""What every test runs under: no hub, one thread, checked array shapes, and a random state that nobody moves."""
+"""What every test runs under: no hub, one thread, and a random state that nobody moves."""
 
 from __future__ import annotations
 
