@@ -192,15 +192,17 @@ class Search:
         while new:
             part = new[: self._affordable(len(new), beside)]
             with self._paid(len(part) + beside):
-                self._evaluate(part, ref)
+                self._note(part, self.aim.means(*self._masks(part, ref), self.pressure))
             new, beside = new[len(part) :], float(ref is not None)
             self._tell()
         return np.array([self._memo[s] for s in wanted])
 
-    def _evaluate(self, sets: Sequence[Subset], reference: Subset | None = None) -> None:
-        masks = torch.stack([self.mask(s) for s in sets])
-        ref = None if reference is None else self.mask(reference)
-        for s, value in zip(sets, self.aim.means(masks, ref, self.pressure).tolist(), strict=True):
+    def _masks(self, sets: Sequence[Subset], reference: Subset | None = None) -> tuple[Tensor, Tensor | None]:
+        """Masks of sets, and of one that they differ little from."""
+        return torch.stack([self.mask(s) for s in sets]), None if reference is None else self.mask(reference)
+
+    def _note(self, sets: Sequence[Subset], values: Float[np.ndarray, " sets"]) -> None:
+        for s, value in zip(sets, values.tolist(), strict=True):
             self._remember(s, self.sign * value)
 
     def known(self, members: Iterable[SupportsIndex]) -> float | None:
@@ -229,7 +231,8 @@ class Search:
         self._memo.clear()
         self.lead.clear()
         for start in range(0, len(known), MOST_MASKS):
-            self._evaluate(known[start : start + MOST_MASKS])
+            part = known[start : start + MOST_MASKS]
+            self._note(part, self.aim.means(*self._masks(part), self.pressure))
 
     def mask(self, members: Iterable[SupportsIndex]) -> Float[Tensor, " groups"]:
         """Binary mask of a subset, from 0 to 1."""
