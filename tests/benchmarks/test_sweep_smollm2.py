@@ -33,8 +33,8 @@ def plain_sweep(model: Any, pairs: mt.PromptPairs) -> torch.Tensor:
         for name in names:
             for head in range(model.cfg.n_heads):
 
-                def patch(act: torch.Tensor, hook: Any, head: int = head) -> torch.Tensor:
-                    act[:, :, head] = cache[hook.name][:, :, head]
+                def patch(act: torch.Tensor, hook: Any, name: str = name, head: int = head) -> torch.Tensor:
+                    act[:, :, head] = cache[name][:, :, head]
                     return act
 
                 last = model.run_with_hooks(pairs.base_tokens, fwd_hooks=[(name, patch)])[:, -1]
