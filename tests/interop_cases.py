@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import importlib
 import math
+import re
 from collections import OrderedDict
 from typing import Any
 
 import torch
 from hypothesis import strategies as st
+
+from tl_multitrace import interop
+
+
+def check_table(text: str) -> None:
+    """Every format has a row in a page's table, with the functions that read and write it."""
+    rows = re.findall(r"^\| .* \(`([\w-]+)`\) \| `(\w+)`, `(\w+)` \|", text, re.MULTILINE)
+    assert {key for key, *_ in rows} == set(interop.FORMATS)
+    for key, *names in rows:
+        for function in (getattr(interop, name) for name in names):
+            assert importlib.import_module(function.__module__).FORMAT is interop.FORMATS[key]
+
 
 NUMBERS = st.floats(-1e6, 1e6)
 SINGLE = st.floats(-1e6, 1e6, width=32)

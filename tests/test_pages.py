@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from interop_cases import check_table
 from public_names import PACKAGE, public_names
 from test_readme import disagreement
 
 import tl_multitrace as mt
 from tiny_models import TL_MAJOR
-from tl_multitrace import interop
-from tl_multitrace.interop import FORMATS
 from tl_multitrace.metrics import BY_NAME
 from tl_multitrace.records.record import KINDS
 
@@ -124,11 +123,7 @@ def test_every_field_of_a_circuit_is_in_the_table() -> None:
 
 
 def test_every_other_format_is_in_the_table() -> None:
-    rows = re.findall(r"^\| .* \(`([\w-]+)`\) \| `(\w+)`, `(\w+)` \|", read("files.md"), re.MULTILINE)
-    assert {key for key, *_ in rows} == set(FORMATS)
-    for key, *names in rows:
-        for function in (getattr(interop, name) for name in names):
-            assert importlib.import_module(function.__module__).FORMAT is FORMATS[key]
+    check_table(read("files.md"))
 
 
 # ----------------------------------------------------------------------------------------------------------------- site

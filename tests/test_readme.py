@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 import re
 import shlex
@@ -12,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from interop_cases import check_table
 from printed import disagreement
 from typer.testing import CliRunner
 
 import tl_multitrace as mt
-from tl_multitrace import interop
 from tl_multitrace.cli import app as cli
-from tl_multitrace.interop import FORMATS
 from tl_multitrace.solvers import SOLVERS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -135,11 +133,7 @@ def test_every_task_is_in_the_table() -> None:
 
 
 def test_every_format_is_in_the_table() -> None:
-    rows = re.findall(r"^\| .* \(`([\w-]+)`\) \| `(\w+)`, `(\w+)` \|", README, re.MULTILINE)
-    assert {key for key, *_ in rows} == set(FORMATS)
-    for key, *names in rows:
-        for function in (getattr(interop, name) for name in names):
-            assert importlib.import_module(function.__module__).FORMAT is FORMATS[key]
+    check_table(README)
 
 
 def test_local_links_lead_somewhere() -> None:

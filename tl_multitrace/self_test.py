@@ -221,13 +221,8 @@ class SelfTest:
         room = min(NEW_TOKENS, self.view.n_ctx - self.pairs.base_tokens.shape[1] if self.view.n_ctx else NEW_TOKENS)
         options = {"max_new_tokens": room, "do_sample": False, "stop_at_eos": False, "verbose": False}
         prompt = self.pairs.base_tokens[:1].to(self.view.device)
-        modes = {module: module.training for module in self.model.modules()}
-        try:
-            with torch.no_grad():
-                stored, whole = (generate(prompt, use_past_kv_cache=on, **options) for on in (True, False))
-        finally:
-            for module, mode in modes.items():  # a HookedTransformer stays in evaluation mode
-                module.training = mode
+        with torch.no_grad(), self.view.modes_kept():  # a HookedTransformer's own generate() leaves evaluation mode on
+            stored, whole = (generate(prompt, use_past_kv_cache=on, **options) for on in (True, False))
         differ = (stored != whole).flatten().nonzero()
         if len(differ):
             new = int(differ[0]) - prompt.shape[1] + 1

@@ -6,7 +6,6 @@ format can hold, the file is whole or absent, and what was left out is said in o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from tl_multitrace.interop.circuit_conversion import as_graph
 from tl_multitrace.interop.circuit_graph import CircuitGraph, say_left_out, unheld
 from tl_multitrace.records.read import load_json, naming
 from tl_multitrace.records.tensor_files import load_tensors, save_tensors
-from tl_multitrace.records.write import write_text
+from tl_multitrace.records.write import write_json
 
 TENSORS, KINDS = (".pt", ".pth"), ("json", "tensors")
 Item = Circuit | CircuitGraph
@@ -85,19 +84,13 @@ class Format:
             graph = step(graph)
         kind = self._kind(path)
         content, lost = self.forms[kind].content(graph, **options)
-        written = (save_tensors if kind == "tensors" else _save_json)(path, content, overwrite=overwrite)
+        if kind == "tensors":
+            written = save_tensors(path, content, overwrite=overwrite)
+        else:  # compact, as the other tools write it
+            written = write_json(Path(path), content, overwrite=overwrite, indent=None, default=None)
         say_left_out([*graph.left_out, *unheld(graph, self.holds), *lost], self.name)
         return written
 
     def _kind(self, path: str | Path) -> str:
         """The form of a file."""
         return next(iter(self.forms)) if len(self.forms) == 1 else KINDS[Path(path).suffix in TENSORS]
-
-
-def _save_json(path: str | Path, content: Any, *, overwrite: bool) -> Path:
-    """Compact JSON, as the other tools write it."""
-    try:
-        text = json.dumps(content, allow_nan=False)
-    except ValueError as error:
-        raise ValueError(f"{path} was not written: it would hold a number that is not finite ({error}).") from None
-    return write_text(Path(path), text + "\n", overwrite=overwrite)

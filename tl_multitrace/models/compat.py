@@ -279,24 +279,32 @@ class ModelView:
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """Evaluation mode, no gradients to weights, no key/value cache; everything is put back on leaving."""
-        modes = [(m, m.training) for m in self.model.modules()]
         flags = [(p, p.requires_grad) for p in self.model.parameters()]
         config = getattr(getattr(self.model, "original_model", None), "config", None)
         use_cache = getattr(config, "use_cache", None)
+        with self.modes_kept():
+            try:
+                self.model.eval()
+                for parameter, _ in flags:
+                    parameter.requires_grad_(False)
+                if config is not None and use_cache:
+                    config.use_cache = False
+                yield
+            finally:
+                for parameter, flag in flags:
+                    parameter.requires_grad_(flag)
+                if config is not None and use_cache:
+                    config.use_cache = use_cache
+
+    @contextmanager
+    def modes_kept(self) -> Iterator[None]:
+        """Every module comes back in the mode, training or evaluation, that it had."""
+        modes = [(m, m.training) for m in self.model.modules()]
         try:
-            self.model.eval()
-            for parameter, _ in flags:
-                parameter.requires_grad_(False)
-            if config is not None and use_cache:
-                config.use_cache = False
             yield
         finally:
-            for parameter, flag in flags:
-                parameter.requires_grad_(flag)
             for module, mode in modes:
                 module.training = mode
-            if config is not None and use_cache:
-                config.use_cache = use_cache
 
     def watched(
         self,

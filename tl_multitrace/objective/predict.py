@@ -21,19 +21,16 @@ VALUES = 1 << 22
 """Predicted values held at a time."""
 
 
-SOFT = b"soft"
-
-
 def key_of(mask: Float[Tensor, " groups"]) -> bytes:
     """A mask as a key: a bit per entry of a binary one, every number of a soft one."""
     values = mask.double().cpu().numpy()
     on = values > 0.5
-    return np.packbits(on).tobytes() if np.array_equal(on, values) else SOFT + values.tobytes()
+    return np.packbits(on).tobytes() if np.array_equal(on, values) else values.tobytes()
 
 
 def set_of(key: bytes, n: int) -> tuple[int, ...] | None:
     """The entries of the binary mask of a key; None for a soft mask's."""
-    if key.startswith(SOFT) and len(key) == len(SOFT) + 8 * n:
+    if len(key) == 8 * n:  # eight bytes an entry
         return None
     return tuple(int(i) for i in np.flatnonzero(np.unpackbits(np.frombuffer(key, np.uint8))[:n]))
 

@@ -65,9 +65,14 @@ def checked_path(path: str | Path) -> Path:
     place = Path(path)
     if not place.is_file():
         raise FileNotFoundError(f"no file {str(place)!r}.")
+    check_size(place)
+    return place
+
+
+def check_size(place: Path) -> None:
+    """Raises ValueError for a file that is too large to be read."""
     if place.stat().st_size > MAX_BYTES:
         raise ValueError(f"{place} has {place.stat().st_size} bytes; at most {MAX_BYTES} are read.")
-    return place
 
 
 def member(folder: Path, name: str) -> Path:
@@ -103,24 +108,6 @@ def load_json(path: str | Path, *, nan: bool = False) -> Any:
         raise ValueError(f"{place} {error}.") from None
     except ValueError as error:  # also what is not UTF-8, and numbers of thousands of digits
         raise ValueError(f"{place} is not complete JSON ({error}): the file is cut off or of another kind.") from None
-
-
-def load_records(path: str | Path) -> list[Any]:
-    """The items of a JSON list, or of JSON lines, within the same bounds.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: as :func:`load_json`, or neither of the two.
-    """
-    place = checked_path(path)
-    try:
-        text = place.read_text(encoding="utf-8")
-        if text.lstrip().startswith("["):
-            return list(plain_json(text))
-        # not by splitlines, whose exotic ends a text may hold
-        return [plain_json(line) for line in text.split("\n") if line.strip()]
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{place} is neither a JSON list nor JSON lines ({error}).") from None
 
 
 def load_arrays(path: str | Path, names: Collection[str], sha256: str) -> dict[str, Tensor]:

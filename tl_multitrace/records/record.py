@@ -94,9 +94,8 @@ class Layout:
         content |= {"arrays": beside.name, "sha256": hashlib.sha256(arrays).hexdigest()}
         return write_json(path, content, overwrite=overwrite)
 
-    def load(self, path: Path) -> Any:
-        """Read a record; see :meth:`Record.load`."""
-        content = load_json(path)
+    def read(self, path: Path, content: Any) -> Any:
+        """The record of a file's content; ``path`` is for errors, and to find arrays beside it."""
         self._check_header(path, content)
         beside = self._beside(path, content) if self.arrays else {}
         with naming(path):
@@ -179,7 +178,7 @@ def load_record(path: str | Path) -> Any:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         known = ", ".join(name.partition(".")[2] for name in sorted(KINDS))
         raise ValueError(f"{path} is not a file of tl_multitrace (format: {short(found)}); it reads {known}.")
-    return kind.load(path).opened()
+    return kind.of_content(path, content).opened()
 
 
 class Record:
@@ -209,7 +208,12 @@ class Record:
             FileNotFoundError: no such file.
             ValueError: truncated, of another format, or of a newer version; the message says which.
         """
-        found: R = cls.FILE.load(Path(path))
+        return cls.of_content(path, load_json(path))
+
+    @classmethod
+    def of_content(cls: type[R], path: str | Path, content: Any) -> R:
+        """The record of what the file at ``path`` holds; raises ValueError as :meth:`load`."""
+        found: R = cls.FILE.read(Path(path), content)
         with naming(path):
             found.check_whole()
         return found

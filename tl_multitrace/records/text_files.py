@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tl_multitrace.records.read import MAX_BYTES
+from tl_multitrace.records.read import check_size
 
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _SPACE = re.compile(r"[ \t\n\r]*")
@@ -38,8 +38,7 @@ def read_text(path: str | Path, what: str = "file", *, utf16: bool = False) -> s
     if not path.is_file():
         kind = "a folder, not a file" if path.is_dir() else "not there"
         raise FileNotFoundError(f"no {what} {str(path)!r}: it is {kind}.")
-    if path.stat().st_size > MAX_BYTES:
-        raise ValueError(f"{path} has {path.stat().st_size} bytes; at most {MAX_BYTES} are read.")
+    check_size(path)
     raw = path.read_bytes()
     wide = utf16 and raw[:2] in UTF16
     try:

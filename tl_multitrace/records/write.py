@@ -6,21 +6,34 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 
-def write_json(path: Path, content: Any, *, overwrite: bool = False) -> Path:
+def _plain(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else str(value)
+
+
+def write_json(
+    path: Path,
+    content: Any,
+    *,
+    overwrite: bool = False,
+    indent: int | None = 1,
+    default: Callable[[Any], Any] | None = _plain,
+) -> Path:
     """Write JSON to a temporary file beside ``path`` and rename it: either the whole file is there or the old one.
+
+    What JSON has no form for is written as ``default`` makes it; without one it is refused.
 
     Raises:
         FileExistsError: ``path`` exists and ``overwrite`` is False.
         ValueError: the content holds NaN or infinity.
     """
     try:
-        text = json.dumps(content, indent=1, allow_nan=False, default=_plain)
+        text = json.dumps(content, indent=indent, allow_nan=False, default=default)
     except ValueError as error:
         raise ValueError(f"{path} was not written: it would hold a number that is not finite ({error}).") from None
     return write_text(path, text + "\n", overwrite=overwrite)
@@ -58,10 +71,6 @@ def write_bytes(path: Path, content: bytes, *, overwrite: bool = False) -> Path:
         Path(temporary).unlink(missing_ok=True)
         raise
     return path
-
-
-def _plain(value: Any) -> Any:
-    return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 @contextmanager
