@@ -6,6 +6,7 @@ and spoil generated text. Both are counted here, with nothing timed.
 
 from __future__ import annotations
 
+import copy
 import logging
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 
 import tl_multitrace as mt
 from tiny_models import random_gpt2
+from tl_multitrace.models.renamed import pass_on_cache, passes_on_cache
 
 pytestmark = [pytest.mark.costs, pytest.mark.lens]
 
@@ -114,3 +116,16 @@ def test_what_is_off_says_why(caplog: pytest.LogCaptureFixture, monkeypatch: pyt
         mt.Tracer(model, pairs, mt.mlps(model).at("last")).effects(torch.eye(4))
     said = [r.getMessage() for r in caplog.records if "token restarts are off, because" in r.getMessage()]
     assert len(said) == 1 and tracer.cost.off[0].startswith("token restarts: off, because ")
+
+
+def test_a_module_that_was_replaced_is_found_again() -> None:
+    """Where the names differ, what attention reads is handed on in every forward, also after somebody's surgery."""
+    model = random_gpt2(4, 4, 16, d_vocab=64, n_ctx=32)
+    if not (handles := pass_on_cache(model)):
+        pytest.skip("this transformers and this TransformerLens agree on the name")
+    for handle in handles:
+        handle.remove()
+    model.blocks[1].attn = own = copy.deepcopy(model.blocks[1].attn)
+    assert not passes_on_cache(model) and not own._forward_pre_hooks
+    pass_on_cache(model)
+    assert passes_on_cache(model) and own._forward_pre_hooks

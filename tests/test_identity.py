@@ -276,6 +276,20 @@ def test_what_a_hook_notes_is_no_change(hook: Any, one_model: Any) -> None:
     assert hook is not _counts or CALLS
 
 
+def test_a_weight_that_the_first_runs_move_is_a_change() -> None:
+    """Unlike what a module notes about itself: the base run is of the model as it was."""
+    model = model_of()
+    weight = next(iter(model.parameters()))
+
+    def moves(out: mt.Answers, base: mt.Answers) -> torch.Tensor:
+        weight.data.view(-1)[0] += 0.5
+        return out.scores()[:, 0]
+
+    tracer = mt.Tracer(model, PAIRS, mt.heads(model), moves)
+    with pytest.raises(ModelChangedError, match="weights of"):
+        tracer.effect(["L0H1"])
+
+
 def test_a_changed_configuration_is_another_model(tmp_path: Path) -> None:
     """As when ``config.json`` of a model's folder is edited between a run and its continuation."""
     if not HAS_BRIDGE:

@@ -208,10 +208,11 @@ def test_model_comes_back_after_an_exception_in_the_metric(name: str, calls: int
 def test_model_comes_back_after_ctrl_c_inside_a_hook(name: str, firing: int) -> None:
     model = model_of(name)
     point = model.hook_dict["blocks.2.hook_attn_out"]
-    fired = iter(range(10**6))
+    fired: list[None] = []  # what a hook notes; an iterator would be something that it computes from
 
     def ctrl_c(act: torch.Tensor, hook: Any) -> None:
-        if next(fired) == firing:
+        fired.append(None)
+        if len(fired) == firing + 1:
             raise KeyboardInterrupt
 
     before = state_of(model)

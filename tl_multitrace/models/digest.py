@@ -254,22 +254,23 @@ class Watched:
         return self._state
 
     def settled(self) -> ModelState:
-        """The present state after the model has run: what its modules wrote about themselves is no setting from now on.
+        """The state after first runs: what modules wrote about themselves in them, such as a counter, is no setting.
 
-        A module may count its calls, or keep what it saw last; whoever changes a setting does so between two runs.
+        What else has changed meanwhile, such as a weight, stays as it was here, so that the next look shows it.
         """
         if self._state is None or self._look is None or self._look.unchanged():
             return self.state()
-        before = self._state.parts
+        before, noted = self._state, set[str]()
         with torch.inference_mode(False), torch.no_grad():
             now = read(self.model).parts
             for place, module in modules_of(self.model).items():
-                written = {
-                    name for name in settings_of(module) if now[_part(place, name)] != before.get(_part(place, name))
-                }
-                if written:
-                    _NOTED.setdefault(module, set()).update(written)
-            self._state, self._look = read(self.model), _Look(self.model)
+                for name in settings_of(module):
+                    if now[_part(place, name)] != before.parts.get(_part(place, name)):
+                        _NOTED.setdefault(module, set()).add(name)
+                        noted.add(_part(place, name))
+            was, found = ({k: v for k, v in parts.items() if k not in noted} for parts in (before.parts, now))
+            self._state = ModelState(was, before.untold) if noted else before
+            self._look = _Look(self.model) if was == found else None
         return self._state
 
 

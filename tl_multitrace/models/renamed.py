@@ -55,26 +55,26 @@ def cache_passed_on(model: Any) -> Iterator[None]:
             handle.remove()
 
 
-_TORN: weakref.WeakKeyDictionary[Any, list[tuple[weakref.ref[Any], weakref.ref[Any]]]] = weakref.WeakKeyDictionary()
-"""What :func:`_torn` found, once per model: it is asked for in every forward, and a walk through all modules is a fifth
-of one."""
+_TORN: weakref.WeakKeyDictionary[Any, dict[str, weakref.ref[Any]]] = weakref.WeakKeyDictionary()
+"""What :func:`_torn` found, by place: it is asked for in every forward, and a walk is a fifth of a small one."""
 
 
 def _torn(model: Any) -> Iterator[tuple[Any, Any]]:
     """Attention modules that read the old name while transformers gives the new one, with what they wrap."""
     known = _TORN.get(model)
-    if known is None:
-        known = _TORN[model] = [(weakref.ref(module), weakref.ref(original)) for module, original in _walk(model)]
-    for module, original in known:
-        yield module(), original()
+    # a module may have been replaced since; the walk is taken again then
+    if known is None or any(model.get_submodule(place) is not module() for place, module in known.items()):
+        known = _TORN[model] = {place: weakref.ref(module) for place, module in _walk(model)}
+    for place in known:
+        module = model.get_submodule(place)
+        yield module, module.original_component
 
 
-def _walk(model: Any) -> Iterator[tuple[Any, Any]]:
-    for block in getattr(model, "blocks", ()):
-        for module in block.modules():
-            original = getattr(module, "original_component", None)
-            if original is not None and hasattr(module, "_update_kv_cache") and _takes(original, NEW):
-                yield module, original
+def _walk(model: Any) -> Iterator[tuple[str, Any]]:
+    for place, module in model.named_modules() if hasattr(model, "blocks") else ():
+        original = getattr(module, "original_component", None)
+        if original is not None and hasattr(module, "_update_kv_cache") and _takes(original, NEW):
+            yield place, module
 
 
 def _takes(module: Any, keyword: str) -> bool:
