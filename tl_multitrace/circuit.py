@@ -52,7 +52,8 @@ class Circuit(Result):
         effect: mean per-example effect on the prompts of the search, in the metric's unit.
         score: the same with interval and median; None for a set nobody has measured.
         held_out: effect on held-out prompts.
-        chance: mean effect of random sets of the same size and kinds; the interval holds the middle 95 % of the sets.
+        chance: mean effect of random sets of the same size and kinds; the interval holds the middle 95 % of them, and
+            the mean.
             Of a circuit that a path gave it is measured when it is first read (:attr:`cost`), as ``marginals`` are.
         full_effect: effect of the whole mask.
         full_score: the same with its interval, on the prompts of the search.

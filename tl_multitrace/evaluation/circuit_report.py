@@ -38,7 +38,8 @@ class AblationScores:
         full_effects: per prompt, of patching everything.
         kept_effects: per prompt, of patching everything but the circuit.
         subgroups: effect by the prompts' labels; empty without labels.
-        chance: mean effects of random sets of the same size and kinds; the interval holds the middle 95 % of the sets.
+        chance: mean effects of random sets of the same size and kinds; the interval holds the middle 95 % of them, and
+            the mean.
         percentile: share of random sets that the circuit beats, in percent.
         p_value: that the effect is one of zero mean, or one that random sets have as well: the larger of ``p_zero``
             (sign flips over prompts) and ``p_chance`` (random sets), one-sided. Valid on held-out prompts only.

@@ -25,7 +25,7 @@ MEANINGS = {
     "full effect": "of patching every hook group",
     "faithfulness": "what is left where only the circuit keeps its activations; 1: all of it",
     "completeness": "what goes without the circuit, over what goes without anything; equals the share",
-    "chance": "random sets of the same size and kinds, on these prompts; interval: 95% of the sets",
+    "chance": "random sets of the same size and kinds, on these prompts; interval: 95% of the sets, and their mean",
     "percentile": "share of random sets that the circuit beats, in percent",
     "p_value": "that the effect is nothing, or no more than that of random sets (one-sided)",
     "minimality": "what faithfulness loses without the component",

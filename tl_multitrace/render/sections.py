@@ -127,7 +127,7 @@ def _score_row(name: str, score: Score | None, meaning: str, mean: float | None 
 
 def _chance_row(circuit: Circuit) -> list[Any]:
     chance, where = circuit.chance, circuit.provenance.get("chance_on", "the prompts of the search")
-    meaning = f"random sets of the same size and kinds, on {where}; interval: 95% of the sets"
+    meaning = f"random sets of the same size and kinds, on {where}; interval: 95% of the sets, and their mean"
     row = _score_row("chance", chance, meaning if chance is None else f"{chance.n} {meaning}")
     return [*row[:4], None, row[5]]
 
